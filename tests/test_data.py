@@ -1,0 +1,511 @@
+"""The data stages, against expectations written out here; the LLM is a stub server on this machine that counts what it is asked."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+sys.path.insert(0, str(DATA))
+
+import generate_prompt  # noqa: E402
+import records  # noqa: E402
+import transform  # noqa: E402
+import translation_en2zh  # noqa: E402
+
+KEY = "sk-secret-0123456789"
+QUESTION = "这张遥感图像展现了什么场景？"
+
+
+def image(name, split=None, raws=("A lake .", "There is a lake .")):
+    entry = {"filename": name, "sentences": [{"raw": raw, "tokens": raw.split()} for raw in raws], "imgid": 0}
+    return entry if split is None else {**entry, "split": split}
+
+
+def english(count, split=None):
+    rows = [{"imged_id": f"{i}.png", "caption": f"Lake {i} ."} for i in range(count)]
+    return [{**row, "split": split} for row in rows] if split else rows
+
+
+def save(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in value) if path.suffix == ".jsonl" else ""
+    path.write_text(lines or json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def load(path):
+    text = Path(path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if Path(path).suffix == ".jsonl" else json.loads(text)
+
+
+def pictures(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 8), (10, 120, 40)).save(folder / name)
+
+
+class Stub:
+    """An OpenAI-compatible endpoint; `answer(text, nth request)` gives a description, or (status, headers, body)."""
+
+    def __init__(self):
+        self.asked, self.bodies, self.answer = [], [], lambda text, nth: f"译：{' '.join(text.split())}"
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                text = body["messages"][-1]["content"]
+                stub.asked.append(text)
+                stub.bodies.append((self.path, self.headers["Authorization"], body))
+                reply = stub.answer(text, len(stub.asked))
+                status, headers, body = reply if isinstance(reply, tuple) else (200, {}, completion(reply))
+                try:
+                    self.send_response(status)
+                    for name, value in {"Content-Type": "application/json", **headers}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+                except OSError:
+                    pass  # the client was killed, as some tests want
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads, self.server.block_on_close = True, False
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+def completion(text, finish="stop"):
+    message = {"role": "assistant", "content": text}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "stub",
+            "choices": [{"index": 0, "finish_reason": finish, "message": message}]}
+
+
+def error(status, message="no", headers=None, **more):
+    return status, headers or {}, {"error": {"message": message, **more}}
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    stub = Stub()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", stub.url)
+    yield stub
+    stub.server.shutdown()
+    stub.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+def translate(source, target, *options):
+    return translation_en2zh.main(["--input", str(source), "--output", str(target), *map(str, options)])
+
+
+def journal_of(output):
+    return output.with_name(output.name + ".journal.jsonl")
+
+
+# ---- the chain
+
+
+def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    for script in ("records", "transform", "translation_en2zh", "generate_prompt"):
+        shutil.copy(DATA / f"{script}.py", project / "data")
+    folder = project / "data" / "Sydney"
+    names = {"1.tif": "train", "2.tif": "train", "3.tif": "val", "4.tif": "test"}
+    save(folder / "dataset_sydney.json", {"images": [image(n, s, (f"Lake {n[0]} .", "Blue .")) for n, s in names.items()]})
+    save(folder / "memory.jsonl", [{"source": f"Lake {n[0]} .  Blue .", "target": f"蓝色的湖{n[0]}。"} for n in names])
+    pictures(folder / "images", *names)
+
+    def run_all():
+        for script, *options in (("transform",), ("translation_en2zh", "--memory", folder / "memory.jsonl"), ("generate_prompt",)):
+            command = [sys.executable, project / "data" / f"{script}.py", "--dataset", "Sydney", *options]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+            assert done.returncode == 0, done.stderr
+            assert re.search(rf"{re.escape(str(folder))}/Sydney-\w+.json: 4 r(ecords|ows)", done.stdout)
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    files = run_all()
+    assert load(folder / "Sydney-en.json")[0] == {"imged_id": "1.tif", "caption": "Lake 1 .  Blue .  ", "split": "train"}
+    assert load(folder / "Sydney-zh.json")[2] == {"imged_id": "3.tif", "caption": "蓝色的湖3。", "split": "val"}
+    row = {"img": "images/4.tif", "prompt": QUESTION, "label": "蓝色的湖4。"}
+    assert load(folder / "Sydney-prompt-test.json") == [row]
+    assert [len(load(folder / f"Sydney-prompt{part}.json")) for part in ("", "-train", "-val", "-test")] == [4, 2, 1, 1]
+    assert files == run_all()
+    assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
+
+
+def test_default_dataset_is_ucm_and_own_corpora_chain_beside_their_input(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "DATA", tmp_path / "data")
+    save(tmp_path / "data" / "UCM" / "dataset.json", {"images": [image("1.tif", "val")]})
+    assert transform.main([]) == 0
+    assert load(tmp_path / "data" / "UCM" / "UCM-en.json")[0]["imged_id"] == "1.tif"
+
+    mine = save(tmp_path / "mine" / "port.jsonl", [image("1.png"), image("2.png")])
+    memory = save(tmp_path / "memory.json", [{"source": "A lake .  There is a lake .", "target": "湖。"}])
+    pictures(mine.parent / "images", "1.png", "2.png")
+    assert transform.main(["--input", str(mine)]) == 0
+    assert translation_en2zh.main(["--input", str(mine.with_name("port-en.jsonl")), "--memory", str(memory)]) == 0
+    assert generate_prompt.main(["--input", str(mine.with_name("port-zh.jsonl"))]) == 0
+    expected = [{"img": f"images/{n}.png", "prompt": QUESTION, "label": "湖。"} for n in (1, 2)]
+    assert load(mine.with_name("port-prompt.jsonl")) == expected
+    assert {path.name for path in mine.parent.iterdir()} == {
+        "port.jsonl", "port-en.jsonl", "port-zh.jsonl", "port-prompt.jsonl", "images"}
+
+
+# ---- transform
+
+
+@pytest.mark.parametrize("suffix", (".json", ".jsonl"))
+def test_transform_reads_bom_and_crlf_and_writes_what_json_dump_writes(tmp_path, suffix):
+    images = [image("1.tif", "train", ["A lake .", "水\u2028 \"x\" ."]), image("2.tif", "val", ["Sea ."])]
+    source = tmp_path / f"in{suffix}"
+    text = json.dumps({"images": images}, indent=1) if suffix == ".json" else "\n".join(map(json.dumps, images)) + "\n\n"
+    source.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    expected = [{"imged_id": "1.tif", "caption": "A lake .  水\u2028 \"x\" .  ", "split": "train"},
+                {"imged_id": "2.tif", "caption": "Sea .  ", "split": "val"}]
+    plain, lines = tmp_path / "new" / "folder" / "out.json", tmp_path / "out.jsonl"
+    for output in (plain, lines):
+        assert transform.main(["--input", str(source), "--output", str(output)]) == 0
+    assert plain.read_text(encoding="utf-8") == json.dumps(expected, indent=4, ensure_ascii=False) + "\n"
+    assert [json.loads(line) for line in lines.read_text(encoding="utf-8").rstrip("\n").split("\n")] == expected
+
+
+def test_transform_no_split_leaves_exactly_the_two_published_keys(tmp_path):
+    source, output = save(tmp_path / "in.json", {"images": [image("1.tif", "train")]}), tmp_path / "out.json"
+    assert transform.main(["--input", str(source), "--output", str(output), "--no-split"]) == 0
+    assert [list(row.items()) for row in load(output)] == [
+        [("imged_id", "1.tif"), ("caption", "A lake .  There is a lake .  ")]]
+
+
+def test_transform_counts_warn_and_with_strict_stop_before_writing(tmp_path, capsys):
+    splits = ["train"] * 497 + ["val"] * 58 + ["test"] * 58
+    whole = [image(f"{i}.tif", split, ["A ."] * 5) for i, split in enumerate(splits)]
+    output = tmp_path / "out.json"
+
+    def run(images, *options):
+        source = save(tmp_path / "in.json", {"images": images})
+        status = transform.main(["--dataset", "Sydney", "--input", str(source), "--output", str(output), *options])
+        return status, capsys.readouterr().err
+
+    assert run(whole, "--strict") == (0, "") and len(load(output)) == 613
+    output.unlink()
+    status, message = run(whole[:-2], "--strict")
+    assert status == 1 and not output.exists() and message.startswith("transform.py: error:")
+    assert all(text in message for text in ("images 611 (expected 613)", "test 56 (expected 58)", "RSICD_optimal"))
+    status, message = run(whole[:-1] + [image("x.tif", "test", ["A ."])])
+    assert status == 0 and len(load(output)) == 613 and message.startswith("transform.py: warning:")
+    assert "1 images without exactly 5 sentences" in message and message.count("\n") == 1
+
+
+def test_jsonl_is_streamed(tmp_path):
+    """The first records reach the writer before the last line is read: a bad last line stops a run, but only at the end."""
+    source = save(tmp_path / "in.jsonl", [image("1.tif"), image("2.tif")])
+    with open(source, "a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    stream = records.checked_records(source, "filename", transform.image_problem)
+    assert [next(stream)["filename"], next(stream)["filename"]] == ["1.tif", "2.tif"]
+    with pytest.raises(records.StageError, match="line 3 column 2"):
+        next(stream)
+
+
+# ---- translation
+
+
+def test_translation_asks_identical_captions_once_and_passes_other_keys_through(tmp_path, stub, capsys):
+    rows = [{"imged_id": f"{i}.tif", "caption": caption, "split": "val", "extra": i}
+            for i, caption in enumerate(["A lake .  ", "A sea .  ", "A lake .  ", "A  lake . "])]
+    source, output = save(tmp_path / "en.json", rows), tmp_path / "zh.json"
+    assert translate(source, output, "--model", "qwen-x", "--base-url", stub.url + "/") == 0
+    assert sorted(stub.asked) == ["A lake .  ", "A sea .  "]
+    expected = ["译：A lake .", "译：A sea .", "译：A lake .", "译：A lake ."]
+    assert load(output) == [{**row, "caption": text} for row, text in zip(rows, expected)]
+    entries = load(journal_of(output))
+    assert sorted(map(tuple, entries)) == [("source", "target", "model")] * 2
+    assert {(e["source"], e["target"], e["model"]) for e in entries} == {
+        ("A lake .  ", "译：A lake .", "qwen-x"), ("A sea .  ", "译：A sea .", "qwen-x")}
+    path, authorization, body = stub.bodies[0]
+    assert (path, authorization, body["model"]) == ("/v1/chat/completions", f"Bearer {KEY}", "qwen-x")
+    assert "遥感" in body["messages"][0]["content"] and "不得添加" in body["messages"][0]["content"]
+    output.unlink()
+    assert translate(source, output) == 0 and len(stub.asked) == 2 and len(load(output)) == 4
+    printed = capsys.readouterr()
+    assert KEY not in printed.out + printed.err and "4 records, 2 distinct captions, 2 known, 0 to ask" in printed.out
+
+
+def test_memory_needs_neither_network_nor_key_nor_client(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)  # an import of it raises
+    source, output = save(tmp_path / "en.jsonl", english(3)), tmp_path / "zh.jsonl"
+    first = save(tmp_path / "a.json", [{"source": f" Lake {i} .", "target": f"湖{i}"} for i in range(3)])
+    second = save(tmp_path / "b.jsonl", [{"source": "Lake 1 .", "target": "改"}] * 2)
+    save(journal_of(output), [{"source": "Lake 1 .", "target": "旧", "model": "m"}])
+    assert translate(source, output, "--memory", first, "--memory", second) == 0
+    assert [row["caption"] for row in load(output)] == ["湖0", "改", "湖2"]
+
+
+def test_limit_concurrency_and_bounds(tmp_path, stub):
+    running, peak = [], []
+
+    def slow(text, nth):
+        running.append(text)
+        peak.append(len(running))
+        time.sleep(0.03)
+        running.remove(text)
+        return "<think>湖？</think>\n湖。"
+
+    stub.answer = slow
+    source, output = save(tmp_path / "en.json", english(9)), tmp_path / "zh.json"
+    assert translate(source, output, "--limit", 6, "--concurrency", 3) == 0
+    assert len(stub.asked) == 6 and 2 <= max(peak) <= 3
+    assert [row["caption"] for row in load(output)] == ["湖。"] * 6
+    assert translate(source, output, "--concurrency", 1) == 0 and len(stub.asked) == 9 and len(load(output)) == 9
+
+
+def test_failures_keep_the_journal_and_the_old_output(tmp_path, stub, capsys):
+    failing = {"Lake 1 .": error(500), "Lake 2 .": "  ", "Lake 3 .": (200, {}, completion("半", "length")),
+               "Lake 4 .": (200, {"Content-Type": "text/html"}, b"<html>"), "Lake 5 .": (200, {}, b"{broken"),
+               "Lake 6 .": (200, {}, {"choices": None}), "Lake 8 .": "\ud83d", "Lake 7 .": error(400, "a\nb")}
+    stub.answer = lambda text, nth: failing.get(text, "湖。")
+    source, output = save(tmp_path / "en.json", english(9)), tmp_path / "zh.json"
+    output.write_text("old")
+    assert translate(source, output, "--max-retries", 0, "--concurrency", 1) == 1
+    message = capsys.readouterr().err
+    assert len(stub.asked) == 9 and output.read_text() == "old" and message.count("\n") == 1
+    assert "8 of 9 captions failed" in message and "InternalServerError" in message and "Traceback" not in message
+    assert [entry["source"] for entry in load(journal_of(output))] == ["Lake 0 ."]
+    failing.clear()
+    stub.asked.clear()
+    assert translate(source, output) == 0
+    assert sorted(stub.asked) == [f"Lake {i} ." for i in range(1, 9)] and len(load(output)) == 9
+
+
+@pytest.mark.parametrize("reply", (
+    error(401, f"bad key {KEY}\nsecond line"), error(402, "balance"), error(403, "region"), error(404, "no such model"),
+    error(429, "quota", {"retry-after-ms": "1"}, code="insufficient_quota")), ids=("401", "402", "403", "404", "quota"))
+def test_hopeless_errors_stop_at_once_with_one_line(tmp_path, stub, capsys, reply):
+    stub.answer = lambda text, nth: "湖。" if nth <= 2 else reply
+    source, output = save(tmp_path / "en.json", english(40)), tmp_path / "zh.json"
+    assert translate(source, output, "--concurrency", 2, "--max-retries", 0) == 1
+    message = capsys.readouterr().err
+    assert len(stub.asked) <= 4 and not output.exists() and len(load(journal_of(output))) == 2
+    assert message.count("\n") == 1 and "stopped" in message and KEY not in message and "--model" in message
+
+
+def test_rate_limit_waits_as_long_as_the_server_says(tmp_path, stub):
+    stub.answer = lambda text, nth: error(429, "slow down", {"Retry-After": "1"}) if nth == 1 else "湖。"
+    source, output = save(tmp_path / "en.json", english(1)), tmp_path / "zh.json"
+    start = time.monotonic()
+    assert translate(source, output, "--max-retries", 1) == 0
+    assert 1.0 <= time.monotonic() - start < 4 and len(stub.asked) == 2
+
+
+def test_timeout_and_no_listener_are_failures(tmp_path, stub, capsys):
+    stub.answer = lambda text, nth: time.sleep(0.5) or "湖。"
+    source, output = save(tmp_path / "en.json", english(1)), tmp_path / "zh.json"
+    assert translate(source, output, "--timeout", 0.1, "--max-retries", 0) == 1
+    assert "APITimeoutError" in capsys.readouterr().err and len(stub.asked) == 1
+    assert translate(source, output, "--base-url", "http://127.0.0.1:9/v1", "--max-retries", 0) == 1
+    assert "1 of 1 captions failed, first: APIConnectionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sent", (signal.SIGKILL, signal.SIGINT), ids=("kill -9", "Ctrl-C"))
+def test_killed_in_the_middle_asks_only_the_rest(tmp_path, stub, sent):
+    hold = threading.Event()
+    stub.answer = lambda text, nth: hold.wait(20) and "" if nth > 3 else f"湖{text}"
+    source, output = save(tmp_path / "en.json", english(6)), tmp_path / "zh.json"
+    command = [sys.executable, DATA / "translation_en2zh.py", "--input", source, "--output", output, "--concurrency", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 15
+        while len(stub.asked) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, message = process.communicate(timeout=15)
+    hold.set()
+    assert len(load(journal_of(output))) == 3 and not output.exists()
+    if sent == signal.SIGINT:
+        assert process.returncode == 130 and message.count("\n") == 1 and "continues" in message
+    with open(journal_of(output), "ab") as file:
+        file.write('{"source": "Lake 3 .", "target": "湖'.encode()[:-1])  # torn, in the middle of a character
+    stub.asked.clear()
+    stub.answer = lambda text, nth: f"湖{text}"
+    assert translate(source, output) == 0
+    assert sorted(stub.asked) == ["Lake 3 .", "Lake 4 .", "Lake 5 ."]
+    assert [row["caption"] for row in load(output)] == [f"湖Lake {i} ." for i in range(6)]
+    stub.asked.clear()
+    assert translate(source, output) == 0 and stub.asked == []  # the torn line did not spoil the one after it
+
+
+# ---- generate_prompt
+
+
+def test_prompt_image_root_and_splits_from_captions(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate_prompt, "PROJECT", tmp_path / "project")
+    rows = [{"imged_id": "1.png", "caption": "湖。"}, {"imged_id": "2.png", "caption": "海。", "split": "test"}]
+    source = save(tmp_path / "zh.json", rows)
+    captions = save(tmp_path / "dataset.json", {"images": [image("1.png", "val"), image("2.png", "train"), image("9.png", "val")]})
+    pictures(tmp_path / "out" / "a b", "1.png")        # beside the output
+    pictures(tmp_path / "project" / "a b", "2.png")    # in the project root
+    output = tmp_path / "out" / "rows.json"
+    stale = save(tmp_path / "out" / "rows-train.json", [])
+    assert generate_prompt.main(["--input", str(source), "--captions", str(captions), "--image-root", "a b/",
+                                 "--prompt", "图里有什么？", "--output", str(output)]) == 0
+    first = {"img": "a b//1.png", "prompt": "图里有什么？", "label": "湖。"}
+    second = {"img": "a b//2.png", "prompt": "图里有什么？", "label": "海。"}
+    assert load(output) == [first, second] and list(load(output)[0]) == ["img", "prompt", "label"]
+    assert load(output.with_name("rows-val.json")) == [first] and load(output.with_name("rows-test.json")) == [second]
+    assert not stale.exists()  # no training rows any more
+
+    root = tmp_path / "project" / "a b"
+    pictures(root, "1.png")
+    assert generate_prompt.main(["--input", str(source), "--captions", str(captions), "--image-root", str(root),
+                                 "--output", str(output.with_suffix(".jsonl"))]) == 0
+    assert [row["img"] for row in load(output.with_suffix(".jsonl"))] == [f"{root}/1.png", f"{root}/2.png"]
+
+
+def test_no_image_check_opens_nothing(tmp_path):
+    source, output = save(tmp_path / "zh.json", english(2)), tmp_path / "out.json"
+    assert generate_prompt.main(["--input", str(source), "--output", str(output), "--no-image-check"]) == 0
+    assert [row["img"] for row in load(output)] == ["images/0.png", "images/1.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"zh.json", "out.json"}
+
+
+# ---- what users get wrong: (script, input, options, words of the one line); "@name" is a path in the test's folder
+
+BAD_SPLIT = image("1.tif", "dev")
+BAD = {
+    "input missing": ("transform", None, (), ("in.json does not exist", "--input")),
+    "default captions missing": ("transform", None, ("--dataset", "RSICD", "--input="), ("RSICD/dataset.json", "RSICD_optimal")),
+    "demo missing": ("transform", None, ("--dataset", "demo", "--input="), ("demo/dataset.json", "demo_scenes.py")),
+    "previous stage missing": ("translation_en2zh", None, ("--input=",), ("UCM-en.json", "run data/transform.py --dataset UCM")),
+    "translation missing": ("generate_prompt", None, ("--input=",), ("UCM-zh.json", "run data/translation_en2zh.py")),
+    "input is a folder": ("transform", None, ("--input", "@.",), ("cannot read", "directory")),
+    "not JSON": ("transform", b'{"images": [\n  {"filename": 1,}]}', (), ("in.json is not JSON", "line 2 column")),
+    "JSONL called JSON": ("transform", b'{"a": 1}\n{"a": 2}\n', (), ("line 2 column 1", ".jsonl")),
+    "empty file": ("transform", b"", (), ("is not JSON: line 1 column 1",)),
+    "not UTF-8": ("transform", '{"images": "湖"}'.encode("gbk"), (), ("not UTF-8", "byte 12", "save it as UTF-8")),
+    "object without images": ("transform", {"annotations": []}, (), ('{"images": [...]}',)),
+    "no records": ("transform", [], (), ("holds no records",)),
+    "record is no object": ("transform", [image("1.tif"), "2.tif"], (), ("record 1", "expected an object, got str")),
+    "wrong keys": ("transform", english(7), (), ("7 bad records", "record 0", "'filename'", "imged_id", "record 4", "2 more")),
+    "no sentences": ("transform", [image("7.tif", raws=())], (), ("record 0 ('7.tif')", "'sentences'")),
+    "sentence is text": ("transform", [{**image("7.tif"), "sentences": ["A ."]}], (), ("'7.tif'", '{"raw": text}', "got str")),
+    "raw is no text": ("transform", [{**image("7.tif"), "sentences": [{"raw": 5}]}], (), ("'7.tif'", "'raw'", "got 5")),
+    "unknown split": ("transform", [BAD_SPLIT], (), ("'1.tif'", "train, val or test", "'dev'")),
+    "duplicate": ("transform", [image("1.tif"), image("2.tif"), image("1.tif")], (), ("1 bad", "record 2 ('1.tif')", "duplicate")),
+    "file name is no text": ("transform", [{**image("1.tif"), "filename": 1}], (), ("record 0", "'filename'", "got 1")),
+    "output is a folder": ("transform", [image("1.tif")], ("--output", "@."), ("is a folder", "--output")),
+    "output is the input": ("transform", [image("1.tif")], ("--output", "@in.json"), ("the input itself",)),
+    "output under a file": ("transform", [image("1.tif")], ("--output", "@in.json/x/out.json"), ("cannot write", "in.json/x/out.json")),
+    "half a surrogate": ("transform", b'[{"filename": "1", "sentences": [{"raw": "\\ud800"}]}]', (), ("record 1", "surrogate")),
+    "captions given to translation": ("translation_en2zh", {"images": [image("1.tif")]}, (), ("'imged_id'", "filename")),
+    "caption is a list": ("translation_en2zh", [{"imged_id": "1.tif", "caption": ["A"]}], (), ("'1.tif'", "'caption'", "['A']")),
+    "empty caption": ("translation_en2zh", [{"imged_id": "1.tif", "caption": " "}], (), ("'1.tif'", "expected text in 'caption'")),
+    "no key": ("translation_en2zh", english(3), (), ("3 captions are left to ask", "OPENAI_API_KEY", "--base-url", "--memory")),
+    "memory of another form": ("translation_en2zh", english(1), ("--memory", "@en-zh.json"), ("en-zh.json", "record 0", "'target'")),
+    "memory missing": ("translation_en2zh", english(1), ("--memory", "@none.json"), ("none.json", "No such file")),
+    "empty label": ("generate_prompt", [{"imged_id": "1.tif", "caption": ""}], (), ("'1.tif'", "expected text in 'caption'")),
+    "images missing": ("generate_prompt", english(2), ("--image-root", "pics"),
+                       ("2 of 2 images missing: pics/0.png; pics/1.png", "looked in @.", "then in @project")),
+    "image damaged, image missing": ("generate_prompt", english(3), (),
+                                     ("1 of 3 images missing: images/2.png", "1 of 3 images unreadable", "@images/1.png (Unid")),
+    "absolute image root": ("generate_prompt", english(1), ("--image-root", "@elsewhere"),
+                            ("missing: @elsewhere/0.png", "looked in @elsewhere;")),
+    "some without split": ("generate_prompt", [*english(2), {"imged_id": "x", "caption": "湖", "split": "val"}], (),
+                           ("2 of 3 records have no split: 0.png; 1.png", "give --captions")),
+    "unknown to captions": ("generate_prompt", english(2), ("--captions", "@captions.json"),
+                            ("1 of 2 records have no split: 1.png", "captions.json does not name them")),
+    "captions without split": ("generate_prompt", english(2), ("--captions", "@in.json"), ("in.json", "'filename'")),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(case, tmp_path, monkeypatch, capsys):
+    script, content, options, words = BAD[case]
+    monkeypatch.setattr(records, "DATA", tmp_path / "data")
+    monkeypatch.setattr(generate_prompt, "PROJECT", tmp_path / "project")
+    source, output = tmp_path / "in.json", tmp_path / "out.json"
+    if content is not None:
+        source.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    save(tmp_path / "en-zh.json", [{"source": "Lake", "zh": "湖"}])
+    save(tmp_path / "captions.json", {"images": [image("0.png", "val")]})
+    pictures(tmp_path / "images", "0.png", "1.png")
+    (tmp_path / "images" / "1.png").write_bytes(b"<html>not found</html>")
+    options = [re.sub("^@", f"{tmp_path}/", option) for option in options]
+    argv = [] if "--input=" in options else ["--input", str(source), "--output", str(output)]
+    before = sorted(tmp_path.rglob("*"))
+
+    status = sys.modules[script].main([*argv, *(option for option in options if option != "--input=")])
+
+    message = capsys.readouterr().err
+    assert status == 1 and message.startswith(f"{script}.py: error: ") and message.count("\n") == 1
+    assert "Traceback" not in message
+    for word in words:
+        assert word.replace("@.", str(tmp_path)).replace("@", f"{tmp_path}/") in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("script, options, word", (
+    ("transform", ("--dataset", "COCO"), "Sydney"), ("transform", ("--strict", "--input", "x.json"), "--dataset"),
+    ("translation_en2zh", ("--concurrency", "0"), "0 is not at least 1"), ("translation_en2zh", ("--timeout", "nan"), "--timeout"),
+    ("translation_en2zh", ("--max-retries", "-1"), "-1 is not at least 0"), ("translation_en2zh", ("--limit", "0"), "--limit"),
+    ("translation_en2zh", ("--base-url", "localhost:8000/v1"), "http://"),
+    ("generate_prompt", ("--prompt", " "), "--prompt is empty"), ("generate_prompt", ("--image-root", ""), "--image-root is empty")))
+def test_options_that_make_no_sense_are_refused_at_parse_time(script, options, word, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sys.modules[script].main(list(options))
+    assert word in capsys.readouterr().err
+
+
+def test_an_interrupted_writer_leaves_the_old_file_and_no_other(tmp_path):
+    output = tmp_path / "out.json"
+    output.write_text("old")
+
+    def interrupted():
+        yield {"a": 1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        records.write_records(output, interrupted())
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"] and output.read_text() == "old"
+    link = tmp_path / "link.json"
+    link.symlink_to(output)
+    assert records.write_records(link, [{"a": 1}]) == 1 and link.is_symlink() and load(output) == [{"a": 1}]
+
+
+def test_known_sets_add_up_and_stand_in_the_readme():
+    table = (DATA / "README.md").read_text(encoding="utf-8")
+    for name, known in records.CAPTION_SETS.items():
+        if known:
+            assert known["train"] + known["val"] + known["test"] == known["images"]
+            cells = [name, *(f"{known[key]:,}" for key in ("images", *records.SPLITS, "sentences"))]
+            assert f"| {' | '.join(cells)} |" in table
+    for script in ("transform", "translation_en2zh", "generate_prompt"):
+        assert f"python data/{script}.py" in table
+
+
+def test_the_stages_import_nothing_beyond_the_standard_library_pillow_openai_tqdm():
+    for script in ("records", "transform", "translation_en2zh", "generate_prompt"):
+        text = (DATA / f"{script}.py").read_text(encoding="utf-8")
+        names = {name.split(".")[0] for name in re.findall(r"^\s*(?:import|from) (\S+)", text, re.MULTILINE)}
+        assert names <= set(sys.stdlib_module_names) | {"PIL", "openai", "tqdm", "records"}
