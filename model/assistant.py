@@ -1,0 +1,106 @@
+"""A loaded checkpoint that answers questions about pictures: what the demos and the evaluation use."""
+import re
+
+import torch
+
+from . import checkpoint
+from .dialogue import render
+from .generate import Sampling, generate
+from .images import to_pixels
+
+DEFAULT_PROMPT = "这张遥感图像展现了什么场景？"
+CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned when the answer is to be English
+FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
+DATE = ("[[训练时间]]", "2023年")
+
+
+def tidy(text):
+    """The official post-processing: full-width punctuation next to Chinese, the training date filled in."""
+    text = text.strip().replace(*DATE)
+    text = re.sub(r"(?<=[\u4e00-\u9fff])[,!:;?]", lambda mark: mark.group().translate(FULL_WIDTH), text)
+    return re.sub(r"[,!:;?](?=[\u4e00-\u9fff])", lambda mark: mark.group().translate(FULL_WIDTH), text)
+
+
+def settled(text):
+    """The beginning of an unfinished answer that no later token can change."""
+    if DATE[0][:2] in text:
+        opened = text.rindex(DATE[0][:2])
+        if DATE[0] not in text[opened:]:
+            text = text[:opened]
+    return re.sub(r"( n'?)?[ ,!:;?'.\[\ufffd]*$", "", text)
+
+
+class Assistant:
+    """network, its tokenizer and the settings of the checkpoint (`card`)."""
+
+    def __init__(self, network, tokenizer, card):
+        self.network, self.tokenizer, self.card = network, tokenizer, card
+        self.prompt = card.get("prompt", DEFAULT_PROMPT)  # the question it was trained on
+        self._last_image = (None, None)
+
+    @property
+    def image_slots(self):
+        return self.network.config.image_length
+
+    def untuned(self):
+        """Context in which the base answers, as if nothing had been fine-tuned."""
+        return checkpoint.without_adapter(self.network)
+
+    @torch.inference_mode()
+    def encode_images(self, images):
+        """PIL images -> [I, Q, D] image embeddings."""
+        size = self.network.config.eva_args["image_size"]
+        return self.network.encode_images(torch.stack([to_pixels(image, size) for image in images]))
+
+    def stream(self, question, image=None, history=(), sampling=Sampling(), english=False):
+        """Answer one question; yields pieces of text whose concatenation is the answer.
+
+        image: PIL image (the same object in a later round is not encoded again) or None for plain text;
+        history: earlier (question, answer) pairs, the oldest left out where they do not fit.
+        """
+        embeds = None
+        if image is not None:
+            if self._last_image[0] is not image:
+                self._last_image = (image, self.encode_images([image]))
+            embeds = self._last_image[1]
+        row = self._render(question, embeds is not None, history, sampling, english)
+        ids, said = [], ""
+        for token, in generate(self.network, [row.ids], eop=self.tokenizer.eop, sampling=sampling, image_embeds=embeds,
+                               image_start=row.image_start or 0, banned=CHINESE_IDS if english else None):
+            ids.append(token)
+            text = tidy(settled(self.tokenizer.decode(ids)))
+            if len(text) > len(said) and text.startswith(said):
+                yield text[len(said):]
+                said = text
+        text = tidy(self.tokenizer.decode(ids))
+        if len(text) > len(said):
+            yield text[len(said):]
+
+    def answer_batch(self, questions, images, sampling=Sampling(), english=False):
+        """Answers to a list of questions about a list of PIL images (None: no picture), in one batch."""
+        shown = [i for i, image in enumerate(images) if image is not None]
+        rows = [self._render(q, image is not None, (), sampling, english) for q, image in zip(questions, images)]
+        embeds = self.encode_images([images[i] for i in shown]) if shown else None
+        ids = [[] for _ in rows]
+        for tokens in generate(self.network, [row.ids for row in rows], eop=self.tokenizer.eop, sampling=sampling,
+                               image_embeds=embeds, image_rows=torch.tensor(shown, device=self.network.device),
+                               image_start=rows[shown[0]].image_start if shown else 0,
+                               banned=CHINESE_IDS if english else None):
+            for row, token in zip(ids, tokens):
+                if token is not None:
+                    row.append(token)
+        return [tidy(self.tokenizer.decode(row)) for row in ids]
+
+    def _render(self, question, with_image, history, sampling, english):
+        limit = min(sampling.max_length, self.network.config.max_sequence_length)
+        return render(self.tokenizer, question, history=history, image_slots=self.image_slots if with_image else 0,
+                      english=english, max_source=limit - 1)
+
+
+def load_assistant(folder, *, base=None, tokenizer=None, device=None, dtype=None):
+    """A checkpoint folder (base, full or adapter) -> Assistant. Raises UserError.
+
+    base: where an adapter's base lies, if not where it was; tokenizer: a vocabulary file; device: "cuda", "mps", "cpu";
+    dtype: "float32", "float16", "bfloat16"; None chooses.
+    """
+    return Assistant(*checkpoint.load(folder, base=base, tokenizer=tokenizer, device=device, dtype=dtype))

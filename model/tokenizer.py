@@ -1,0 +1,67 @@
+"""ChatGLM's tokenizer straight on sentencepiece: no remote code, no network, no transformers.
+
+Source: tokenization_chatglm.py of THUDM/chatglm-6b. Line breaks, tabs and runs of blanks have pieces of their own
+(`<n>`, `<|tab|>`, `<|blank_2|>` .. `<|blank_80|>`); everything else is sentencepiece's work.
+"""
+import re
+from pathlib import Path
+
+import sentencepiece
+
+from .errors import UserError
+
+FILE_NAME = "ice_text.model"
+MAX_BLANK = 80
+# What transformers' decode tidies after English tokenization, in its order.
+SPACES_BEFORE = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+SPECIAL_PIECES = ["<pad>", "<n>", "<|tab|>"] + [f"<|blank_{n}|>" for n in range(MAX_BLANK, 1, -1)]
+
+
+class Tokenizer:
+    """Text <-> ids. The ids of control tokens are the network's (`model_config.json`), not the vocabulary file's."""
+
+    def __init__(self, path, config):
+        """path: the sentencepiece file; config: the parsed `model_config.json`. Raises UserError."""
+        self.path = Path(path)
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"vocabulary {path}: {error.strerror}; expected ChatGLM's {FILE_NAME}") from None
+        self.pieces = sentencepiece.SentencePieceProcessor()
+        try:
+            self.pieces.LoadFromSerializedProto(data)
+        except RuntimeError:
+            raise UserError(f"vocabulary {path}: {len(data)} bytes that are no sentencepiece model; "
+                            f"fetch {FILE_NAME} again (a download can be cut short)") from None
+        self.gmask, self.sop, self.pad = config["gmask_token_id"], config["bos_token_id"], config["pad_token_id"]
+        self.eop = config.get("eos_token_id", self.sop + 1)
+        if self.pieces.vocab_size() > config["vocab_size"]:
+            raise UserError(f"vocabulary {path} has {self.pieces.vocab_size()} pieces, the network only "
+                            f"{config['vocab_size']}: it belongs to another model")
+
+    def encode(self, text):
+        """Text -> ids, without control tokens."""
+        text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+        text = re.sub(f" {{2,{MAX_BLANK}}}", lambda run: f"<|blank_{len(run.group())}|>", text)
+        return self.pieces.encode(text)
+
+    def decode(self, ids):
+        """Ids -> text; control tokens and ids beyond the vocabulary are left out."""
+        size, control = self.pieces.vocab_size(), {self.pad, self.gmask, self.sop, self.eop}
+        text = self.pieces.decode([i for i in ids if i < size and i not in control])
+        text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
+        text = re.sub(r"<\|blank_(\d+)\|>", lambda run: " " * int(run.group(1)), text)
+        for spaced in SPACES_BEFORE:
+            text = text.replace(spaced, spaced.strip())
+        return text
+
+
+def train_vocabulary(texts, path, size):
+    """Write a small vocabulary of the same make (for tiny models) from an iterable of texts."""
+    lines = (text.replace("\n", "<n>") for text in texts)
+    with open(path, "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=file, vocab_size=size, model_type="unigram",
+            character_coverage=1.0, byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3, pad_piece="<pad>",
+            user_defined_symbols=SPECIAL_PIECES[1:3] + SPECIAL_PIECES[-3:], normalization_rule_name="nmt_nfkc",
+            minloglevel=1)

@@ -1,0 +1,274 @@
+"""The network against the official code's values, and every shortcut against the long way."""
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model import Sampling, UserError, checkpoint, load_assistant
+from model.dialogue import render
+from model.generate import candidates, generate
+from model.tokenizer import Tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+REFERENCE = FIXTURES / "visualglm-sat"  # a small checkpoint and what the official VisualGLM-6B code computes with it
+TOLERANCE = 2e-4
+IMAGE_START, PREFIX, EOP = 3, 45, 509  # of the reference's prompts
+
+
+@pytest.fixture(scope="module")
+def network():
+    config = checkpoint.read_config(REFERENCE / checkpoint.CONFIG)
+    network = checkpoint.VisualGLM(config, device="meta", init=False)
+    checkpoint._fill(network, checkpoint._read_tensors(REFERENCE), torch.device("cpu"), torch.float32, "reference")
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return load_file(REFERENCE / "expected.safetensors")
+
+
+@torch.no_grad()
+def reference_logits(network, expected, **change):
+    embeds = network.encode_images(expected["image"])
+    prefix = torch.tensor([PREFIX, PREFIX]) + change.get("prefix", 0)
+    return network(expected["input_ids"], prefix, image_embeds=embeds, image_start=change.get("start", IMAGE_START))[0]
+
+
+class TestReference:
+    @torch.no_grad()
+    def test_image_encoder(self, network, expected):
+        encoder = network.mixins["eva"].model
+        vit = encoder.vit(expected["image"])
+        queries = encoder.qformer(vit)
+        assert (vit - expected["vit_out"]).abs().max() <= TOLERANCE
+        assert (queries - expected["qformer_out"]).abs().max() <= TOLERANCE
+        assert (network.encode_images(expected["image"]) - expected["image_embeds"]).abs().max() <= TOLERANCE
+
+    def test_logits(self, network, expected):
+        assert (reference_logits(network, expected) - expected["logits"]).abs().max() <= TOLERANCE
+        with torch.no_grad():
+            text = network(expected["input_ids"], torch.tensor([PREFIX, PREFIX]))[0]
+        assert (text - expected["logits_text_only"]).abs().max() <= TOLERANCE
+
+    def test_comparison_sees_a_wrong_mask_position_or_weight(self, network, expected):
+        for change in ({"prefix": -1}, {"start": IMAGE_START + 1}):
+            assert (reference_logits(network, expected, **change) - expected["logits"]).abs().max() > 10 * TOLERANCE
+        weight = network.transformer.layers[1].mlp.dense_4h_to_h.weight
+        with torch.no_grad():
+            kept = weight[0, 0].item()
+            weight[0, 0] += 1
+            changed = reference_logits(network, expected)
+            weight[0, 0] = kept
+        assert (changed - expected["logits"]).abs().max() > 10 * TOLERANCE
+
+    def test_positions_and_mask(self, expected):
+        """The rules this code computes positions and mask by, against those the official code recorded."""
+        steps, prefix = torch.arange(59), PREFIX
+        recorded = expected["position_ids"][0]
+        assert torch.equal(torch.minimum(steps, torch.tensor(prefix - 1)), recorded[0])
+        assert torch.equal((steps - prefix + 1).clamp(min=0), recorded[1])
+        visible = (steps[None] <= steps[:, None]) | (steps[None] < prefix)
+        assert torch.equal(visible, expected["attention_mask"][0, 0].bool())
+
+    def test_loss(self, network, expected):
+        ids, labels = expected["sft_input_ids"], expected["sft_labels"][:, 1:]
+        trained = labels != -100
+        flat = torch.arange(ids.numel()).view_as(ids)[:, :-1][trained]
+        with torch.no_grad():
+            _, loss = network(ids, torch.tensor([PREFIX, PREFIX]), pixels=expected["image"], image_start=IMAGE_START,
+                              targets=labels[trained], target_positions=flat)
+        assert abs(loss.item() - expected["sft_loss"].item()) <= TOLERANCE
+
+    @pytest.mark.parametrize("penalty, key", [(1.0, "greedy_output"), (1.2, "greedy_output_reppen_1.2")])
+    def test_greedy_decoding(self, network, expected, penalty, key):
+        prompt = expected["greedy_prompt"].tolist()
+        with torch.no_grad():
+            embeds = network.encode_images(expected["image"][:1])
+        steps = generate(network, [prompt], eop=EOP, image_embeds=embeds, image_start=IMAGE_START,
+                         sampling=Sampling(max_new_tokens=24, top_k=1, repetition_penalty=penalty))
+        assert prompt + [token for token, in steps] == expected[key].tolist()
+
+
+def long_way(network, prompt, embeds, new, penalty=1.0):
+    """Greedy ids without any cache: the whole row again for each token."""
+    ids, prefix = list(prompt), torch.tensor([len(prompt) - 1])
+    for _ in range(new):
+        with torch.no_grad():
+            logits = network(torch.tensor([ids]), prefix, image_embeds=embeds, image_start=IMAGE_START)[0][0, -1]
+        for token in set(ids[len(prompt):]):
+            logits[token] /= penalty
+        ids.append(int(logits.argmax()))
+    return ids[len(prompt):]
+
+
+def test_batch_equals_one_by_one_equals_uncached(network, expected):
+    """Prompts of different lengths with and without pictures, in one batch, long enough to cross a cache block."""
+    torch.manual_seed(1)
+    prompt = expected["greedy_prompt"].tolist()
+    prompts = [prompt[:35] + torch.randint(10, 500, (extra,)).tolist() + prompt[-2:] for extra in (1, 9, 30)]
+    with torch.no_grad():
+        embeds = network.encode_images(expected["image"])
+    sampling = Sampling(max_new_tokens=40, temperature=0, repetition_penalty=1.2)
+    together = list(zip(*generate(network, prompts, eop=-1, sampling=sampling, image_embeds=embeds,
+                                  image_rows=torch.tensor([0, 2]), image_start=IMAGE_START)))
+    for index, picture in enumerate((embeds[:1], None, embeds[1:])):
+        alone = [token for token, in generate(network, [prompts[index]], eop=-1, sampling=sampling, image_embeds=picture,
+                                              image_start=IMAGE_START)]
+        assert list(together[index]) == alone == long_way(network, prompts[index], picture, 40, 1.2)
+
+
+def test_limits_and_stop(network, expected):
+    prompt = expected["greedy_prompt"].tolist()
+    greedy = [token for token, in generate(network, [prompt], eop=-1, sampling=Sampling(max_new_tokens=6, top_p=0))]
+    assert len(greedy) == 6
+    stop = greedy[3]
+    assert [t for t, in generate(network, [prompt], eop=stop, sampling=Sampling(max_new_tokens=6, top_p=0))] \
+        == greedy[:greedy.index(stop)]
+    assert len(list(generate(network, [prompt], eop=-1, sampling=Sampling(max_length=len(prompt) + 2, top_p=0)))) == 2
+    assert list(generate(network, [prompt], eop=-1, sampling=Sampling(max_length=10))) == []
+    banned = list(generate(network, [prompt], eop=-1, sampling=Sampling(max_new_tokens=6, top_p=0), banned=slice(100, 512)))
+    assert all(token < 100 for token, in banned)
+
+
+@pytest.mark.parametrize("top_k, top_p, temperature, penalty", [(100, 0.4, 0.8, 1.2), (5, 0.9, 1.3, 1.0), (50, 0.0, 0.8, 1.5)])
+def test_sampling_follows_sat(top_k, top_p, temperature, penalty):
+    """Weights against SAT's own functions, penalty on negative logits and top_p = 0 included."""
+    from sat.generation.sampling_strategies.base_strategy import top_k_logits
+    torch.manual_seed(2)
+    logits, used = torch.randn(3, 200) * 3, torch.rand(3, 200) < 0.2
+    theirs = top_k_logits(logits / torch.where(used, penalty * temperature, temperature), top_k, top_p).softmax(-1)
+    ids, weights = candidates(logits, used, Sampling(top_k=top_k, top_p=top_p, temperature=temperature, repetition_penalty=penalty))
+    ours = torch.zeros_like(logits).scatter(1, ids, weights / weights.sum(-1, keepdim=True))
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_seed_repeats_a_sample(network, expected):
+    prompt = expected["greedy_prompt"].tolist()
+    hot = dict(max_new_tokens=12, temperature=5.0, top_p=1.0, top_k=0)
+    runs = [[t for t, in generate(network, [prompt], eop=-1, sampling=Sampling(seed=seed, **hot))] for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+class TestTokenizer:
+    def test_round_trip(self, vocabulary, tiny_config):
+        tokenizer = Tokenizer(vocabulary, tiny_config)
+        for text in ("绿色的农田", "问：图中有什么？\n答：", "a\tb  c", "生僻字龘🛰"):
+            ids = tokenizer.encode(text)
+            assert all(0 <= i < 338 for i in ids)
+            assert tokenizer.decode(ids) == text.replace("：", ":").replace("？", "?")  # nfkc
+        assert tokenizer.decode([tokenizer.gmask, tokenizer.sop, *tokenizer.encode("农田"), tokenizer.eop, 507]) == "农田"
+
+    def test_real_vocabulary(self):
+        """All recorded vectors both ways, where ChatGLM's own vocabulary is at hand: REMOTEGLM_VOCABULARY=ice_text.model"""
+        path = os.environ.get("REMOTEGLM_VOCABULARY")
+        if not path:
+            pytest.skip("REMOTEGLM_VOCABULARY does not name ChatGLM's ice_text.model (2.7 MB, not part of this project)")
+        vectors = json.loads((FIXTURES / "chatglm-tokenizer.json").read_text(encoding="utf-8"))
+        special = vectors["special"]
+        tokenizer = Tokenizer(path, {"vocab_size": 130528, "gmask_token_id": special["gmask"],
+                                     "bos_token_id": special["bos(sop)"], "pad_token_id": special["pad"]})
+        for vector in vectors["vectors"]:
+            assert tokenizer.encode(vector["text"]) == vector["ids"]
+            assert tokenizer.decode(vector["ids_with_special"]) == vector["decoded"]
+        for pair in vectors["pairs"]:
+            assert [*pair["a"], tokenizer.gmask, tokenizer.sop, *pair["b"], tokenizer.eop] == pair["with_special"]
+
+    @pytest.mark.parametrize("content, words", [(b"<html>not found</html>", "no sentencepiece model"), (None, "No such file")])
+    def test_wrong_file(self, tmp_path, tiny_config, content, words):
+        path = tmp_path / "ice_text.model"
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            Tokenizer(path, tiny_config)
+
+    def test_too_large_for_the_network(self, vocabulary, tiny_config):
+        with pytest.raises(UserError, match="338 pieces, the network only 300"):
+            Tokenizer(vocabulary, tiny_config | {"vocab_size": 300})
+
+
+class Words:
+    """A tokenizer whose ids are easy to read: one per character."""
+    gmask, sop, eop, pad = -1, -2, -3, -4
+
+    def encode(self, text):
+        return [ord(c) for c in text]
+
+
+def spelled(rendered):
+    names = {-1: "[gMASK]", -2: "<sop>", -3: "<eop>", -4: "_"}
+    return "".join(names.get(i) or chr(i) for i in rendered.ids)
+
+
+class TestDialogue:
+    def test_golden(self):
+        row = render(Words(), "有什么？", "农田。", image_slots=4)
+        assert spelled(row) == "<img>____</img>问：有什么？\n答：[gMASK]<sop>农田。<eop>"
+        assert (row.prefix, row.image_start, row.cut) == (row.ids.index(-2), 5, False)
+        trained = [(row.ids[i], row.ids[i + 1]) for i in row.target_positions]
+        assert trained[0] == (-1, -2) and trained[-1] == (ord("。"), -3) and len(trained) == 5
+
+    def test_rounds_text_only_and_english(self):
+        row = render(Words(), "再说", history=[("问一", "答一"), ("问二", "答二")])
+        assert spelled(row) == "问：问一\n答：答一\n问：问二\n答：答二\n问：再说\n答：[gMASK]<sop>" and row.image_start is None
+        assert spelled(render(Words(), "What?", english=True, image_slots=1)) == "<img>_</img>Q:What?\nA:[gMASK]<sop>"
+
+    def test_limits(self):
+        history = [("旧问", "旧答"), ("新问", "新答")]
+        whole = render(Words(), "现在", history=history, image_slots=3)
+        row = render(Words(), "现在", history=history, image_slots=3, max_source=whole.prefix - 1)
+        assert spelled(row) == "<img>___</img>问：新问\n答：新答\n问：现在\n答：[gMASK]<sop>" and row.cut
+        row = render(Words(), "很长的问题" * 5, image_slots=3, max_source=25)
+        assert row.prefix == 25 and spelled(row) == "<img>___</img>问：很长的问题\n答：[gMASK]<sop>" and row.cut
+        row = render(Words(), "问", "很长的回答", max_target=5)
+        assert spelled(row).endswith("<sop>很长的<eop>") and row.cut
+        with pytest.raises(UserError, match="max_source_length 12 is too small"):
+            render(Words(), "问", image_slots=8, max_source=12)
+
+
+class TestAssistant:
+    def test_stream_equals_batch(self, tiny_checkpoint):
+        from PIL import Image
+        assistant = load_assistant(tiny_checkpoint, device="cpu")
+        sampling = Sampling(max_new_tokens=30, temperature=0, repetition_penalty=1.3)
+        images = [Image.new("RGB", (30, 30), colour) for colour in ("red", "blue")] + [None]
+        questions = ["有什么？", "Describe the image.", "你好"]
+        together = assistant.answer_batch(questions, images, sampling)
+        for question, image, answer in zip(questions, images, together):
+            pieces = list(assistant.stream(question, image, (), sampling))
+            assert "".join(pieces) == answer
+
+    def test_stream_never_breaks_a_character(self, tiny_checkpoint, monkeypatch):
+        """Characters outside the vocabulary arrive as single bytes; none is shown before it is whole."""
+        assistant = load_assistant(tiny_checkpoint, device="cpu")
+        text = "卫星🛰飞过：龘"
+        ids = assistant.tokenizer.encode(text)
+        assert len(ids) > len(text) + 5
+        monkeypatch.setattr("model.assistant.generate", lambda *a, **k: ([i] for i in ids))
+        pieces = list(assistant.stream("看", None))
+        assert "".join(pieces) == text.replace("：", "：") and len(pieces) >= 4 and "\ufffd" not in "".join(pieces)
+
+    def test_image_is_encoded_once_per_dialogue(self, tiny_checkpoint, monkeypatch):
+        from PIL import Image
+        assistant = load_assistant(tiny_checkpoint, device="cpu")
+        encoded = []
+        real = assistant.encode_images
+        monkeypatch.setattr(assistant, "encode_images", lambda images: encoded.append(len(images)) or real(images))
+        image, sampling = Image.new("RGB", (30, 30), "green"), Sampling(max_new_tokens=3)
+        history = []
+        for question in ("一", "二", "三"):
+            history.append((question, "".join(assistant.stream(question, image, history, sampling))))
+        assert encoded == [1]
+
+    def test_tidy_and_settled(self):
+        from model.assistant import settled, tidy
+        assert tidy(" 农田,有路!Yes, it is:好?[[训练时间]] ") == "农田，有路！Yes, it is：好？2023年"
+        for whole in ("农田,有路", "He isn 't here .", "今年是[[训练时间]]。", "a [ b"):
+            said = ""
+            for end in range(1, len(whole) + 1):
+                text = settled(whole[:end])
+                assert text.startswith(said) or said.startswith(text)
+                said = max(said, text, key=len)
