@@ -1,0 +1,31 @@
+# Sourced by demo.sh and test.sh: leaves $python, the interpreter of .venv with requirements.txt installed.
+# Makes .venv when there is none and installs only when a requirements file has changed since.
+
+fail() { echo "$(basename "$0"): error: $*" >&2; exit 1; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "needs Python 3.11 or newer, found $(python3 --version 2>&1 || echo none); install one and run PYTHON=/path/to/python3 bash $0"
+}
+
+python=$PWD/.venv/bin/python
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+    base=$(find_python) || exit 1
+    "$base" -c 'import venv, ensurepip' 2>/dev/null ||
+        fail "$base has no venv module; on Debian or Ubuntu: sudo apt install python3-venv"
+    echo "making .venv with $("$base" --version) ..."
+    "$base" -m venv --clear .venv || fail "could not make $PWD/.venv"
+fi
+wanted=$(cat requirements.txt requirements_wo_ds.txt | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+    echo "installing requirements.txt into .venv (about 2 GB on a CPU machine, once) ..."
+    "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
+        fail "the installation did not finish; run bash $0 again, in China with PIP_INDEX_URL=https://mirrors.aliyun.com/pypi/simple/"
+    echo "$wanted" > .venv/installed
+fi

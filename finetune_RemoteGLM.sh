@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Start finetune_RemoteGLM.py on what this machine has. Every option goes through: bash finetune_RemoteGLM.sh --help
+#   one process           bash finetune_RemoteGLM.sh --dataset UCM --from_pretrained visualglm-6b
+#   some GPUs             NUM_GPUS=2 bash finetune_RemoteGLM.sh ...   or   CUDA_VISIBLE_DEVICES=0,3 bash ...
+#   several nodes         HOSTFILE=hosts bash finetune_RemoteGLM.sh ...        (DeepSpeed's hostfile)
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+[ -x "$here/.venv/bin/python" ] && PATH=$here/.venv/bin:$PATH
+export PATH
+script=$here/finetune_RemoteGLM.py
+
+if [ -n "${HOSTFILE:-}" ]; then
+    exec deepspeed --hostfile "$HOSTFILE" ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} "$script" "$@"
+fi
+gpus=${NUM_GPUS:-$(python -c 'import torch; print(torch.cuda.device_count())')}
+if [ "$gpus" -gt 1 ]; then
+    exec torchrun --standalone --nproc_per_node "$gpus" "$script" "$@"
+fi
+exec python "$script" "$@"
