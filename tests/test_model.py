@@ -225,7 +225,7 @@ class TestDialogue:
         assert row.prefix == 25 and spelled(row) == "<img>___</img>问：很长的问题\n答：[gMASK]<sop>" and row.cut
         row = render(Words(), "问", "很长的回答", max_target=5)
         assert spelled(row).endswith("<sop>很长的<eop>") and row.cut
-        with pytest.raises(UserError, match="max_source_length 12 is too small"):
+        with pytest.raises(UserError, match="a limit of 12 tokens before the answer is too small: the image takes 13"):
             render(Words(), "问", image_slots=8, max_source=12)
 
 
