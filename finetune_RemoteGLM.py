@@ -25,6 +25,7 @@ from tqdm import tqdm
 from model import checkpoint
 from model.assistant import DEFAULT_PROMPT
 from model.errors import UserError
+from model.quantization import to_nf4
 from model.rows import RowDataset, check_images, collate, load_rows
 from model.sat_import import leave_process_group
 
@@ -57,7 +58,7 @@ class Options:
     mode: str = option("finetune", "finetune trains an adapter, pretrain all parameters", choices=("finetune", "pretrain"))
     use_lora: bool = option(False, "train LoRA (the default of --mode finetune)")
     use_ptuning: bool = option(False, "train P-tuning v2 prefixes instead of LoRA")
-    use_qlora: bool = option(False, "LoRA over 4-bit weights")
+    use_qlora: bool = option(False, "LoRA over frozen weights in 4 bits (NF4): less memory, slower")
     lora_rank: int = option(10, "rank r of LoRA")
     lora_alpha: float = option(1.0, "LoRA is scaled by alpha / r")
     lora_dropout: float = option(0.0, "dropout on LoRA's input, 0 to 1")
@@ -100,9 +101,14 @@ LEGACY = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; all options: --help\n")  # the usage of 40 options hides the error
+
+
 def parse(argv=None):
     """Command line -> Options; contradictions are refused here, all in one message."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for field in dataclasses.fields(Options):
         meta = dict(field.metadata)
         flags = list(dict.fromkeys(("--" + field.name.replace("_", "-"), "--" + field.name)))
@@ -131,12 +137,10 @@ def contradictions(o):
         yield "--epochs and --train-iters exclude each other: give one"
     if o.fp16 and o.bf16:
         yield "--fp16 and --bf16 exclude each other: give one"
-    if o.use_qlora:
-        yield "--use_qlora is not supported yet: use --use_lora with --fp16 or --bf16"
-    if o.use_lora and o.use_ptuning:
-        yield "--use_lora and --use_ptuning exclude each other: give one"
-    if o.mode == "pretrain" and (o.use_lora or o.use_ptuning):
-        yield "--mode pretrain trains all parameters: leave --use_lora and --use_ptuning out"
+    if o.use_ptuning and (o.use_lora or o.use_qlora):
+        yield "--use_ptuning and --use_lora or --use_qlora exclude each other: give one"
+    if o.mode == "pretrain" and (o.use_lora or o.use_qlora or o.use_ptuning):
+        yield "--mode pretrain trains all parameters: leave --use_lora, --use_qlora and --use_ptuning out"
     if o.model_config and o.mode != "pretrain":
         yield "--model_config makes a network from nothing, which only --mode pretrain can train"
     for name in ("batch_size", "eval_batch_size", "lora_rank", "log_interval", "pre_seq_len", "lr"):
@@ -201,6 +205,8 @@ def make_network(o, device, dtype):
             method = {"name": "lora", "rank": o.lora_rank, "alpha": o.lora_alpha, "layers": chosen,
                       "dropout": o.lora_dropout}
         checkpoint.add_method(network, method)
+        if o.use_qlora:
+            to_nf4(network)
         trained = set(checkpoint.adapter_names(network))
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in trained)

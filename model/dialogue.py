@@ -50,8 +50,9 @@ def render(tokenizer, question, answer=None, *, history=(), image_slots=0, engli
         line_break = tokenizer.encode("\n")[-1]
         end = len(body) - 1 - body[::-1].index(line_break)
         if end <= over:
-            raise UserError(f"max_source_length {max_source} is too small: the image takes {len(head)} tokens and the "
-                            f"frame of the question {len(body) - end + 1}; set at least {len(head) + len(body) + 1}")
+            raise UserError(f"a limit of {max_source} tokens before the answer is too small: the image takes {len(head)}, "
+                            f"the whole prompt {len(head) + len(body) + 1}; raise --max_source_length (training) or "
+                            "--max_length (demos)")
         body = body[:end - over] + body[end:]
     ids = head + body + [tokenizer.gmask, tokenizer.sop]
     prefix = len(ids) - 1

@@ -37,6 +37,9 @@ def _import_sat():
         "transformers": {"activations": activations, "__path__": []},
     }
     added = []
+    if "bitsandbytes" not in sys.modules:
+        sys.modules["bitsandbytes"] = None  # "not installed": its import takes seconds and prints, SAT's use of it is broken
+        added.append("bitsandbytes")
     for name, attributes in stand_ins.items():
         if name not in sys.modules:
             sys.modules[name] = _stand_in(name, **attributes)
@@ -46,7 +49,7 @@ def _import_sat():
         added.append("transformers.activations")
     os.environ.setdefault("SAT_LOGLEVEL", "ERROR")  # SAT logs every layer it touches
     try:
-        import sat  # noqa: F401
+        import sat.model.finetune.lora2  # noqa: F401  (the part that tries bitsandbytes)
     finally:
         for name in added:
             if not name.startswith("sat."):

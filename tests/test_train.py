@@ -114,9 +114,10 @@ def test_two_processes_compute_what_one_computes(pretrained, rows, tmp_path):
      lambda card, t: card["method"] == {"name": "ptuning", "length": 6} and len(t) == 2),
     (["--train-iters", 2, "--bf16", "--lora_alpha", 8, "--lora_dropout", 0.1, "--layer_range", "0-1", "--weight_decay", 0.1],
      lambda card, t: card["method"]["dropout"] == 0.1 and all(v.dtype == torch.bfloat16 for v in t.values())),
+    (["--train-iters", 2, "--use_qlora"], lambda card, t: card["method"]["name"] == "lora" and len(t) == 16),
     (["--epochs", 0.6, "--english", "--num-workers", 1, "--seed", 7, "--device", "cpu"],
      lambda card, t: card["english"] and card["step"] == 3),
-], ids=["ptuning", "bf16", "english"])
+], ids=["ptuning", "bf16", "qlora", "english"])
 def test_options(pretrained, rows, tmp_path, options, check):
     result = run("--batch-size", 2, *options, "--from_pretrained", pretrained[0], "--train-data", rows / "rows-train.json",
                  "--save", tmp_path, "--experiment-name", "x", cwd=tmp_path)
@@ -124,6 +125,20 @@ def test_options(pretrained, rows, tmp_path, options, check):
     _, _, card = checkpoint.load(tmp_path / "x", device="cpu")
     step = (tmp_path / "x" / "latest").read_text()
     assert check(card, load_file(tmp_path / "x" / step / checkpoint.ADAPTER))
+
+
+def test_nf4_stays_near_full_precision(pretrained):
+    """Logits with 4-bit weights: not equal, but as near as rounding to 16 levels allows; only the blocks' weights change."""
+    from model.quantization import to_nf4
+    full, quantized = (checkpoint.load(pretrained[0], device="cpu")[0] for _ in range(2))
+    checkpoint.add_lora(quantized, 2, 1.0, [0])
+    to_nf4(quantized)
+    ids, prefix = torch.tensor([[5, 6, 7, 8, 9, 10, 509, 510, 20]]), torch.tensor([7])
+    with torch.no_grad():
+        a, b = full(ids, prefix)[0], quantized(ids, prefix)[0]
+    assert 0 < (a - b).norm() / a.norm() < 0.3
+    four_bit = [name for name, p in quantized.named_parameters() if p.dtype == torch.uint8]
+    assert len(four_bit) == 8 and all(name.startswith("transformer.layers.") for name in four_bit)
 
 
 def test_shell_script(pretrained, rows, tmp_path):
@@ -213,8 +228,8 @@ class TestRows:
     ("--epochs 1 --train-iters 5", "exclude each other"),
     ("--fp16 --bf16 --lr 0", "--fp16 and --bf16 exclude each other.*--lr 0.0: must be above 0"),
     ("--use_lora --use_ptuning", "exclude each other"),
-    ("--use_qlora", "--use_qlora is not supported yet"),
-    ("--mode pretrain --use_lora", "trains all parameters"),
+    ("--use_qlora --use_ptuning", "exclude each other"),
+    ("--mode pretrain --use_qlora", "trains all parameters"),
     ("--model_config a.json", "only --mode pretrain"),
     ("--layer_range all", "--layer_range all: expected numbers"),
 ])
