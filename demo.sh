@@ -9,7 +9,7 @@ name=demo
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/5 scenes and captions (data/demo_scenes.py)"
-"$python" data/demo_scenes.py --output data/demo
+"$python" data/demo_scenes.py --output data/demo --train 96
 step "2/5 captions -> records -> Chinese descriptions -> image-text pairs (data/)"
 "$python" data/transform.py --dataset demo
 "$python" data/translation_en2zh.py --dataset demo --memory data/demo/memory.jsonl
@@ -19,7 +19,8 @@ if [ -f checkpoints/$name/latest ]; then
     echo "checkpoints/$name is there: re-used (remove it to train again)"
 else
     bash finetune_RemoteGLM.sh --dataset demo --from_pretrained model/tiny/base --experiment-name $name \
-        --lora_rank 16 --lora_alpha 16 --lr 3e-3 --clip-grad 1 --batch-size 16 --epochs 8 --eval-batch-size 32
+        --lora_rank 16 --lora_alpha 64 --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 1500 \
+        --eval-interval 300 --eval-batch-size 32
 fi
 step "4/5 how often is the scene of a held-out test image named rightly? (evaluate_RemoteGLM.py)"
 "$python" evaluate_RemoteGLM.py --from_pretrained checkpoints/$name --data data/demo/demo-prompt-test.json --base

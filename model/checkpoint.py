@@ -263,6 +263,7 @@ def write_folder(folder, *, card, config, tokenizer, tensors):
             (new / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
             shutil.copy(tokenizer.path, new / VOCABULARY)
             for file in new.iterdir():
+                file.chmod(0o644)  # safetensors writes for the owner alone; a lab shares its checkpoints
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
             if folder.exists():

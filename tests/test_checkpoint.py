@@ -49,6 +49,7 @@ def test_full_round_trip(tiny_checkpoint, tmp_path):
                             tensors=network.state_dict())
     again = checkpoint.load(tmp_path / "again", **CPU)[0]
     assert torch.equal(logits(network), logits(again))
+    assert all(file.stat().st_mode & 0o044 for file in (tmp_path / "again").iterdir())  # others may read it
     half = checkpoint.load(tmp_path / "again", device="cpu", dtype="bfloat16")[0]
     assert half.dtype == torch.bfloat16 and (logits(half).float() - logits(network)).abs().max() < 0.2
 

@@ -141,6 +141,20 @@ def test_nf4_stays_near_full_precision(pretrained):
     assert len(four_bit) == 8 and all(name.startswith("transformer.layers.") for name in four_bit)
 
 
+def test_the_tiny_base_is_made_by_its_script(tmp_path, rows):
+    """model/tiny/make.py from pictures to a base in half precision, with few of everything."""
+    result = subprocess.run([sys.executable, PROJECT / "model/tiny/make.py", "--work", tmp_path, "--output", tmp_path / "base",
+                             "--pictures", "40", "--iters", "2", "2", "1"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    made, committed = (load_file(folder / checkpoint.FULL) for folder in (tmp_path / "base", PROJECT / "model/tiny/base"))
+    assert {n: (t.shape, t.dtype) for n, t in made.items()} == {n: (t.shape, t.dtype) for n, t in committed.items()}
+    assert sum(t.numel() for t in made.values()) <= 10e6 and (PROJECT / "model/tiny/base" / checkpoint.FULL).stat().st_size <= 12e6
+    keywords = json.loads((tmp_path / "keywords-train.json").read_text(encoding="utf-8"))
+    assert all("的" not in row["label"] and "。" not in row["label"] for row in keywords if "img" in row)
+    assistant = load_assistant(tmp_path / "base", device="cpu")
+    assert isinstance("".join(assistant.stream("你好", read_image(rows / "images/0.tif"))), str)
+
+
 def test_shell_script(pretrained, rows, tmp_path):
     """finetune_RemoteGLM.sh from another directory, two processes by NUM_GPUS, dialogues and rows without a picture."""
     talk = [{"img": str(rows / "images/0.tif"), "conversations": [

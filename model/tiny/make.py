@@ -1,4 +1,4 @@
-"""Make the bundled tiny base from nothing: the same architecture as VisualGLM-6B, small numbers. 20 minutes on 2 cores.
+"""Make the bundled tiny base from nothing: the same architecture as VisualGLM-6B, small numbers. Half an hour on 2 cores.
 
     python model/tiny/make.py
 
@@ -41,7 +41,8 @@ def main(argv=None):
     parser.add_argument("--work", type=Path, default=PROJECT / "data" / "tiny", help="folder of pictures, rows and runs")
     parser.add_argument("--output", type=Path, default=HERE / "base", help="folder of the finished base")
     parser.add_argument("--pictures", type=int, default=12000, help="pictures to draw (%(default)s)")
-    parser.add_argument("--iters", type=int, nargs=2, default=(1000, 2400), help="steps on keywords, then on everything")
+    parser.add_argument("--iters", type=int, nargs=3, default=(1000, 2400, 2400),
+                        help="steps on keywords, on everything, and once more in another order (%(default)s)")
     args = parser.parse_args(argv)
     work = args.work
 
@@ -65,8 +66,9 @@ def main(argv=None):
     train("keywords", "keywords", args.iters[0], "--lr-decay-style", "constant", "--model_config", HERE / checkpoint.CONFIG,
           "--tokenizer", work / FILE_NAME)
     train("all", "all", args.iters[1], "--from_pretrained", work / "keywords")
+    train("again", "all", args.iters[2], "--from_pretrained", work / "all", "--seed", "4321")
 
-    network, tokenizer, card = checkpoint.load(work / "all", device="cpu", dtype="float16")
+    network, tokenizer, card = checkpoint.load(work / "again", device="cpu", dtype="float16")
     checkpoint.write_folder(args.output, config=config, tokenizer=tokenizer, tensors=network.state_dict(),
                             card={"format": card["format"], "method": card["method"], "base": None})
     print(f"{args.output}: {sum(p.numel() for p in network.parameters()):,} parameters in half precision")
