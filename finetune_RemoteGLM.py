@@ -17,13 +17,15 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import deepspeed
 import matplotlib
 import torch
 from tqdm import tqdm
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said before its import, or DeepSpeed warns that it guesses
+import deepspeed  # noqa: E402
+
 from model import checkpoint
-from model.assistant import DEFAULT_PROMPT
 from model.errors import UserError
 from model.quantization import to_nf4
 from model.rows import RowDataset, check_images, collate, load_rows

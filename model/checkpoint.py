@@ -234,8 +234,11 @@ def load(folder, *, base=None, tokenizer=None, device=None, dtype=None):
         raise UserError(f"adapter {folder}: {found} is not the base it was trained on (fingerprint {mark}, expected "
                         f"{card['base']['fingerprint']}); name the right one with --base_path")
     add_method(network, card["method"])
-    with safe_open(folder / ADAPTER, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with safe_open(folder / ADAPTER, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"adapter {folder}: {ADAPTER} cannot be read ({error}); copy it again") from None
     _fill(network, tensors, device, dtype, f"adapter {folder}", adapter_names(network))
     return network.eval(), words, card
 

@@ -26,6 +26,7 @@ def to_nf4(network):
                          quant_type="nf4", device="cpu")
         state = {"weight": weight.detach().cpu()} | ({"bias": bias.detach().cpu()} if bias is not None else {})
         new.load_state_dict(state)
+        new.support_avx512bf16_for_cpu = False  # its packed form for CPU inference cannot go back to training
         return new.requires_grad_(False).to(weight.device)  # this move quantizes
 
     for layer in network.transformer.layers:

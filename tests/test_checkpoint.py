@@ -167,6 +167,11 @@ def test_adapter_and_its_base(tiny_checkpoint, tmp_path):
     with pytest.raises(UserError, match="its base is not at .*base; name it with --base_path"):
         checkpoint.load(tmp_path / "adapter", **CPU)
     assert torch.equal(logits(checkpoint.load(tmp_path / "adapter", base=moved, **CPU)[0]), logits(network))
+    whole = (tmp_path / "adapter" / checkpoint.ADAPTER).read_bytes()
+    (tmp_path / "adapter" / checkpoint.ADAPTER).write_bytes(whole[:200])
+    with pytest.raises(UserError, match="adapter.safetensors cannot be read"):
+        checkpoint.load(tmp_path / "adapter", base=moved, **CPU)
+    (tmp_path / "adapter" / checkpoint.ADAPTER).write_bytes(whole)
     change_tensors(moved, lambda t: t.update({NORM: t[NORM] + 1}))
     with pytest.raises(UserError, match="is not the base it was trained on"):
         checkpoint.load(tmp_path / "adapter", base=moved, **CPU)

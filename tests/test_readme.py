@@ -70,7 +70,7 @@ def test_the_layout_tree_is_the_layout():
 def test_both_languages_show_the_same_commands():
     chinese, english = (sorted({script for script, _ in commands(name)}) for name in READMES[:2])
     assert chinese == english
-    assert all("bash demo.sh\n" in (PROJECT / n).read_text() and "bash test.sh\n" in (PROJECT / n).read_text() for n in READMES[:2])
+    assert {"demo.sh", "test.sh"} <= set(chinese)
 
 
 def test_inference_requirements_are_a_subset():
