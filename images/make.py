@@ -45,7 +45,7 @@ def main():
             text = wrapped(draw, label + answers[name, system], font, TILE * SCALE)
             draw.multiline_text((x, y), text, colour, font, spacing=2)
             y = draw.multiline_textbbox((x, y), text, font, spacing=2)[3] + 6
-    sheet.save(HERE / "scenes.png", optimize=True)
+    sheet.quantize(256).save(HERE / "scenes.png", optimize=True)
 
 
 if __name__ == "__main__":
