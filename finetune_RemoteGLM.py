@@ -363,6 +363,9 @@ def train(o, unused):
         if main_process:
             log_file.write(json.dumps(log[-1]) + "\n")
             log_file.flush()
+
+    def draw():  # not at every reading: a plot takes longer than a small step
+        if main_process:
             plot(log, folder / "loss.png")
 
     def check():
@@ -374,6 +377,7 @@ def train(o, unused):
         say(f"step {step}: held-out loss {losses['real']:.4f}" + "".join(
             f", with {name} images {losses[name]:.4f}" for name in ("blank", "swapped") if name in losses))
         note(valid=losses)
+        draw()
 
     def save():
         if main_process:
@@ -385,6 +389,7 @@ def train(o, unused):
             scratch = folder / ".latest"
             scratch.write_text(str(step))
             os.replace(scratch, folder / "latest")
+            draw()
             say(f"saved {target}")
 
     check()
