@@ -15,13 +15,31 @@ WORDS = {  # what a person sees, by --english
 }
 
 
+def add_loading_options(parser, **from_pretrained):
+    """The options by which every script finds and loads a checkpoint; `loading` hands them on."""
+    add = parser.add_argument_group("checkpoint").add_argument
+    add("--from_pretrained", help="checkpoint: a folder (an adapter, a full checkpoint, a base in SAT's or Hugging Face's layout) "
+        "or a name such as visualglm-6b, looked up in SAT_HOME and the Hugging Face and ModelScope caches", **from_pretrained)
+    add("--base_path", help="the adapter's base, if it is no longer where it was in training")
+    add("--tokenizer", help="vocabulary file; default: ice_text.model in the checkpoint folder, then in those caches")
+    add("--quant", type=int, choices=(8, 4), help="weights in 8 or 4 bits: less memory; default: as they are")
+    add("--download", nargs="?", const="huggingface", choices=("huggingface", "modelscope"),
+        help="fetch a checkpoint that is not found (default source: huggingface, or the mirror HF_ENDPOINT names)")
+    add("--device", help="cuda, mps or cpu; default: the first that works")
+    add("--dtype", choices=("float32", "float16", "bfloat16"),
+        help="default: float16 on a GPU; on a CPU float32, or bfloat16 with --quant and for large networks")
+
+
+def loading(args):
+    return {"base": args.base_path, "tokenizer": args.tokenizer, "bits": args.quant, "download": args.download,
+            "device": args.device, "dtype": args.dtype}
+
+
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--from_pretrained", default="checkpoints/RemoteGLM", help="checkpoint folder: an adapter, a full checkpoint or a base")
-    add("--base_path", help="folder of the adapter's base, if it is no longer where it was in training")
+    add_loading_options(parser, default="checkpoints/RemoteGLM")
     add("--base", action="store_true", help="show the answer of the untuned base as well")
-    add("--tokenizer", help="vocabulary file; default: ice_text.model in the checkpoint folder")
     add("--image", help="with --prompt: one question about this image, then leave")
     add("--prompt", help="one question, then leave; default with --image: the one the checkpoint was trained on")
     add("--prompt_zh", help="first question of a dialogue; default: the one the checkpoint was trained on")
@@ -34,8 +52,6 @@ def parse(argv=None):
     add("--temperature", type=float, default=0.8, help="0: greedy (%(default)s)")
     add("--repetition_penalty", type=float, default=1.2, help="1: none (%(default)s)")
     add("--seed", type=int, help="makes sampled answers repeatable")
-    add("--device", help="cuda, mps or cpu; default: the first that works")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, float32 on a CPU")
     args = parser.parse_args(argv)
     for name, low, high in (("max_length", 2, None), ("top_p", 0, 1), ("top_k", 0, None), ("temperature", 0, None)):
         value = getattr(args, name)
@@ -76,8 +92,7 @@ def main(argv=None):
 
     try:
         image = read_image(args.image) if args.image else None
-        assistant = load_assistant(args.from_pretrained, base=args.base_path, tokenizer=args.tokenizer,
-                                   device=args.device, dtype=args.dtype)
+        assistant = load_assistant(args.from_pretrained, **loading(args))
         first = args.prompt_en if args.english else args.prompt_zh or assistant.prompt
         if not (args.image or args.prompt):
             return converse(both, first, words, read_image, UserError)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cli_demo import add_loading_options, loading
+
 PROJECT = Path(__file__).resolve().parent
 LEXICON = PROJECT / "data" / "lexicon.json"
 
@@ -38,18 +40,14 @@ def read_answers(path, checkpoint):
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--from_pretrained", required=True, help="checkpoint folder")
+    add_loading_options(parser, required=True)
     add("--data", required=True, help="rows to answer: what data/generate_prompt.py writes")
     add("--image-root", default="", help="folder of relative images; default: beside the rows, then the project root")
     add("--output", type=Path, help="folder of predictions.jsonl and metrics.json; default: <checkpoint>/eval-<rows>")
     add("--base", action="store_true", help="measure the untuned base as well")
-    add("--base_path", help="folder of the adapter's base, if it is no longer where it was in training")
-    add("--tokenizer", help="vocabulary file; default: ice_text.model in the checkpoint folder")
     add("--batch-size", type=int, default=16, help="rows answered together (%(default)s)")
     add("--max_new_tokens", type=int, default=128, help="length limit of an answer, in tokens (%(default)s)")
     add("--limit", type=int, default=0, help="only the first rows; 0: all")
-    add("--device", help="cuda, mps or cpu; default: the first that works")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, float32 on a CPU")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.max_new_tokens < 1:
         parser.error("--batch-size and --max_new_tokens must be at least 1")
@@ -57,14 +55,15 @@ def parse(argv=None):
 
 
 def evaluate(args):
-    from model import Sampling, UserError, checkpoint, load_assistant, read_image
+    from model import Sampling, UserError, load_assistant, read_image
+    from model.find import find_checkpoint
     from model.rows import check_images, load_rows
 
     samples = [s for s in load_rows(args.data, args.image_root) if not s.history][:args.limit or None]
     check_images(samples, args.data)
     scenes = json.loads(LEXICON.read_text(encoding="utf-8"))["scenes"]
-    folder = checkpoint.resolve(args.from_pretrained)
-    assistant = load_assistant(folder, base=args.base_path, tokenizer=args.tokenizer, device=args.device, dtype=args.dtype)
+    folder = find_checkpoint(args.from_pretrained, args.download)
+    assistant = load_assistant(folder, **loading(args))
     output = args.output or folder / f"eval-{Path(args.data).stem}"
     predictions = output / "predictions.jsonl"
     try:

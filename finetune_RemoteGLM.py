@@ -54,7 +54,10 @@ class Options:
     english: bool = option(False, "frame questions with Q: / A: instead of 问： / 答：")
     num_workers: int = option(-1, "processes that read images; -1: 4 with a GPU, else 0")
     # What to train
-    from_pretrained: str = option("visualglm-6b", "folder of the base (or of a full checkpoint to go on from)")
+    from_pretrained: str = option("visualglm-6b", "base (or a full checkpoint to go on from): a folder, or a name to look up "
+                                                  "in SAT_HOME and the Hugging Face and ModelScope caches")
+    download: str = option("", "where to fetch a base from that is not found", choices=("huggingface", "modelscope"),
+                           nargs="?", const="huggingface")
     model_config: str = option("", "model_config.json of a network to make from nothing; with --mode pretrain")
     tokenizer: str = option("", "vocabulary file; empty: ice_text.model in the checkpoint folder")
     mode: str = option("finetune", "finetune trains an adapter, pretrain all parameters", choices=("finetune", "pretrain"))
@@ -195,7 +198,12 @@ def make_network(o, device, dtype):
     if o.model_config:
         network, words, config = checkpoint.build(o.model_config, tokenizer, device, dtype)
         return network, words, config, {"method": {"name": "full"}, "base": None}
-    network, words, config, mark = checkpoint.load_base(o.from_pretrained, tokenizer, device, dtype)
+    network, words, stored = checkpoint.load_base(o.from_pretrained, tokenizer, device, str(dtype).removeprefix("torch."),
+                                                  download=o.download or None)
+    config = stored.config
+    if stored.adapter or "quantization" in stored.card:
+        raise UserError(f"{stored.folder} is not a base to train on: it holds {stored.method['name'] if stored.method else 'quantized weights'}; "
+                        "merge it first (export_RemoteGLM.py --format sat), or name the base itself")
     if o.mode == "pretrain":
         method = {"name": "full"}
     else:
@@ -213,7 +221,7 @@ def make_network(o, device, dtype):
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in trained)
     return network, words, config, {"method": method, "base": {"path": checkpoint.portable(o.from_pretrained),
-                                                               "fingerprint": mark}}
+                                                               "fingerprint": stored.fingerprint()}}
 
 
 def make_engine(o, network, total, dtype):

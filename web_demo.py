@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cli_demo import add_loading_options, loading
+
 LOGO = Path(__file__).resolve().parent / "images" / "logo.svg"
 PREVIEW = 1024  # longest side of the preview, in pixels; the model reads the picture itself
 WORDS = {  # what a person sees, by --english
@@ -40,12 +42,7 @@ CSS = """
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--from_pretrained", default="checkpoints/RemoteGLM",
-        help="checkpoint folder: an adapter, a full checkpoint or a base (%(default)s)")
-    add("--base_path", help="folder of the adapter's base, if it is no longer where it was in training")
-    add("--tokenizer", help="vocabulary file; default: ice_text.model in the checkpoint folder")
-    add("--device", help="cuda, mps or cpu; default: the first that works")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, float32 on a CPU")
+    add_loading_options(parser, default="checkpoints/RemoteGLM")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine (%(default)s)")
     add("--port", type=int, default=7860, help="port to listen on, 1 to 65535 (%(default)s)")
     add("--english", action="store_true", help="page, questions and answers in English")
@@ -161,8 +158,7 @@ def main(argv=None):
     from model import UserError, load_assistant
 
     try:
-        assistant = load_assistant(args.from_pretrained, base=args.base_path, tokenizer=args.tokenizer,
-                                   device=args.device, dtype=args.dtype)
+        assistant = load_assistant(args.from_pretrained, **loading(args))
     except UserError as error:
         sys.exit(f"web_demo.py: error: {error}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

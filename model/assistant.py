@@ -97,10 +97,11 @@ class Assistant:
                       english=english, max_source=limit - 1)
 
 
-def load_assistant(folder, *, base=None, tokenizer=None, device=None, dtype=None):
-    """A checkpoint folder (base, full or adapter) -> Assistant. Raises UserError.
+def load_assistant(name, **options):
+    """A checkpoint (base, full or adapter; a folder or a name to look up) -> Assistant. Raises UserError.
 
-    base: where an adapter's base lies, if not where it was; tokenizer: a vocabulary file; device: "cuda", "mps", "cpu";
-    dtype: "float32", "float16", "bfloat16"; None chooses.
+    options, all of checkpoint.load: base, where an adapter's base lies, if not where it was; tokenizer, a vocabulary file;
+    device: "cuda", "mps", "cpu"; dtype: "float32", "float16", "bfloat16"; bits: 8 or 4; download: "huggingface" or
+    "modelscope". None chooses, or does without.
     """
-    return Assistant(*checkpoint.load(folder, base=base, tokenizer=tokenizer, device=device, dtype=dtype))
+    return Assistant(*checkpoint.load(name, **options))

@@ -1,14 +1,12 @@
-"""Checkpoints: find, read and write them. A folder explains itself.
+"""Checkpoints: load a network from any readable folder, add what fine-tuning trains, write folders that explain themselves.
 
-Readable: SAT folders (`latest`, `<step>/mp_rank_00_model_states.pt`, `model_config.json`), full checkpoints of this
-project (`model_config.json`, `model.safetensors`) and its adapters (`adapter.safetensors`). The last two hold
-`remoteglm.json`, which says what they are, and the vocabulary. Every missing, unexpected or wrongly shaped tensor is an
-error that lists it; files are read with `weights_only=True` and memory-mapped, straight into the target dtype.
+Readable: what `stored.py` lists (SAT, Hugging Face, this project's full checkpoints, quantized ones, the ancestor's full
+LoRA checkpoints) and this project's adapters over any of them. A written folder holds `remoteglm.json`, which says what
+it is, `model_config.json`, the vocabulary, and `adapter.safetensors` (trained tensors only) or `model.safetensors`.
 """
-import hashlib
 import json
+import math
 import os
-import pickle
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -19,37 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import UserError
-from .sat_import import LoraLinear, LoraMixin, PTuningV2Mixin
-from .tokenizer import FILE_NAME as VOCABULARY
+from .find import VOCABULARY, find_checkpoint, find_vocabulary
+from .quantization import BITS, QuantizedLinear, is_quantized, quantized_shells, quantized_tensors
+from .sat_import import LoraLinear, PTuningV2Mixin
+from .stored import CARD, CONFIG, FULL, Stored, read_config, read_json
 from .tokenizer import Tokenizer
-from .visualglm import IGNORED_BUFFERS, VisualGLM
+from .visualglm import VisualGLM
 
 PROJECT = Path(__file__).resolve().parent.parent
-CONFIG, CARD = "model_config.json", "remoteglm.json"
-FULL, ADAPTER = "model.safetensors", "adapter.safetensors"
-CONFIG_KEYS = ("num_layers", "hidden_size", "inner_hidden_size", "num_attention_heads", "vocab_size", "layernorm_order",
-               "max_sequence_length", "layernorm_epsilon", "image_length", "eva_args", "qformer_args", "bos_token_id",
-               "gmask_token_id", "pad_token_id")
+ADAPTER = "adapter.safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def read_json(path, what):
-    """The object in a JSON file. Raises UserError in one line."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{what} {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{what} {path}: not readable as JSON ({error})") from None
-
-
-def read_config(path):
-    """`model_config.json` of a network, checked for the keys that the network needs."""
-    config = read_json(path, "network configuration")
-    missing = [key for key in CONFIG_KEYS if key not in config]
-    if missing:
-        raise UserError(f"{path}: not the configuration of a VisualGLM network; it lacks {', '.join(missing)}")
-    return config
+LARGE = 1e9  # parameters from which a CPU takes bfloat16: VisualGLM-6B is 31 GB in float32
 
 
 def choose_device(name=None):
@@ -64,83 +42,50 @@ def choose_device(name=None):
     return device
 
 
-def choose_dtype(name, device):
-    """torch.dtype for a name; None takes float16 on a GPU (VisualGLM's own) and float32 on a CPU."""
+def choose_dtype(name, device, network=None, bits=None):
+    """torch.dtype for a name. None takes float16 on a GPU (VisualGLM's own); on a CPU float32, and bfloat16 for a large or
+    quantized network (what its fast kernels compute in)."""
     if name is None:
-        return torch.float32 if device.type == "cpu" else torch.float16
+        large = network is not None and sum(p.numel() for p in network.parameters()) >= LARGE
+        return torch.float16 if device.type != "cpu" else torch.bfloat16 if large or bits else torch.float32
     if name not in DTYPES:
         raise UserError(f"dtype {name!r}: expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def _sat_file(folder):
-    tag = (folder / "latest").read_text().strip()
-    return folder / (tag if tag == "release" or not tag.isdigit() else str(int(tag))) / "mp_rank_00_model_states.pt"
-
-
-def _read_tensors(folder):
-    """name -> tensor of a base folder, memory-mapped. Raises UserError."""
-    full = folder / FULL
-    try:
-        if full.is_file():
-            with safe_open(full, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
-        path = _sat_file(folder)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["module"]
-        return {name: tensor for name, tensor in state.items() if not name.endswith(IGNORED_BUFFERS)}
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint {folder}: no weights; expected {FULL}, or SAT's latest and "
-                        f"<step>/mp_rank_00_model_states.pt ({Path(error.filename).name} is missing)") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"checkpoint {folder}: the weights cannot be read ({str(error).splitlines()[0]}); "
-                        "fetch them again and compare the file size with the source's") from None
-
-
-def fingerprint(config, tensors):
-    """A short hash that tells one base from another: names, shapes and 64 sampled values of every tensor."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name in sorted(tensors):
-        flat = tensors[name].reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].float().numpy()
-        digest.update(f"{name}{tuple(tensors[name].shape)}".encode() + sample.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _fill(network, tensors, device, dtype, source, expected=None):
-    """Give the network the tensors; expected limits which of its names must come (default: all)."""
-    own = network.state_dict()
-    expected = set(own) if expected is None else set(expected)
-    wrong = [f"missing {name}" for name in sorted(expected - set(tensors))]
-    wrong += [f"unexpected {name}" for name in sorted(set(tensors) - expected)]
-    wrong += [f"{name} has shape {list(tensors[name].shape)}, expected {list(own[name].shape)}"
-              for name in sorted(expected & set(tensors)) if tensors[name].shape != own[name].shape]
+def _check_fit(shapes, expected, source):
+    """UserError that lists what is missing, unexpected or of another shape. Both: name -> shape."""
+    wrong = [f"missing {name}" for name in sorted(set(expected) - set(shapes))]
+    wrong += [f"unexpected {name}" for name in sorted(set(shapes) - set(expected))]
+    wrong += [f"{name} has shape {list(shapes[name])}, expected {list(expected[name])}"
+              for name in sorted(set(expected) & set(shapes)) if shapes[name] != expected[name]]
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise UserError(f"{source}: {len(wrong)} tensors do not fit the network: {shown}")
-    # A copy: what is memory-mapped from a file must not change when the file is written anew.
-    moved = {name: tensors[name].to(device=device, dtype=dtype, copy=True) for name in expected}
-    network.load_state_dict(moved, strict=False, assign=True)
 
 
-def resolve(folder):
-    """An experiment folder stands for the checkpoint that its `latest` names. Raises UserError for no folder."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"checkpoint {folder}: no such folder; expected one with {CONFIG} and weights")
-    if (folder / CONFIG).is_file() or not (folder / "latest").is_file():
-        return folder
-    return folder / (folder / "latest").read_text().strip()
+def _place(network, tensors, device, dtype):
+    """Give the network tensors (name, tensor), each moved alone to where and what it is to be."""
+    placed = {}
+    for name, tensor in tensors:
+        # A copy: what is memory-mapped from a file must not change when the file is written anew.
+        placed[name] = tensor.to(device="cpu" if name.startswith(network.on_cpu) else device,
+                                 dtype=tensor.dtype if is_quantized(name, tensor) else dtype, copy=True)
+    network.load_state_dict(placed, strict=False, assign=True)
 
 
-def find_vocabulary(folder, given=None):
-    """The vocabulary file: as given, else in the checkpoint folder. Raises UserError that names the places."""
-    places = [Path(given)] if given else [Path(folder) / VOCABULARY]
-    for place in places:
-        place = place / VOCABULARY if place.is_dir() else place
-        if place.is_file():
-            return place
-    raise UserError(f"vocabulary not found: looked at {', '.join(map(str, places))}; put {VOCABULARY} (2.7 MB, part of "
-                    "THUDM/chatglm-6b) into the checkpoint folder or name it with --tokenizer")
+def _fill(network, stored, device, dtype, bits):
+    plain = {name: parameter.shape for name, parameter in network.state_dict().items()}
+    if bits:
+        quantized_shells(network, bits)
+    own = {name: parameter.shape for name, parameter in network.state_dict().items()}
+    expected = own if "quantization" in stored.card else plain
+    _check_fit({name: stored.shape(name) for name in stored.names}, expected, f"checkpoint {stored.folder}")
+    tensors = ((name, stored.read(name)) for name in stored.names)
+    _place(network, quantized_tensors(tensors, bits) if bits else tensors, device, dtype)
+    for module in network.modules():
+        if isinstance(module, QuantizedLinear):
+            module.pack()
 
 
 def build(config_path, tokenizer_path, device, dtype):
@@ -150,24 +95,58 @@ def build(config_path, tokenizer_path, device, dtype):
     return VisualGLM(config).to(device=device, dtype=dtype), tokenizer, config
 
 
-def load_base(folder, tokenizer_path, device, dtype):
-    """A base network with its tokenizer. Returns (network, tokenizer, config, fingerprint)."""
-    folder = resolve(folder)
-    config = read_config(folder / CONFIG)
-    tokenizer = Tokenizer(find_vocabulary(folder, tokenizer_path), config)
-    tensors = _read_tensors(folder)
-    network = VisualGLM(config, device="meta", init=False)
-    _fill(network, tensors, device, dtype, f"checkpoint {folder}")
-    return network.eval(), tokenizer, config, fingerprint(config, tensors)
+def load_base(name, tokenizer_path=None, device=torch.device("cpu"), dtype=None, bits=None, download=None):
+    """A network in evaluation mode, filled tensor by tensor straight on its device in its dtype.
+
+    name: a folder, or a name to look up; dtype: a name of DTYPES, "stored", or None to choose; bits: 8 or 4 quantizes (a quantized
+    folder keeps its own); download: see find.py.
+    Returns (network, tokenizer, Stored); what a full LoRA checkpoint of the ancestor adds is not in yet. Raises UserError.
+    """
+    stored = Stored(find_checkpoint(name, download))
+    if "quantization" in stored.card:
+        own = stored.card["quantization"]["bits"]
+        if bits not in (None, own):
+            raise UserError(f"checkpoint {stored.folder} holds {own}-bit weights, --quant {bits} was asked for; leave it out")
+        bits = own
+    if bits not in (None, *BITS):
+        raise UserError(f"quantization to {bits} bits: expected 8 or 4")
+    tokenizer = Tokenizer(find_vocabulary(stored.folder, tokenizer_path), stored.config)
+    network = VisualGLM(stored.config, device="meta", init=False)
+    dtype = stored.dtype if dtype == "stored" else choose_dtype(dtype, device, network, bits)
+    if bits == 4 and device.type == "cuda":
+        network.keep_on_cpu()
+    _fill(network, stored, device, dtype, bits)
+    return network.eval(), tokenizer, stored
+
+
+class Lora(LoraLinear):
+    """SAT's LoRA around any linear layer, which stays the very same object: also one on a GPU, quantized or on meta."""
+
+    def __init__(self, linear, parts, rank, alpha, dropout, device, dtype):
+        """parts: how many projections the layer fuses (3 for q, k, v); each gets matrices of its own."""
+        inputs = getattr(linear, "in_features", None) or linear.input_size  # torch's name, SAT's name
+        outputs = getattr(linear, "out_features", None) or linear.output_size
+        with torch.device("meta"):
+            shape = torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+            super().__init__(torch.nn.Linear, parts, inputs, outputs, rank, alpha, dropout, original_obj=shape)
+        self.original = linear
+        for matrices in (self.matrix_A, self.matrix_B):
+            for index, matrix in enumerate(matrices):
+                matrices[index] = torch.nn.Parameter(torch.zeros_like(matrix, device=device))
+        for matrix in self.matrix_A:
+            torch.nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
 
 def add_lora(network, rank, alpha, layers, dropout=0.0):
-    """SAT's LoRA on q, k, v and the attention output of the given language-model layers."""
+    """LoRA on q, k, v and the attention output of the given language-model layers."""
     depth = network.config.num_layers
     outside = [layer for layer in layers if not 0 <= layer < depth]
     if outside:
         raise UserError(f"layer_range names layers {outside}; the network has layers 0-{depth - 1}")
-    network.add_mixin("lora", LoraMixin(depth, rank, alpha, dropout, layer_range=layers), reinit=True)
+    for index in layers:
+        attention = network.transformer.layers[index].attention
+        for name, parts in (("query_key_value", 3), ("dense", 1)):
+            setattr(attention, name, Lora(getattr(attention, name), parts, rank, alpha, dropout, network.device, network.dtype))
 
 
 def add_ptuning(network, length):
@@ -186,10 +165,14 @@ def add_method(network, method):
         add_ptuning(network, method["length"])
 
 
+def lora_layers(network):
+    """name -> LoRA layer"""
+    return {name: module for name, module in network.named_modules() if isinstance(module, LoraLinear)}
+
+
 def adapter_names(network):
     """Names of the tensors that LoRA or P-tuning added."""
-    lora = [f"{name}.{matrix}" for name, module in network.named_modules() if isinstance(module, LoraLinear)
-            for matrix in ("matrix_A", "matrix_B")]
+    lora = [f"{name}.{matrix}" for name in lora_layers(network) for matrix in ("matrix_A", "matrix_B")]
     return [name for name, _ in network.named_parameters()
             if name.startswith("mixins.ptuning.") or name.rpartition(".")[0] in lora]
 
@@ -197,7 +180,7 @@ def adapter_names(network):
 @contextmanager
 def without_adapter(network):
     """Inside, the network computes what its base computes."""
-    lora = [module for module in network.modules() if isinstance(module, LoraLinear)]
+    lora = lora_layers(network).values()
     scales = [module.scaling for module in lora]
     prefix = network.mixins["ptuning"] if "ptuning" in network.mixins else None
     try:
@@ -213,40 +196,80 @@ def without_adapter(network):
             network.add_mixin("ptuning", prefix)
 
 
-def load(folder, *, base=None, tokenizer=None, device=None, dtype=None):
-    """Any readable folder -> (network, tokenizer, card). The card of a plain base is {}.
+def _add_adapter(network, method, tensors, source, device, dtype):
+    add_method(network, method)
+    own = network.state_dict()
+    _check_fit({name: tensor.shape for name, tensor in tensors.items()},
+               {name: own[name].shape for name in adapter_names(network)}, source)
+    _place(network, tensors.items(), device, dtype)
 
-    base overrides where an adapter looks for its base. Raises UserError.
+
+def load(name, *, base=None, tokenizer=None, device=None, dtype=None, bits=None, download=None):
+    """Any readable folder, or a name to look up -> (network, tokenizer, card). The card of a plain base is {}.
+
+    base overrides where an adapter looks for its base; the others as for load_base. Raises UserError.
     """
-    folder, device = resolve(folder), choose_device(device)
-    dtype = choose_dtype(dtype, device)
-    card = read_json(folder / CARD, "checkpoint card") if (folder / CARD).is_file() else {}
+    folder, device = find_checkpoint(name, download), choose_device(device)
+    options = {"device": device, "dtype": dtype, "bits": bits, "download": download}
     if not (folder / ADAPTER).is_file():
-        network, words, _, _ = load_base(folder, tokenizer, device, dtype)
-        return network, words, card
-    place = Path(base or card["base"]["path"])
-    places = [place] if place.is_absolute() or base else [PROJECT / place, folder / place]
-    found = next((p for p in places if p.is_dir()), None)
-    if found is None:
-        raise UserError(f"adapter {folder}: its base is not at {' or '.join(map(str, places))}; name it with --base_path")
-    network, words, config, mark = load_base(found, tokenizer or folder / VOCABULARY, device, dtype)
+        network, words, stored = load_base(folder, tokenizer, **options)
+        card = stored.card
+        if stored.method:
+            card = card | {"method": stored.method, "base": {"path": str(folder), "fingerprint": stored.fingerprint()}}
+            _add_adapter(network, stored.method, {name: stored.read(name) for name in stored.adapter}, f"checkpoint {folder}",
+                         network.device, network.dtype)
+        return network.eval(), words, card
+    card = read_json(folder / CARD, "checkpoint card")
+    wanted = card["base"]["path"]
+    if base is None:
+        base = next((place for place in (PROJECT / wanted, folder / wanted) if place.is_dir()), wanted)
+    try:
+        base = find_checkpoint(base, download)
+    except UserError as error:
+        raise UserError(f"adapter {folder}: its base is not at {base}; name it with --base_path. {error}") from None
+    network, words, stored = load_base(base, tokenizer or folder / VOCABULARY, **options)
+    mark = stored.fingerprint()
     if mark != card["base"]["fingerprint"]:
-        raise UserError(f"adapter {folder}: {found} is not the base it was trained on (fingerprint {mark}, expected "
+        raise UserError(f"adapter {folder}: {base} is not the base it was trained on (fingerprint {mark}, expected "
                         f"{card['base']['fingerprint']}); name the right one with --base_path")
-    add_method(network, card["method"])
     try:
         with safe_open(folder / ADAPTER, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"adapter {folder}: {ADAPTER} cannot be read ({error}); copy it again") from None
-    _fill(network, tensors, device, dtype, f"adapter {folder}", adapter_names(network))
+    _add_adapter(network, card["method"], tensors, f"adapter {folder}", network.device, network.dtype)
     return network.eval(), words, card
 
 
-def portable(path):
-    """A path as a checkpoint stores it: relative to the project where it lies inside."""
-    path = Path(path).resolve()
+def portable(name):
+    """A base as a checkpoint names it: relative to the project where it lies inside; a looked-up name as it is."""
+    path = Path(name)
+    if not path.is_dir():
+        return str(name)
+    path = path.resolve()
     return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
+
+
+@contextmanager
+def new_folder(folder):
+    """A folder to write into; it appears under its name complete or not at all. Raises UserError when it cannot."""
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            yield new
+            for file in new.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o644)  # safetensors writes for the owner alone; a lab shares its checkpoints
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+            if folder.exists():
+                os.replace(folder, Path(scratch) / "old")
+            os.replace(new, folder)
+    except (OSError, SafetensorError) as error:  # the latter for a full disk
+        raise UserError(f"checkpoint {folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def write_folder(folder, *, card, config, tokenizer, tensors):
@@ -254,23 +277,9 @@ def write_folder(folder, *, card, config, tokenizer, tensors):
 
     tensors: name -> tensor, stored as they are. Raises UserError when the place cannot be written.
     """
-    folder = Path(folder)
-    name = FULL if card["method"]["name"] == "full" else ADAPTER
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, new / name)
-            (new / CONFIG).write_text(json.dumps(config, indent=2))
-            (new / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
-            shutil.copy(tokenizer.path, new / VOCABULARY)
-            for file in new.iterdir():
-                file.chmod(0o644)  # safetensors writes for the owner alone; a lab shares its checkpoints
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-            if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(new, folder)
-    except OSError as error:
-        raise UserError(f"checkpoint {folder} cannot be written: {error.strerror}") from None
+    with new_folder(folder) as new:
+        name = FULL if card["method"]["name"] == "full" else ADAPTER
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, new / name)
+        (new / CONFIG).write_text(json.dumps(config, indent=2))
+        (new / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
+        shutil.copy(tokenizer.path, new / VOCABULARY)

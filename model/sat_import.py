@@ -78,6 +78,14 @@ def ensure_model_parallel_group():
         mpu.initialize_model_parallel(1)
 
 
+def cpm_kernels():
+    """SAT's CUDA kernels that unpack quantized weights, and the rounding their launch needs. Raises ImportError."""
+    from sat.quantization import kernels
+    if kernels.kernels is None:
+        raise ImportError("cpm_kernels")
+    return kernels.kernels, kernels.round_up
+
+
 def leave_process_group():
     """End torch.distributed; without it some runs of several processes abort at exit."""
     mpu.destroy_model_parallel()

@@ -16,7 +16,6 @@ from .sat_import import (
     ARGS_DEFAULT, BaseMixin, BaseModel, BaseTransformer, ChatGLMFinalMixin, ChatGLMLayerMixin, ImagePatchEmbeddingMixin,
     InterpolatedPositionEmbeddingMixin, ViTProperty, ensure_model_parallel_group)
 
-IGNORED_BUFFERS = ("rotary_emb.inv_freq",)  # stored by the official code; computed here in float32
 IMAGE_NORM_EPS = 1e-5  # of the tower's last LayerNorm, whatever eps its layers have
 
 
@@ -113,7 +112,8 @@ class ImageMixin(BaseMixin):
         self.model = ImageEncoder(config, device, dtype, init)
 
     def word_embedding_forward(self, input_ids, image_embeds=None, image_rows=None, image_start=0, **kwargs):
-        embedded = F.embedding(input_ids, self.transformer.word_embeddings.weight)  # [B, T, D]
+        table = self.transformer.word_embeddings.weight  # may stay on the CPU while the layers are on a GPU
+        embedded = F.embedding(input_ids.to(table.device), table).to(input_ids.device)  # [B, T, D]
         if image_embeds is None:
             return embedded
         slots = torch.arange(image_start, image_start + image_embeds.size(1), device=input_ids.device)
@@ -183,6 +183,8 @@ class VisualGLM(BaseModel):
     `load_state_dict(..., assign=True)`.
     """
 
+    on_cpu = ()  # prefixes of parameters that do not move to the network's device
+
     def __init__(self, config, device="cpu", dtype=torch.float32, init=True):
         config = SimpleNamespace(**config)
         super().__init__(config, transformer=_transformer(config, _tanh_gelu, device, dtype, init))
@@ -190,20 +192,41 @@ class VisualGLM(BaseModel):
         self.config = config
         self.add_mixin("chatglm-final", Head(config.vocab_size, config.hidden_size))
         self.add_mixin("chatglm-attn", PrefixAttention())
-        self.add_mixin("chatglm-layer", Layer(config.num_layers))
+        # Hugging Face's code scales residuals as for 28 layers, whatever the depth: `residual_layers` says so.
+        self.add_mixin("chatglm-layer", Layer(getattr(config, "residual_layers", config.num_layers)))
         self.add_mixin("eva", ImageMixin(config, device, dtype, init))
         self.mixins.to(device=device, dtype=dtype)
 
     @property
     def device(self):
-        return self.transformer.word_embeddings.weight.device
+        return self.transformer.final_layernorm.weight.device
 
     @property
     def dtype(self):
-        return self.transformer.word_embeddings.weight.dtype
+        return self.transformer.final_layernorm.weight.dtype
 
     def position_embedding_forward(self, position_ids, **kwargs):
         return None
+
+    def keep_on_cpu(self):
+        """For a small GPU: image encoder and input embeddings stay in the CPU's memory, but for a layer at work.
+
+        Call it before the network is filled.
+        """
+        encoder = self.mixins["eva"].model
+        self.on_cpu = ("transformer.word_embeddings.", *(f"mixins.eva.model.{part}.transformer.layers." for part in ("vit", "qformer")))
+        for layer in (*encoder.vit.transformer.layers, *encoder.qformer.transformer.layers):
+            layer.register_forward_pre_hook(self._borrow)
+            layer.register_forward_hook(self._give_back)
+
+    def _borrow(self, layer, inputs):
+        layer.kept = [parameter.data for parameter in layer.parameters()]
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(self.device)
+
+    def _give_back(self, layer, inputs, output):
+        for parameter, data in zip(layer.parameters(), layer.__dict__.pop("kept")):
+            parameter.data = data
 
     def encode_images(self, pixels):
         """[B, 3, height, width] float32, normalised -> [B, Q, D] in the network's dtype"""

@@ -12,6 +12,7 @@ import pytest
 
 import cli_demo
 import evaluate_RemoteGLM as evaluation
+import export_RemoteGLM
 from model import Sampling, checkpoint, load_assistant, read_image
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -62,7 +63,7 @@ def test_dialogue(adapter, rows, monkeypatch, capsys):
     typed = iter(["nowhere.tif", red, "红色吗？", "clear", f"'{green}'", "clear", "", "你好", "stop"])
     monkeypatch.setattr("builtins.input", lambda prompt="": print(prompt, end="") or next(typed))
     cli_demo.main(["--from_pretrained", str(adapter), *GREEDY])
-    said = re.findall("RemoteGLM：(.*)", out := capsys.readouterr().out)
+    said = re.findall("RemoteGLM：(.*?)\n(?:用户：|请输入)", out := capsys.readouterr().out, re.S)
     image = read_image(red)
     first = answer(adapter, "有什么？", image)
     assert said == [first, answer(adapter, "红色吗？", image, [("有什么？", first)]), answer(adapter, "有什么？", read_image(green)),
@@ -83,7 +84,7 @@ def test_ctrl_d_leaves(adapter, monkeypatch, capsys):
     (["--image", "nowhere.tif"], "cli_demo.py: error: image nowhere.tif: no such file"),
     (["--image", __file__], "not a picture Pillow can read"),
     (["--prompt", "x", "--device", "tpu9", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "device 'tpu9' cannot be used"),
-    (["--prompt", "x", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "vocabulary not found"),
+    (["--prompt", "x", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "vocabulary ice_text.model not found"),
     (["--prompt", "x", "--tokenizer", "no.model", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "looked at no.model"),
 ])
 def test_user_errors(argv, words):
@@ -136,6 +137,41 @@ def test_installation_without_deepspeed(adapter, rows, tmp_path):
                              rows / "images/0.tif", *GREEDY], capture_output=True, text=True)
     assert result.stdout.startswith("RemoteGLM：") and result.stderr == ""
     assert not list((tmp_path / "venv").glob("lib/*/site-packages/deepspeed"))
+
+
+@pytest.mark.parametrize("form", ["sat", "hf", "int8"])
+def test_exported_checkpoint_answers(adapter, rows, tmp_path, form, capsys):
+    """What export_RemoteGLM.py writes is talked with under its own name; the question it was trained on goes along."""
+    export_RemoteGLM.main(["--from_pretrained", str(adapter), "--format", form, "--output", str(tmp_path / "out")])
+    assert re.search(r"out: [\d.]+ MB, ", capsys.readouterr().out)
+    cli_demo.main(["--from_pretrained", str(tmp_path / "out"), "--image", str(rows / "images/0.tif"), "--json", *GREEDY])
+    said = json.loads(capsys.readouterr().out)
+    assert said["prompt"] == "有什么？" and said["answer"] == answer(tmp_path / "out", "有什么？", read_image(rows / "images/0.tif"))
+    if form != "int8":
+        assert said["answer"] == answer(adapter, "有什么？", read_image(rows / "images/0.tif"))
+
+
+def test_quantized_while_loading(adapter, rows, capsys):
+    image = str(rows / "images/0.tif")
+    cli_demo.main(["--from_pretrained", str(adapter), "--quant", "8", "--image", image, "--json", *GREEDY])
+    assert json.loads(capsys.readouterr().out)["answer"] == "".join(
+        load_assistant(adapter, device="cpu", bits=8).stream("有什么？", read_image(image), (), Sampling(temperature=0, max_length=60)))
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--format", "peft", "--output", "EXISTS"], "exists: name a new folder"),
+    (["--format", "hf", "--output", "new", "--quant", "8"], "for 8 bits use --format int8"),
+    (["--format", "gguf", "--output", "new"], "invalid choice: 'gguf'"),
+    (["--format", "hf", "--output", "/proc/new"], "checkpoint /proc/new cannot be written"),
+    (["--format", "int4", "--output", "new"], "groups of 32: a layer of this network has 48 inputs"),
+], ids=["exists", "quant", "format", "unwritable", "width"])
+def test_export_errors(adapter, tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        export_RemoteGLM.main(["--from_pretrained", str(adapter), *(str(tmp_path) if o == "EXISTS" else o for o in options)])
+    said = capsys.readouterr().err + str(caught.value)
+    assert caught.value.code and re.search(words, said)
+    assert not (tmp_path / "new").exists()
 
 
 class TestEvaluation:

@@ -17,7 +17,8 @@ PROJECT = HERE.parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from model import checkpoint  # noqa: E402
-from model.tokenizer import FILE_NAME, train_vocabulary  # noqa: E402
+from model.find import VOCABULARY  # noqa: E402
+from model.tokenizer import train_vocabulary  # noqa: E402
 
 CONTROL_TOKENS = 8  # ids kept free above the pieces: [MASK], [gMASK], <sop>, <eop> and room
 KEYWORDS = "用关键词描述这张图片。"
@@ -55,7 +56,7 @@ def main(argv=None):
         write(work / f"all-{split}.json", rows + keywords)
     config = checkpoint.read_config(HERE / checkpoint.CONFIG)
     texts = (work / "vocabulary.txt").read_text(encoding="utf-8").splitlines() + [KEYWORDS] * 50
-    train_vocabulary(texts, work / FILE_NAME, config["vocab_size"] - CONTROL_TOKENS)
+    train_vocabulary(texts, work / VOCABULARY, config["vocab_size"] - CONTROL_TOKENS)
 
     def train(name, rows, iters, *more):
         subprocess.run([sys.executable, PROJECT / "finetune_RemoteGLM.py", "--mode", "pretrain", "--train-data",
@@ -64,7 +65,7 @@ def main(argv=None):
                         "--eval-iters", "4", "--eval-interval", str(max(1, iters // 8)), *more], check=True)
 
     train("keywords", "keywords", args.iters[0], "--lr-decay-style", "constant", "--model_config", HERE / checkpoint.CONFIG,
-          "--tokenizer", work / FILE_NAME)
+          "--tokenizer", work / VOCABULARY)
     train("all", "all", args.iters[1], "--from_pretrained", work / "keywords")
     train("again", "all", args.iters[2], "--from_pretrained", work / "all", "--seed", "4321")
 
