@@ -130,24 +130,78 @@ def test_transform_no_split_leaves_exactly_the_two_published_keys(tmp_path):
         [("imged_id", "1.tif"), ("caption", "A lake .  There is a lake .  ")]]
 
 
-def test_transform_counts_warn_and_with_strict_stop_before_writing(tmp_path, capsys):
+def run_transform(folder, capsys, images, *options):
+    """Exit status, records written or None, what was printed and what was complained of."""
+    output = folder / "out.json"
+    output.unlink(missing_ok=True)
+    status = transform.main(["--input", str(save(folder / "in.json", {"images": images})), "--output", str(output), *options])
+    printed = capsys.readouterr()
+    return status, load(output) if output.exists() else None, printed.out, printed.err
+
+
+def sydney():
     splits = ["train"] * 497 + ["val"] * 58 + ["test"] * 58
-    whole = [image(f"{i}.tif", split, ["A ."] * 5) for i, split in enumerate(splits)]
-    output = tmp_path / "out.json"
+    return [image(f"{i}.tif", split, ["A ."] * 5) for i, split in enumerate(splits, 1)]
 
-    def run(images, *options):
-        source = save(tmp_path / "in.json", {"images": images})
-        status = transform.main(["--dataset", "Sydney", "--input", str(source), "--output", str(output), *options])
-        return status, capsys.readouterr().err
 
-    assert run(whole, "--strict") == (0, "") and len(load(output)) == 613
-    output.unlink()
-    status, message = run(whole[:-2], "--strict")
-    assert status == 1 and not output.exists() and message.startswith("transform.py: error:")
+def test_transform_counts_and_names_warn_and_with_strict_stop_before_writing(tmp_path, capsys):
+    whole = sydney()
+    status, rows, _, message = run_transform(tmp_path, capsys, whole, "--dataset", "Sydney", "--strict")
+    assert (status, len(rows), message) == (0, 613, "")
+    status, rows, _, message = run_transform(tmp_path, capsys, whole[:-2], "--dataset", "Sydney", "--strict")
+    assert status == 1 and rows is None and message.startswith("transform.py: error:")
     assert all(text in message for text in ("images 611 (expected 613)", "test 56 (expected 58)", "RSICD_optimal"))
-    status, message = run(whole[:-1] + [image("x.tif", "test", ["A ."])])
-    assert status == 0 and len(load(output)) == 613 and message.startswith("transform.py: warning:")
-    assert "1 images without exactly 5 sentences" in message and message.count("\n") == 1
+    odd = whole[:-1] + [image("x.jpg", "test", ["A ."])]
+    status, rows, _, message = run_transform(tmp_path, capsys, odd, "--dataset", "Sydney")
+    assert status == 0 and len(rows) == 613 and message.startswith("transform.py: warning:")
+    assert "1 images without exactly 5 sentences; 1 file names unlike 1.tif: x.jpg" in message and message.count("\n") == 1
+    _, _, _, message = run_transform(tmp_path, capsys, whole, "--dataset", "UCM")
+    assert "this looks like Sydney: 613 images, split 497/58/58" in message and "images 613 (expected 2100)" in message
+
+
+def test_transform_dedupe_drops_repeated_sentences_and_fill_repeats_existing_ones(tmp_path, capsys):
+    images = [image("1.tif", None, ["A lake .", "a LAKE .", "Blue .", "A lake ."]), image("2.tif", None, ["Sea ."])]
+    _, rows, out, _ = run_transform(tmp_path, capsys, images, "--dedupe")
+    assert [row["caption"] for row in rows] == ["A lake .  Blue .  ", "Sea .  "] and "(2 of 5 repeated" in out
+    _, rows, out, _ = run_transform(tmp_path, capsys, images)
+    assert "2 images have fewer than 5: --fill" in out and rows[1]["caption"] == "Sea .  "
+    for seed in range(3):
+        _, rows, out, _ = run_transform(tmp_path, capsys, images, "--fill", "--seed", str(seed))
+        first, second = (row["caption"].split("  ")[:-1] for row in rows)
+        assert len(first) == 5 and second == ["Sea ."] * 5 and "10 sentences (5 of them repeated)" in out
+        # another order of the images draws the same
+        assert run_transform(tmp_path, capsys, images[::-1], "--fill", "--seed", str(seed))[1] == rows[::-1]
+    images = [image("1.tif", None, ["A .", "B .", "C ."])]
+    drawn = {run_transform(tmp_path, capsys, images, "--fill", "--seed", str(seed))[1][0]["caption"] for seed in range(8)}
+    assert len(drawn) > 1
+    for caption in drawn:
+        parts = caption.split("  ")[:-1]
+        assert parts[:3] == ["A .", "B .", "C ."] and len(parts) == 5 and parts[3] != parts[4]
+
+
+def test_transform_reads_nwpu_captions_as_distributed(tmp_path, capsys):
+    entry = {"split": "val", "raw": "A lake .", "raw_1": "Blue .", "imgid": 3, "sentid": 1}
+    source = save(tmp_path / "in.json", {"lake": [{"filename": "lake_001.jpg", **entry}], "sea": [{"filename": "sea_002.jpg", **entry}]})
+    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 0
+    assert load(tmp_path / "out.json") == [
+        {"imged_id": name, "caption": "A lake .  Blue .  ", "split": "val"} for name in ("lake/lake_001.jpg", "sea/sea_002.jpg")]
+    assert records.CAPTION_SETS["NWPU"].fits_name("lake/lake_001.jpg")
+
+
+@pytest.mark.parametrize("suffix", (".json", ".jsonl"))
+def test_all_problems_of_a_file_are_listed_at_once(tmp_path, capsys, suffix):
+    images = [image(f"{i}.tif", raws=() if i % 2 else ("A .",)) for i in range(40)]
+    source = save(tmp_path / f"in{suffix}", images)
+    expected = [f"'{i}.tif'" for i in range(1, 40, 2)]
+    if suffix == ".jsonl":
+        with open(source, "a") as file:
+            file.write("{broken\n[]\n")
+        expected += ["line 41: not JSON", "line 42: expected an object, got list"]
+    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{len(expected)} bad records" in lines[0]
+    assert len(lines) == 1 + len(expected) and all(text in line for text, line in zip(expected, lines[1:]))
+    assert f"{'line 2' if suffix == '.jsonl' else 'record 1'} ('1.tif')" in lines[1]
 
 
 def test_jsonl_is_streamed(tmp_path):
@@ -157,7 +211,7 @@ def test_jsonl_is_streamed(tmp_path):
         file.write("{broken\n")
     stream = records.checked_records(source, "filename", transform.image_problem)
     assert [next(stream)["filename"], next(stream)["filename"]] == ["1.tif", "2.tif"]
-    with pytest.raises(records.StageError, match="line 3 column 2"):
+    with pytest.raises(records.StageError, match="line 3: not JSON from column 2"):
         next(stream)
 
 
@@ -212,7 +266,7 @@ BAD = {
     "object without images": ("transform", {"annotations": []}, (), ('{"images": [...]}',)),
     "no records": ("transform", [], (), ("holds no records",)),
     "record is no object": ("transform", [image("1.tif"), "2.tif"], (), ("record 1", "expected an object, got str")),
-    "wrong keys": ("transform", english(7), (), ("7 bad records", "record 0", "'filename'", "imged_id", "record 4", "2 more")),
+    "wrong keys": ("transform", english(5), (), ("5 bad records", "record 0", "'filename'", "imged_id", "record 4")),
     "no sentences": ("transform", [image("7.tif", raws=())], (), ("record 0 ('7.tif')", "'sentences'")),
     "sentence is text": ("transform", [{**image("7.tif"), "sentences": ["A ."]}], (), ("'7.tif'", '{"raw": text}', "got str")),
     "raw is no text": ("transform", [{**image("7.tif"), "sentences": [{"raw": 5}]}], (), ("'7.tif'", "'raw'", "got 5")),
@@ -301,16 +355,17 @@ def test_an_interrupted_writer_leaves_the_old_file_and_no_other(tmp_path):
 def test_known_sets_add_up_and_stand_in_the_readme():
     table = (DATA / "README.md").read_text(encoding="utf-8")
     for name, known in records.CAPTION_SETS.items():
-        if known:
-            assert known["train"] + known["val"] + known["test"] == known["images"]
-            cells = [name, *(f"{known[key]:,}" for key in ("images", *records.SPLITS, "sentences"))]
-            assert f"| {' | '.join(cells)} |" in table
+        if known.splits:
+            assert sum(known.splits) == known.images
+        counts = [f"{count:,}" if count else "" for count in (known.images, *(known.splits or ("", "", "")))]
+        size = f"{known.size[0]}×{known.size[1]}"
+        assert f"| {' | '.join([name, *counts, str(known.sentences), size])} |".replace("  ", " ") in table.replace("由参数定", "").replace("  ", " ")
+        assert not known.example or known.fits_name(known.example)
     for script in ("transform", "translation_en2zh", "generate_prompt"):
         assert f"python data/{script}.py" in table
 
 
 def test_the_stages_import_nothing_beyond_the_standard_library_pillow_openai_tqdm():
-    modules = sorted(DATA.glob("*.py"))
-    for module in modules:
-        names = {name.split(".")[0] for name in re.findall(r"^\s*(?:import|from) (\S+)", module.read_text("utf-8"), re.MULTILINE)}
-        assert names <= set(sys.stdlib_module_names) | {"PIL", "openai", "tqdm"} | {path.stem for path in modules}
+    for file in DATA.glob("*.py"):
+        names = {name.split(".")[0] for name in re.findall(r"^\s*(?:import|from) (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)}
+        assert names <= set(sys.stdlib_module_names) | {"PIL", "openai", "tqdm"} | {path.stem for path in DATA.glob("*.py")}
