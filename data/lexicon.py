@@ -16,7 +16,7 @@ SOME = "some"  # a count that is no number: 一些, 几架, several
 
 CLAUSE = {"zh": r"[，。；！？：,;!?\n]", "en": r"[.,;:!?\n]"}
 # 无 and 没 are negators except in words like 无数 (countless); 有没有 asks
-NEGATOR = {"zh": r"(?<!有)没有|(?<![有淹沉])没(?=[见看发])|无(?![数人法论垠边际疑遗尽穷])|未见|未发现|看不[到见]|不见|不存在|不含|不包含|"
+NEGATOR = {"zh": r"(?<!有)没有|(?<![有淹沉])没(?=[见看发])|无(?!人机|[数法论垠边际疑遗尽穷])|未见|未发现|看不[到见]|不见|不存在|不含|不包含|"
                  r"缺乏|缺少|不是|并非",
            "en": r"\b(?:no|without|nor|neither|nothing|not (?:a|an|any)|(?:isn't|aren't) (?:a|an|any))\b"}
 # words after which a negation no longer holds: "no trees on the ground" denies no ground
@@ -154,9 +154,8 @@ def in_clause(text, begin, end, clause, language):
     mentions, colours, last = [], [], begin  # colours: [(start, end, names)] since the noun before, `last` its end
     negators = [begin + match.end() for match in re.finditer(NEGATOR[language], text[begin:end])]
     for position, stop, meanings in clause:
-        kind = meanings[0][0]
-        if kind == "colour":
-            names = [name for kind, name in meanings if kind == "colour"]
+        names = [name for kind, name in meanings if kind == "colour"]
+        if len(names) == len(meanings):
             if mentions and not colours and re.fullmatch(COPULA[language], text[last:position]):
                 mentions = [replace(m, colours=m.colours | set(names)) if m.end == last else m for m in mentions]
             colours.append((position, stop, names))
@@ -164,9 +163,8 @@ def in_clause(text, begin, end, clause, language):
         negated = any(negation_holds(text, after, position, clause, language) for after in negators if after <= position)
         lead = text[last:position]
         shared = dict(start=position, end=stop, negated=negated, count=count_before(lead, language),
-                      colours=colours_before(text, colours, position, language))
-        if kind != "mask":
-            mentions += [Mention(kind, name, **shared) for kind, name in meanings if kind != "colour"]
+                      colours=colours_before(text, colours, position, language) | set(names))
+        mentions += [Mention(kind, name, **shared) for kind, name in meanings if kind in ("object", "scene")]
         colours, last = [], stop
     return mentions
 
@@ -218,13 +216,26 @@ def named(mentions, kind="object"):
 
 
 def closure(mentions):
-    """Names of the objects that the mentions grant: those named, and one way what they imply (a house is a building, a forest
-    has trees), of scenes as well."""
+    """Names of the objects and scenes that the mentions grant: those named, and one way what they imply (a house is a building,
+    a forest has trees, a mobile home park is a park)."""
     lexicon, granted = load(), set()
-    left = [(mention.kind, mention.name) for mention in mentions if not mention.negated]
+    left = [mention.name for mention in mentions if not mention.negated]
     while left:
-        kind, name = left.pop()
-        if (kind, name) not in granted:
-            granted.add((kind, name))
-            left += [("object", implied) for implied in lexicon["objects" if kind == "object" else "scenes"][name].get("implies", [])]
-    return {name for kind, name in granted if kind == "object"}
+        name = left.pop()
+        if name not in granted:
+            granted.add(name)
+            left += [implied for key in ("objects", "scenes") for implied in lexicon[key].get(name, {}).get("implies", [])]
+    return granted
+
+
+def unsupported(claims, granted):
+    """Names of the claimed objects and scenes that `granted`, a closure, does not cover: [(kind, name), ...], each once.
+
+    A word of several meanings (码头: pier or harbour) is covered by any of them.
+    """
+    words = defaultdict(list)
+    for claim in claims:
+        if not claim.negated:
+            words[claim.start].append(claim)
+    bare = [(claim.kind, claim.name) for word in words.values() if not any(c.name in granted for c in word) for claim in word]
+    return list(dict.fromkeys(bare))

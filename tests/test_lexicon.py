@@ -70,7 +70,7 @@ def test_numbers_of_a_whole_text(text, expected):
     ("黄土上的绿化带和红绿灯", {"bare ground": set(), "plant": set()}, set()),
     ("white and grey roofs", {"roof": {"white", "grey"}}, {"white", "grey"}), ("The roofs are grey .", {"roof": {"grey"}}, {"grey"}),
     ("a red truck with cars", {"truck": {"red"}, "car": set()}, {"red"}), ("sky blue pools", {"pool": {"blue"}}, {"blue"}),
-    ("a greenhouse", {"greenhouse": set()}, set())))
+    ("a greenhouse", {"greenhouse": set()}, set()), ("white lines on a court", {"marking": {"white"}}, {"white"})))
 def test_colours(text, attached, whole):
     assert {m.name: set(m.colours) for m in find(text, language(text)) if m.kind == "object"} == attached
     assert colours(text, language(text)) == whole
@@ -79,10 +79,16 @@ def test_colours(text, attached, whole):
 @pytest.mark.parametrize("reference, granted, withheld", (
     ("some houses", {"house", "building"}, {"mobile home"}), ("buildings", {"building"}, {"house"}),
     ("a forest", {"forest", "tree", "plant"}, {"bush"}), ("an overpass", {"bridge", "road"}, {"river"}),
-    ("a mobile home park", {"mobile home", "house", "building"}, {"park"}), ("no trucks", set(), {"truck", "car"})))
+    ("a mobile home park", {"mobile home", "house", "building", "park"}, {"parking lot"}), ("no trucks", set(), {"truck", "car"})))
 def test_what_is_implied_is_granted_one_way(reference, granted, withheld):
     found = closure(find(reference, "en"))
     assert granted <= found and not withheld & found
+
+
+def test_a_word_of_several_meanings_is_supported_by_any_of_them():
+    claims = find("码头没有集装箱，只有吊车", "zh")
+    assert lexicon.unsupported(claims, {"pier"}) == lexicon.unsupported(claims, {"harbour"}) == [("object", "crane")]
+    assert lexicon.unsupported(claims, set()) == [("object", "pier"), ("scene", "harbour"), ("object", "crane")]
 
 
 def test_the_data_hold_together():
@@ -90,7 +96,7 @@ def test_the_data_hold_together():
     assert len(data["objects"]) >= 30
     for name, entry in {**data["scenes"], **data["objects"]}.items():
         assert entry["zh"] and entry["en"], name
-        assert set(entry.get("implies", [])) <= set(data["objects"]), name
+        assert set(entry.get("implies", [])) <= set(data["objects"]) | set(data["scenes"]), name
         assert len(set(entry["zh"])) == len(entry["zh"]) and len(set(entry["en"])) == len(entry["en"]), name
     for name, entry in data["objects"].items():
         assert len(entry["counter"]) == 1, name
