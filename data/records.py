@@ -162,9 +162,9 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
         raise StageError(f"{path}: {count} bad records: {'; '.join(bad)}" if bad else f"{path} holds no records")
 
 
-def caption_records(path, limit=None):
+def caption_records(path, limit=None, unique=True):
     """What transform and translation write: {"imged_id": file name, "caption": text, "split": optional}."""
-    return checked_records(path, "imged_id", lambda record: text_problem(record, "caption") or split_problem(record), limit)
+    return checked_records(path, "imged_id", lambda record: text_problem(record, "caption") or split_problem(record), limit, unique)
 
 
 def temporary_beside(path):

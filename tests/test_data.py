@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from PIL import Image
 DATA = Path(__file__).resolve().parents[1] / "data"
 sys.path.insert(0, str(DATA))
 
+import exports  # noqa: E402
 import generate_prompt  # noqa: E402
+import image_check  # noqa: E402
+import instructions  # noqa: E402
 import records  # noqa: E402
 import transform  # noqa: E402
 import translation_en2zh  # noqa: E402
+from image_check import CACHE  # noqa: E402
 
 QUESTION = "这张遥感图像展现了什么场景？"
 
@@ -43,10 +48,10 @@ def load(path):
     return [json.loads(line) for line in text.splitlines()] if Path(path).suffix == ".jsonl" else json.loads(text)
 
 
-def pictures(folder, *names):
+def pictures(folder, *names, size=(16, 16)):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        Image.new("RGB", (8, 8), (10, 120, 40)).save(folder / name)
+        Image.new("RGB", size, tuple(zlib.crc32(name.encode()).to_bytes(4, "big")[:3])).save(folder / name)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +72,7 @@ def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
     names = {"1.tif": "train", "2.tif": "train", "3.tif": "val", "4.tif": "test"}
     save(folder / "dataset_sydney.json", {"images": [image(n, s, (f"Lake {n[0]} .", "Blue .")) for n, s in names.items()]})
     save(folder / "memory.jsonl", [{"source": f"Lake {n[0]} .  Blue .", "target": f"蓝色的湖{n[0]}。"} for n in names])
-    pictures(folder / "images", *names)
+    pictures(folder / "images", *names, size=(500, 500))
 
     def run_all():
         for script, *options in (("transform",), ("translation_en2zh", "--memory", folder / "memory.jsonl"), ("generate_prompt",)):
@@ -102,7 +107,7 @@ def test_default_dataset_is_ucm_and_own_corpora_chain_beside_their_input(tmp_pat
     expected = [{"img": f"images/{n}.png", "prompt": QUESTION, "label": "湖。"} for n in (1, 2)]
     assert load(mine.with_name("port-prompt.jsonl")) == expected
     assert {path.name for path in mine.parent.iterdir()} == {
-        "port.jsonl", "port-en.jsonl", "port-zh.jsonl", "port-prompt.jsonl", "images"}
+        "port.jsonl", "port-en.jsonl", "port-zh.jsonl", "port-prompt.jsonl", "images", CACHE}
 
 
 # ---- transform
@@ -286,8 +291,8 @@ BAD = {
     "empty label": ("generate_prompt", [{"imged_id": "1.tif", "caption": ""}], (), ("'1.tif'", "expected text in 'caption'")),
     "images missing": ("generate_prompt", english(2), ("--image-root", "pics"),
                        ("2 of 2 images missing: pics/0.png; pics/1.png", "looked in @.", "then in @project")),
-    "image damaged, image missing": ("generate_prompt", english(3), (),
-                                     ("1 of 3 images missing: images/2.png", "1 of 3 images unreadable", "@images/1.png (Unid")),
+    "image damaged, image missing": ("generate_prompt", english(3), ("--strict",),
+                                     ("1 of 3 images missing: images/2.png", "1 of 3 images unreadable", "@images/1.png (22 bytes, not a picture")),
     "absolute image root": ("generate_prompt", english(1), ("--image-root", "@elsewhere"),
                             ("missing: @elsewhere/0.png", "looked in @elsewhere;")),
     "some without split": ("generate_prompt", [*english(2), {"imged_id": "x", "caption": "湖", "split": "val"}], (),
@@ -321,7 +326,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, tmp_path, monkeypatc
     assert "Traceback" not in message
     for word in words:
         assert word.replace("@.", str(tmp_path)).replace("@", f"{tmp_path}/") in message
-    assert sorted(tmp_path.rglob("*")) == before
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != CACHE] == before
 
 
 @pytest.mark.parametrize("script, options, word", (
