@@ -100,8 +100,8 @@ def survey(sources, args):
 
 def check(sources, folders, args):
     """The imgs whose rows are dropped because of their picture; StageError with --strict, or where a whole input has none."""
-    uses = [Use(img, source.dataset, split) for source in sources for img, split, _ in source.records()]
-    cache = args.output.with_name(CACHE)
+    parts_of = [[Use(img, source.dataset, split) for img, split, _ in source.records()] for source in sources]
+    uses, cache = sum(parts_of, []), args.output.with_name(CACHE)
     problems, leaks = check_images(uses, folders, cache, args.keep_duplicates)
     for split, other, names in leaks:
         print(f"leakage: {len(names)} {split} images have the bytes of {other} images: {listed(names)}")
@@ -113,7 +113,9 @@ def check(sources, folders, args):
              for kind, bad in problems.items() if bad]
     if problems["missing"]:
         parts.append(f"looked {', then '.join(f'in {folder}' for folder in folders)}")
-    gone = [source.root for source in sources if all(img in problems["missing"] for img, _, _ in source.records())]
+    gone = [source.root for source, part in zip(sources, parts_of) if all(use.img in problems["missing"] for use in part)]
+    if gone and len(sources) > 1:
+        parts.append(f"not one image of {' and '.join(gone)} was found")
     if args.strict or gone or dropped == imgs:
         raise StageError("; ".join([*parts, "check --image-root, or replace the files"]))
     rows = sum(use.img in dropped for use in uses)
