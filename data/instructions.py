@@ -13,6 +13,7 @@ from lexicon import SOME, Mention, closure, find, load, named
 
 NEGATIVES = ("balanced", "random", "popular", "adversarial")
 COUNTED = "架个艘座辆台列把栋棵条"  # counters of what can be counted; 片 and 丛 are areas
+GENERAL = ("building", "plant", "water")  # need not be listed beside what is one or has one: 房屋, not 房屋和建筑物
 MOST = 20                           # greater numbers are estimates
 
 QUESTIONS = {
@@ -172,9 +173,9 @@ def ask(task, facts, statistics, rng, number, negatives):
     answer = facts.caption
     if task == "scene":
         answer = facts.scene and word(facts.scene, "scenes") + "。"
-    if task == "objects":  # what another one is need not be said, nor parts: 房屋, not 房屋、屋顶和建筑物
-        whole = [name for name in facts.present if name != "roof"] or facts.present
-        told = [name for name in whole if not any(name in kin("object", other) for other in whole if other != name)]
+    if task == "objects":
+        told = [name for name in facts.present if name not in GENERAL
+                or not any(name in kin("object", other) for other in facts.present if other != name)]
         answer = told and f"图中有{joined(list(map(word, told)))}。"
     return [(question, answer) for question in rng.sample(QUESTIONS[task], min(number, len(QUESTIONS[task])))] if answer else []
 
