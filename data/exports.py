@@ -11,6 +11,7 @@ by ms-swift, under --image_folder by LLaVA.
 import json
 import math
 import os
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageOps
@@ -69,7 +70,7 @@ def to_rgb(image):
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         band = image.convert("F")
-        values = sorted(value for value in band.getdata() if math.isfinite(value)) or [0]
+        values = sorted(filter(math.isfinite, array("f", band.tobytes()))) or [0]
         low, high = (values[round(share * (len(values) - 1))] for share in (0.02, 0.98))
         scale = 255 / max(high - low, 1e-6)
         image = band.point(lambda value: value * scale - low * scale).convert("L")

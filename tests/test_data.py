@@ -1,10 +1,12 @@
 """The data stages, against expectations written out here; translation itself is in test_translation.py."""
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -254,6 +256,298 @@ def test_no_image_check_opens_nothing(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"zh.json", "out.json"}
 
 
+def prompt(folder, *options, records_=None, output="rows.json"):
+    """Run generate_prompt on `records_` ({file name: split or None}) in `folder`: (status, rows by file name, out)."""
+    source = folder / "zh.json"
+    if records_ is not None:
+        save(source, [{"imged_id": name, "caption": f"湖{name}。", **({"split": split} if split else {})} for name, split in records_.items()])
+    status = generate_prompt.main(["--input", str(source), "--output", str(folder / output), *options])
+    rows = load(folder / output) if (folder / output).exists() else []
+    return status, {row["img"].split("/", 1)[1]: row for row in rows if "img" in row}
+
+
+def damaged(folder):
+    """One picture of each kind: {file name: kind, None for sound ones}."""
+    rng = random.Random(0)
+    noise = Image.frombytes("RGB", (64, 64), rng.randbytes(64 * 64 * 3))
+    folder.mkdir(parents=True)
+    kinds = {"good.png": None, "good.jpg": None, "lzw.tif": None, "empty.png": "unreadable", "page.tif": "unreadable"}
+    for name in ("good.png", "good.jpg"):
+        noise.save(folder / name)
+    noise.rotate(90).save(folder / "lzw.tif", compression="tiff_lzw")
+    (folder / "empty.png").touch()
+    (folder / "page.tif").write_bytes(b"<html>not found</html>")
+    for name, options in {"cut.png": {}, "cut.jpg": {}, "raw.tif": {}, "jpeg.tif": {"compression": "jpeg"},
+                          "deflate.tif": {"compression": "tiff_adobe_deflate"}}.items():
+        noise.save(folder / "whole", format={"png": "PNG", "jpg": "JPEG", "tif": "TIFF"}[name.split(".")[1]], **options)
+        data = (folder / "whole").read_bytes()
+        # a TIFF of libtiff has its directory at the end: keep it, and blank the pixels after the first half
+        (folder / name).write_bytes(data[:len(data) // 2] if not name.endswith("tif") or name == "raw.tif" else
+                                    data[:8] + bytes(len(data) // 2) + data[8 + len(data) // 2:])
+        kinds[name] = "truncated"
+    (folder / "whole").unlink()
+    Image.new("RGB", (7, 90)).save(folder / "small.png")
+    Image.new("RGB", (90, 8)).save(folder / "stripe.png")
+    shutil.copy(folder / "good.png", folder / "twin.png")
+    return kinds | {"small.png": "wrong size", "stripe.png": "wrong size", "twin.png": "duplicate", "gone.png": "missing"}
+
+
+def test_each_kind_of_bad_picture_drops_its_row_and_strict_stops(tmp_path, capsys):
+    kinds = damaged(tmp_path / "images")
+    status, rows = prompt(tmp_path, records_=dict.fromkeys(kinds))
+    message = capsys.readouterr().err
+    assert status == 0 and set(rows) == {name for name, kind in kinds.items() if kind is None}
+    assert message.count("\n") == 1 and f"warning: {len(kinds) - 3} rows dropped; " in message
+    for kind in set(kinds.values()) - {None}:
+        named = [name for name, found in kinds.items() if found == kind]
+        part = next(text for text in message.split("; ") if f"images {kind}:" in text)
+        assert f"{len(named)} of {len(kinds)} images {kind}: " in part
+        assert all(name in message for name in named)
+    (tmp_path / "rows.json").unlink()
+    status, rows = prompt(tmp_path, "--strict")
+    assert status == 1 and not rows and "generate_prompt.py: error: 1 of" in capsys.readouterr().err
+    status, rows = prompt(tmp_path, "--keep-duplicates")
+    assert status == 0 and "twin.png" in rows and "cut.jpg" not in rows
+
+
+def test_a_huge_picture_is_dropped_without_a_traceback(tmp_path, capsys, monkeypatch):
+    pictures(tmp_path / "images", "1.png")
+    pictures(tmp_path / "images", "2.png", size=(40, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    status, rows = prompt(tmp_path, records_={"1.png": None, "2.png": None})
+    message = capsys.readouterr().err
+    assert status == 0 and set(rows) == {"1.png"} and "1 of 2 images wrong size" in message and message.count("\n") == 1
+
+
+def test_pictures_of_another_set_are_named_as_such(tmp_path, capsys):
+    """The known mishap: a folder named UCM with Sydney's pictures. UCM's own sizes vary by some pixels."""
+    pictures(tmp_path / "images", "1.tif", size=(500, 500))
+    pictures(tmp_path / "images", "2.tif", size=(247, 257))
+    save(tmp_path / "UCM-zh.json", [{"imged_id": f"{i}.tif", "caption": "湖。"} for i in (1, 2)])
+    assert generate_prompt.main(["--input", str(tmp_path / "UCM-zh.json")]) == 0
+    assert "1.tif (500x500 pixels, as Sydney has; UCM has 256x256)" in capsys.readouterr().err
+    assert [row["img"] for row in load(tmp_path / "UCM-prompt.json")] == ["images/2.tif"]
+
+
+def test_all_missing_stops_even_where_rows_may_be_dropped(tmp_path, capsys):
+    pictures(tmp_path / "images", "1.png")
+    for name in ("UCM-zh", "Sydney-zh"):
+        save(tmp_path / f"{name}.json", [{"imged_id": "1.png", "caption": "湖。"}])
+    inputs = ["--input", str(tmp_path / "UCM-zh.json"), str(tmp_path / "Sydney-zh.json"), "--output", str(tmp_path / "rows.json")]
+    assert generate_prompt.main([*inputs, "--image-root", "images", "elsewhere"]) == 1
+    assert "not one image of elsewhere was found" in capsys.readouterr().err and not (tmp_path / "rows.json").exists()
+
+
+def test_checks_are_kept_and_only_what_changed_is_opened_again(tmp_path, capsys, monkeypatch):
+    names = [f"{i}.png" for i in range(6)]
+    pictures(tmp_path / "images", *names)
+    opened, examine = [], image_check.examine
+    monkeypatch.setattr(image_check, "examine", lambda path: opened.append(path.name) or examine(path))
+
+    def run():
+        opened.clear()
+        status, rows = prompt(tmp_path, records_=dict.fromkeys(names))
+        return sorted(opened), sorted(rows)
+
+    assert run() == (names, names) and f"(kept for the next run in {tmp_path / CACHE})" in capsys.readouterr().out
+    assert run() == ([], names)
+    (tmp_path / "images" / "3.png").write_bytes(b"broken")
+    assert run() == (["3.png"], [name for name in names if name != "3.png"])
+    assert run() == ([], [name for name in names if name != "3.png"])
+    os.utime(tmp_path / "images" / "4.png", ns=(1, 1))
+    assert run()[0] == ["4.png"]
+    kept = (tmp_path / CACHE).read_text().splitlines()
+    assert len(kept) == 6
+    (tmp_path / CACHE).write_text("\n".join(["{torn", "[]", '{"path": 1}', *kept[1:]]) + "\x00\n" + kept[0][:20])
+    assert run()[0] == ["0.png", "5.png"]  # the lines that are torn
+    (tmp_path / CACHE).unlink()
+    assert run()[0] == names
+
+
+def test_an_interrupted_check_keeps_what_it_has_seen(tmp_path, monkeypatch):
+    names = [f"{i}.png" for i in range(9)]
+    pictures(tmp_path / "images", *names)
+    examine = image_check.examine
+
+    def interrupted(path):
+        if path.name == "5.png":
+            raise KeyboardInterrupt
+        return examine(path)
+
+    monkeypatch.setattr(image_check, "examine", interrupted)
+    status, _ = prompt(tmp_path, records_=dict.fromkeys(names))
+    assert status == 130 and 1 <= len(load(tmp_path / CACHE)) < 9
+
+
+# ---- merging, leaks
+
+
+def merged(folder):
+    """Two sets with the same file names; the bytes of UCM/1.png (train) are those of Sydney/2.png (test)."""
+    for number, name in enumerate(("UCM", "Sydney")):
+        for size, file in zip((20, 30, 40), ("1.png", "2.png", "3.png")):
+            pictures(folder / name, file, size=(size + number, size))
+    shutil.copy(folder / "UCM" / "1.png", folder / "Sydney" / "2.png")
+    for name, captions in {"mine": ("湖。", "海。", "河。"), "other": ("山。", "路。", "湖。")}.items():
+        save(folder / f"{name}-zh.json", [{"imged_id": f"{i}.png", "caption": caption, "split": split}
+                                          for i, caption, split in zip((1, 2, 3), captions, ("train", "test", "val"))])
+    return ["--input", str(folder / "mine-zh.json"), str(folder / "other-zh.json"), "--image-root", "./UCM", "./Sydney",
+            "--output", str(folder / "both.json")]
+
+
+def test_sets_are_merged_in_the_order_given_and_leaks_are_told(tmp_path, capsys):
+    command = merged(tmp_path)
+    assert generate_prompt.main([*command, "--keep-duplicates"]) == 0
+    rows = [("./UCM/1.png", "湖。"), ("./UCM/2.png", "海。"), ("./UCM/3.png", "河。"), ("./Sydney/1.png", "山。"),
+            ("./Sydney/2.png", "路。"), ("./Sydney/3.png", "湖。")]
+    assert [(row["img"], row["label"]) for row in load(tmp_path / "both.json")] == rows
+    for split, numbers in {"train": (0, 3), "test": (1, 4), "val": (2, 5)}.items():
+        assert [row["img"] for row in load(tmp_path / f"both-{split}.json")] == [rows[i][0] for i in numbers]
+    out = capsys.readouterr().out
+    assert "leakage: 1 train images have the bytes of test images: ./UCM/1.png" in out
+    assert "leakage: 1 of 2 val descriptions also stand in an earlier split, e.g. 1.png: 湖。" in out and "test descriptions" not in out
+    # without --keep-duplicates the copy that is held out stays
+    assert generate_prompt.main(command) == 0
+    assert [row["img"] for row in load(tmp_path / "both-train.json")] == ["./Sydney/1.png"]
+    assert [row["img"] for row in load(tmp_path / "both-test.json")] == ["./UCM/2.png", "./Sydney/2.png"]
+    assert "1 of 6 images duplicate" in capsys.readouterr().err
+
+
+def test_two_descriptions_of_one_picture_are_no_duplicate(tmp_path, capsys):
+    pictures(tmp_path / "images", "1.png")
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}-zh.json", [{"imged_id": "1.png", "caption": f"湖{name}。"}])
+    assert generate_prompt.main(["--input", str(tmp_path / "a-zh.json"), str(tmp_path / "b-zh.json"), "--image-root", "images", "images",
+                                 "--output", str(tmp_path / "rows.json")]) == 0
+    assert [row["label"] for row in load(tmp_path / "rows.json")] == ["湖a。", "湖b。"] and not capsys.readouterr().err
+
+
+def test_split_files_of_an_earlier_run_are_removed_and_named(tmp_path, capsys):
+    assert prompt(tmp_path, "--no-image-check", records_={"1.png": "train", "2.png": "val"})[0] == 0
+    capsys.readouterr()
+    assert prompt(tmp_path, "--no-image-check", records_={"1.png": "train", "2.png": "test"})[0] == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'rows-val.json'}: removed; it was of an earlier run" in out and not (tmp_path / "rows-val.json").exists()
+    assert out.count("removed") == 1
+
+
+# ---- exports
+
+
+def test_rows_in_the_forms_of_other_trainers(tmp_path):
+    """Column names and roles as LLaMA-Factory, ms-swift and LLaVA expect them."""
+    records_ = {"1.tif": "train", "2.tif": "val"}
+    question, answer = QUESTION, "湖1.tif。"
+    for form, output in (("llamafactory", "UCM.json"), ("ms-swift", "UCM.jsonl"), ("llava", "llava.json")):
+        save(tmp_path / "zh.json", [{"imged_id": name, "caption": f"湖{name}。", "split": split} for name, split in records_.items()])
+        assert generate_prompt.main(["--input", str(tmp_path / "zh.json"), "--image-root", "UCM", "--no-image-check", "--format", form,
+                                     "--output", str(tmp_path / output)]) == 0
+        rows = load(tmp_path / output)
+        assert len(rows) == 2 and load(tmp_path / output.replace(".", "-train.")) == rows[:1]
+        assert rows[0] == ({"image": "UCM/1.tif", "conversations": [{"from": "human", "value": f"<image>\n{question}"},
+                                                                    {"from": "gpt", "value": answer}]} if form == "llava" else
+                           {"messages": [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": answer}],
+                            "images": ["UCM/1.tif"]})
+    info = json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))
+    assert set(info) == {"UCM", "UCM-train", "UCM-val"}
+    for name, entry in info.items():
+        assert entry == {"file_name": f"{name}.json", "formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"},
+                         "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}
+        for row in load(tmp_path / entry["file_name"]):  # as the entry says how to read it
+            turns, tags = row[entry["columns"]["messages"]], entry["tags"]
+            assert [turn[tags["role_tag"]] for turn in turns] == [tags["user_tag"], tags["assistant_tag"]]
+            assert sum(turn[tags["content_tag"]].count("<image>") for turn in turns) == len(row[entry["columns"]["images"]]) == 1
+
+
+@pytest.mark.parametrize("form", exports.FORMATS)
+def test_a_dialogue_has_one_image_mark_in_its_first_turn(form):
+    rounds = [("甲？", "一。"), ("乙？", "二。")]
+    row = exports.row(form, "a.tif", rounds)
+    turns = row["messages"] if "messages" in row else row["conversations"]
+    texts = [turn.get("content") or turn["value"] for turn in turns]
+    mark = {"remoteglm": "", "llava": "<image>\n"}.get(form, "<image>")
+    assert texts == [f"{mark}甲？", "一。", "乙？", "二。"]
+    roles = ["human", "gpt"] if form == "llava" else ["user", "assistant"]
+    assert [turn.get("role") or turn["from"] for turn in turns] == roles * 2
+
+
+def test_default_outputs_of_other_forms_leave_the_trainers_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "DATA", tmp_path)
+    save(tmp_path / "UCM" / "UCM-zh.json", [{"imged_id": "1.tif", "caption": "湖。"}])
+    for form in exports.FORMATS:
+        assert generate_prompt.main(["--no-image-check", "--format", form]) == 0
+    assert {path.name for path in (tmp_path / "UCM").iterdir()} == {
+        "UCM-zh.json", "UCM-prompt.json", "UCM-llamafactory.json", "UCM-ms-swift.jsonl", "UCM-llava.json", "dataset_info.json"}
+
+
+def test_dataset_info_keeps_other_entries_and_a_broken_one_stops_first(tmp_path, capsys):
+    info = save(tmp_path / "dataset_info.json", {"mine": {"file_name": "x.json"}})
+    assert prompt(tmp_path, "--no-image-check", "--format", "llamafactory", records_={"1.png": None}, output="a.json")[0] == 0
+    assert set(load(info)) == {"mine", "a"} and load(info)["mine"] == {"file_name": "x.json"}
+    for text in ("{broken", "[]"):
+        info.write_text(text)
+        assert generate_prompt.main(["--input", str(tmp_path / "zh.json"), "--output", str(tmp_path / "b.json"), "--no-image-check",
+                                     "--format", "llamafactory"]) == 1
+        assert str(info) in capsys.readouterr().err and info.read_text() == text and not (tmp_path / "b.json").exists()
+
+
+def test_png_on_demand(tmp_path, capsys):
+    rng = random.Random(1)
+    (tmp_path / "images").mkdir()
+    colour = Image.frombytes("RGB", (16, 12), rng.randbytes(16 * 12 * 3))
+    colour.save(tmp_path / "images" / "colour.tif")
+    deep = [rng.randrange(1000, 5000) for _ in range(400)]
+    Image.frombytes("I;16", (20, 20), b"".join(value.to_bytes(2, "little") for value in deep)).save(tmp_path / "images" / "deep.tif")
+    Image.new("RGBA", (16, 16), (10, 20, 30, 0)).save(tmp_path / "images" / "clear.png")
+    names = dict.fromkeys(("colour.tif", "deep.tif", "clear.png"))
+    status, rows = prompt(tmp_path, "--png", "png", records_=names)
+    assert status == 0 and set(rows) == {"colour.png", "deep.png", "clear.png"} and rows["deep.png"]["img"] == "png/deep.png"
+    assert "3 of 3 images converted" in capsys.readouterr().out
+    made = {name: Image.open(tmp_path / "png" / name) for name in rows}
+    assert all(image_.format == "PNG" and image_.mode == "RGB" for image_ in made.values())
+    assert made["colour.png"].tobytes() == colour.tobytes() and set(made["clear.png"].tobytes()) == {255}
+    import numpy
+    low, high = numpy.percentile(deep, (2, 98))
+    expected = numpy.clip((numpy.array(deep) - low) / (high - low), 0, 1) * 255
+    assert abs(numpy.asarray(made["deep.png"])[..., 0].ravel() - expected).max() <= 2  # the percentiles are those of a value, not between two
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "png").iterdir()}
+    os.utime(tmp_path / "images" / "deep.tif")
+    assert prompt(tmp_path, "--png", "png")[0] == 0 and "1 of 3 images converted" in capsys.readouterr().out
+    changed = [path.name for path, time_ in before.items() if path.stat().st_mtime_ns != time_]
+    assert changed == ["deep.png"]
+    Image.new("RGB", (16, 16)).save(tmp_path / "images" / "deep.jpg")
+    assert prompt(tmp_path, "--png", "png", records_={**names, "deep.jpg": None})[0] == 1
+    assert "would both be deep.png" in capsys.readouterr().err
+
+
+def test_png_of_merged_sets_do_not_overwrite_each_other(tmp_path):
+    assert generate_prompt.main([*merged(tmp_path), "--png", "png", "--format", "llava"]) == 0
+    rows = load(tmp_path / "both.json")
+    assert [row["image"] for row in rows] == ["png/mine/2.png", "png/mine/3.png", "png/other/1.png", "png/other/2.png", "png/other/3.png"]
+    sizes = [Image.open(tmp_path / row["image"]).size for row in rows]
+    assert sizes == [(30, 30), (40, 40), (21, 20), (20, 20), (41, 40)]
+
+
+# ---- streaming
+
+
+def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
+    """10 times the records, nearly the same peak; whole, they would take more than that. benchmarks/data.py has a million."""
+    peaks = {}
+    for count in (1000, 10000):
+        source = tmp_path / f"{count}.jsonl"
+        with open(source, "w", encoding="utf-8") as file:
+            for i in range(count):
+                file.write(json.dumps(image(f"{i}.tif", "train", [f"A lake {i} " + "x" * 2000])) + "\n")
+        tracemalloc.start()
+        assert transform.main(["--input", str(source), "--output", str(tmp_path / "en.jsonl")]) == 0
+        assert generate_prompt.main(["--input", str(tmp_path / "en.jsonl"), "--output", str(tmp_path / "rows.jsonl"), "--no-image-check"]) == 0
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert sum(1 for _ in open(tmp_path / "rows-train.jsonl", encoding="utf-8")) == count
+    assert peaks[10000] - peaks[1000] < 9000 * 200  # a hash of each name, where a record takes 2,000 and more
+
+
 # ---- what users get wrong: (script, input, options, words of the one line); "@name" is a path in the test's folder
 
 BAD_SPLIT = image("1.tif", "dev")
@@ -334,6 +628,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, tmp_path, monkeypatc
     ("translation_en2zh", ("--concurrency", "0"), "0 is not at least 1"), ("translation_en2zh", ("--timeout", "nan"), "--timeout"),
     ("translation_en2zh", ("--max-retries", "-1"), "-1 is not at least 0"), ("translation_en2zh", ("--limit", "0"), "--limit"),
     ("translation_en2zh", ("--base-url", "localhost:8000/v1"), "http://"),
+    ("generate_prompt", ("--input", "a", "b", "--dataset", "UCM"), "--dataset UCM names one set, --input 2 files"),
+    ("generate_prompt", ("--input", "a", "b"), "2 inputs are merged into one file: name it by --output; --image-root: expected one "
+                                               "per input, 2, got 1"),
+    ("generate_prompt", ("--captions", "a", "b"), "--captions: expected one per input, 1, got 2"),
+    ("generate_prompt", ("--no-image-check", "--strict"), "--strict opens the images"),
+    ("generate_prompt", ("--no-image-check", "--png", "x"), "--png opens the images"),
+    ("generate_prompt", ("--format", "ms-swift", "--output", "a.json"), "name --output a.jsonl"),
     ("generate_prompt", ("--prompt", " "), "--prompt is empty"), ("generate_prompt", ("--image-root", ""), "--image-root is empty")))
 def test_options_that_make_no_sense_are_refused_at_parse_time(script, options, word, capsys):
     with pytest.raises(SystemExit, match="2"):
