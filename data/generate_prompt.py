@@ -116,6 +116,9 @@ def check(sources, folders, args):
     gone = [source.root for source, part in zip(sources, parts_of) if all(use.img in problems["missing"] for use in part)]
     if gone and len(sources) > 1:
         parts.append(f"not one image of {' and '.join(gone)} was found")
+    here = [root for root in gone if Path(root).is_dir() and not os.path.isabs(root)]
+    if here:
+        parts.append(f"{' and '.join(here)} is in the current folder: give --image-root in full")
     if args.strict or gone or dropped == imgs:
         raise StageError("; ".join([*parts, "check --image-root, or replace the files"]))
     rows = sum(use.img in dropped for use in uses)

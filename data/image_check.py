@@ -23,6 +23,7 @@ CACHE = ".image-check.jsonl"
 # what Pillow raises on a damaged file
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 HUGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # over 90 megapixels: a mosaic, or a damaged header
+SIGNATURES = (b"II*\0", b"MM\0*", b"\x89PNG", b"\xff\xd8\xff")  # a cut TIFF may have lost its directory, not its first bytes
 LEAST_SIDE, MOST_SIDES = 8, 10  # pixels; the longer side over the shorter: beyond them it is no picture to describe
 
 
@@ -52,7 +53,8 @@ def examine(path):
     except HUGE as error:
         kind, text = "wrong size", str(error)
     except UnidentifiedImageError:
-        text = f"{len(data)} bytes, not a picture that Pillow knows"
+        kind = "truncated" if data.startswith(SIGNATURES) else "unreadable"
+        text = f"{len(data)} bytes, " + ("only the beginning" if kind == "truncated" else "not a picture that Pillow knows")
     except DAMAGED as error:
         text = f"{type(error).__name__}: {error}"
     return found | {"kind": kind, "text": " ".join(text.split())[:100]}
@@ -91,6 +93,7 @@ def examine_all(paths, cache_path):
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with warnings.catch_warnings(), tqdm(total=len(left), unit="image", disable=None) as bar:
+            warnings.simplefilter("ignore")  # corrupt EXIF data and the like do not keep pixels from being read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             for path, entry in zip(left, pool.map(look, left)):
                 found[path] = entry

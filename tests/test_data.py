@@ -285,11 +285,12 @@ def damaged(folder):
         (folder / name).write_bytes(data[:len(data) // 2] if not name.endswith("tif") or name == "raw.tif" else
                                     data[:8] + bytes(len(data) // 2) + data[8 + len(data) // 2:])
         kinds[name] = "truncated"
+    (folder / "head.tif").write_bytes((folder / "lzw.tif").read_bytes()[:900])  # its directory is gone
     (folder / "whole").unlink()
     Image.new("RGB", (7, 90)).save(folder / "small.png")
     Image.new("RGB", (90, 8)).save(folder / "stripe.png")
     shutil.copy(folder / "good.png", folder / "twin.png")
-    return kinds | {"small.png": "wrong size", "stripe.png": "wrong size", "twin.png": "duplicate", "gone.png": "missing"}
+    return kinds | {"head.tif": "truncated", "small.png": "wrong size", "stripe.png": "wrong size", "twin.png": "duplicate", "gone.png": "missing"}
 
 
 def test_each_kind_of_bad_picture_drops_its_row_and_strict_stops(tmp_path, capsys):
@@ -329,13 +330,17 @@ def test_pictures_of_another_set_are_named_as_such(tmp_path, capsys):
     assert [row["img"] for row in load(tmp_path / "UCM-prompt.json")] == ["images/2.tif"]
 
 
-def test_all_missing_stops_even_where_rows_may_be_dropped(tmp_path, capsys):
+def test_all_missing_stops_even_where_rows_may_be_dropped(tmp_path, capsys, monkeypatch):
     pictures(tmp_path / "images", "1.png")
     for name in ("UCM-zh", "Sydney-zh"):
         save(tmp_path / f"{name}.json", [{"imged_id": "1.png", "caption": "湖。"}])
     inputs = ["--input", str(tmp_path / "UCM-zh.json"), str(tmp_path / "Sydney-zh.json"), "--output", str(tmp_path / "rows.json")]
     assert generate_prompt.main([*inputs, "--image-root", "images", "elsewhere"]) == 1
     assert "not one image of elsewhere was found" in capsys.readouterr().err and not (tmp_path / "rows.json").exists()
+    pictures(tmp_path / "pics", "1.png")
+    monkeypatch.chdir(tmp_path)
+    assert generate_prompt.main(["--input", "UCM-zh.json", "--image-root", "pics", "--output", "out/rows.json"]) == 1
+    assert "pics is in the current folder: give --image-root in full" in capsys.readouterr().err
 
 
 def test_checks_are_kept_and_only_what_changed_is_opened_again(tmp_path, capsys, monkeypatch):
