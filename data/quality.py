@@ -15,30 +15,36 @@ LEAST, PER_WORD, ALWAYS = 5, 3, 80
 
 # (reason, Chinese pattern, English pattern that supports it or None). A hit without support is a complaint.
 RULES = [(reason, re.compile(chinese), english and re.compile(rf"\b(?:{english})", re.I)) for reason, chinese, english in (
-    ("refusal", r"抱歉|对不起|很遗憾|无法(?:提供|翻译|完成|识别|看到|查看|描述|判断|确定|得知|回答|从)|我(?:不能|无法)|作为(?:一个|一名)?(?:AI|人工智能|"
+    ("refusal", r"抱歉|对不起|很遗憾|无法(?:提供|翻译|完成|识别|看到|查看|描述|判断|确定|得知|回答|从)|我(?:不能|无法)|尚未确定|未知|不详|不明确|作为(?:一个|一名)?(?:AI|人工智能|"
                 r"语言模型|助手)|请(?:您)?提供", None),
     ("echo", r"英[文语](?:描述|句子|原文|说明)|原文|译文|翻译(?:如下|结果)?[：:为成]|以下是|您?提供的(?:描述|句子|信息)|根据(?:上述|以上|描述|给出|这些|所给)|"
              r"(?:描述|句子)中(?:提到|提及|说)|遥感影像解译专家|^好的|上述描述", None),
-    ("subjective", r"给人|令人|[让使]人|使得?我们|感[受觉]到?|增添|增色|营造|大自然|仿佛|犹如|宛如|好像|如同|氛围|气氛|魅力|诗意|画卷|风情|韵味|意境", None),
+    ("subjective", r"给人|令人|[让使]人|使得?我们|感[受觉]到?|气息|辉映|增添|增色|营造|大自然|仿佛|犹如|宛如|好像|如同|氛围|气氛|魅力|诗意|画卷|风情|韵味|意境", None),
     ("subjective", r"宁静|安静|静谧|祥和|平静|寂静|恬静|静静|安宁|冷清|凄凉", r"peaceful|quiet|calm|tranquil|still|melt|desolat"),
-    ("subjective", r"美丽|优美|美景|美观|美妙|迷人|壮观|壮丽|秀丽|动人|怡人|宜人|宜居|舒适|惬意|愉悦|温馨|浪漫|清新|和谐|奇迹|引人|吸引|赏心|心旷|绚丽|"
+    ("subjective", r"美丽|优美|美景|美观|美妙|迷人|壮观|壮丽|壮美|磅礴|雄伟|宏伟|力量|秀丽|动人|怡人|宜人|宜居|舒适|惬意|愉悦|温馨|浪漫|清新|和谐|奇迹|引人|吸引|赏心|心旷|绚丽|"
                    r"独特|别致|精美|漂亮|美感|风光|如画|美好|之美|震撼|神秘|有趣", r"beaut|pretty|nice|scenic"),
-    ("subjective", r"生机|活力|生气|生命力|希望|象征|彰显|辛勤|勤劳|付出|活跃|生动|灵动|勃勃|热闹|繁华|繁荣|喧嚣|现代化|发达|丰饶", r"flouri|prosper|modern|lively|bustling"),
-    ("unseen", r"快速(?!路)|飞速|疾驰|飞驰|高速行驶|可能|或许|也许|推测|推断|猜测|估计|似乎|大概|看起来像|应该是|想必|预示|暗示|意味|表明|反映|体现|代表着?|说明了|证明|可以想象", None),
+    ("subjective", r"生机|活力|生气|生命力|希望|象征|彰显|辛勤|勤劳|付出|活跃|生动|灵动|勃勃|蓬勃|热闹|繁华|繁荣|喧嚣|现代化|发达|丰饶", r"fl[ou]+rish|healthy|prosper|modern|lively|bustling"),
+    ("unseen", r"快速(?!路)|迅速|飞速|疾驰|飞驰|高速行驶|人口|停止|可能|或许|也许|推测|推断|猜测|估计|似乎|大概|看起来像|应该是|想必|预示|暗示|意味|表明|反映|体现|代表着?|说明了|证明|可以想象", None),
     ("unseen", r"方便|便利|便于|便捷|提供|用于|供人|为了|为(?:人们|居民|居住者|城市|周边|这)|享受|休闲|娱乐|度假|旅行|旅游|出行|通勤|活动[的、。，空]|适合|满足|服务|"
                r"比赛|训练|打球|高尔夫爱好者|球手|爱好者|准备|等待|迎接|目的地|前往|人们|居民们|农民|人员|生活(?!区)|工作|运营|管理|维护|繁衍|经济|产业|生态|气候|历史|文化|传统|"
                r"未来|记录着|见证", r"people|person|pedestrian|waiting|leisure|recreation|touris|serv|used? for"),
     ("unseen", r"中国|美国|日本|欧洲|亚洲|加州|加利福尼亚|[\u4e00-\u9fff]{2}(?:省|县|国家|半岛|群岛)|北京|上海|广州|深圳|悉尼|洛杉矶|太平洋|大西洋", None),
-    ("unseen", r"\d{2,4} ?年|[一二三四五六七八九十\d]+月|\d+ ?日|世纪|年代(?!久远)|春[天季]|夏[天季]|秋[天季]|冬[天季]|清晨|早晨|上午|中午|下午|傍晚|夜晚|夜间|周末|假日|拍摄于|"
+    ("unseen", r"\d{2,4} ?年|[一二三四五六七八九十\d]+月|\d+ ?日|世纪|年代(?!久远)|春[天季]|四季|常年|全年|夏[天季]|秋[天季]|冬[天季]|清晨|早晨|上午|中午|下午|傍晚|夜晚|夜间|周末|假日|拍摄于|"
                r"目前|近年", None),
     ("unseen", r"[\d一二三四五六七八九十百千万]+ ?(?:平方公里|平方千米|平方米|公里|千米|公顷|亩|吨|万人|米(?![色黄白]))", r"\d|met(?:er|re)|mile|acre|hectare"),
+    ("unseen", r"关闭|封闭|闭合|废弃", r"abandon|waste|desolat"),
     ("unseen", r"起飞|降落|起降|着陆", r"taxi|fly|flies|land(?:s|ing|ed)|tak(?:es?|ing) off"),
     ("attribute", r"肥沃|丰收|富饶|丰富", r"fertile|rich|harvest|different|many|lots"),
     ("attribute", r"阳光|晴朗|明媚|闪闪|波光|光线|光照|明亮", r"sun|light|bright|shin"),
     ("attribute", r"广阔|宽阔|辽阔|广袤|浩瀚|无垠|宽敞|开阔", r"wide|big|large|vast|broad|open|spacious"),
-    ("attribute", r"繁忙|忙碌|熙熙攘攘|川流不息|车水马龙", r"busy|crowded|many|lots"),
+    ("attribute", r"繁忙|忙碌|熙熙攘攘|川流不息|车水马龙", r"busy|crowded|traffic|(?:many|lots of) (?:cars|vehicles|boats|ships|airplanes|planes)"),
     ("attribute", r"整洁|干净|洁净", r"neat|clean|clear|manicured|regular|order"),
     ("attribute", r"茂密|浓密|茂盛|繁茂|葱葱|葱郁|葱茏|郁郁", r"dense|lush|fl[ou]+rish|thick|verdant|green|emerald|many|lots"),
+    ("attribute", r"多样|各异|各种|各式|不同(?:类型|种类|颜色|大小)", r"different|kinds?|various|many|lots|colou?rs|sizes?|types?"),
+    ("attribute", r"平坦|平整|平滑|光滑", r"flat|smooth|level|even"),
+    ("attribute", r"轻柔|轻轻|柔和|柔软|细腻|细细", r"gentl|soft|fine|calm|peaceful"),
+    ("attribute", r"汹涌|猛烈|激烈|强烈|澎湃|激荡", r"violent|strong|big|again|slap|beat|emerald"),
+    ("attribute", r"干燥|干旱|炎热|炽热|湿润|潮湿", r"dry|arid|desert|wither|wilt|wet"),
     ("attribute", r"荒凉|荒芜", r"desolat|waste|abandon|wither|wilt|loess|desert|empty|nothing|bare"),
     ("attribute", r"古老|老旧|陈旧|破旧|年久", r"old|waste|abandon|worn"),
     ("attribute", r"崭新|全新|新建|(?<!清)新的|较新", r"new"),
@@ -56,11 +62,12 @@ RULES = [(reason, re.compile(chinese), english and re.compile(rf"\b(?:{english})
     ("attribute", r"杂乱|凌乱|不规则|无序|混乱", r"haphazard|irregular|mess|scatter|disorder|different"),
     ("attribute", r"密集|密密|紧密|紧凑|拥挤", r"dense|crowd|compact|clos|together|lots|many|press|pack"),
     ("attribute", r"稀疏|零星|稀少|稀稀", r"sparse|few|scatter|only|desolat|dotted|empty|free|dispers"),
-    ("position", r"左[侧边上下方面]|[在的]左|右[侧边上下方面]|[在的]右", r"left|right"),
+    ("position", r"左[侧边上下方面右]|[在的]左|右[侧边上下方面]|[在的]右", r"left|right"),
     ("position", r"[东南西北](?:侧|部|边|方|面|端|北|南)|[东西]南|[东西]北", r"(?:north|south|east|west)"),
     ("position", r"上方|顶部|上部|上半", r"top|above|upper|over|on|up"),
     ("position", r"下方|底部|下部|下半", r"bottom|below|under|lower|over"),
-    ("position", r"中心(?!区)|中央|中部|正中", r"cent(?:er|re)|middle|through|between|among"),
+    ("position", r"中心(?!区)|中央|(?<!其)中部(?!分)|正中", r"cent(?:er|re)|middle|through|between|among"),
+    ("position", r"远处|远方|尽头|地平线", r"distan|far|horizon|end"),
     ("position", r"角落|[四两一]角|角上", r"corner"),
 )]
 
