@@ -39,9 +39,11 @@ class CaptionSet:
 
 CAPTION_SETS = {
     "Sydney": CaptionSet(
-        613, (497, 58, 58), 5, r"\d+\.tif", "1.tif", (500, 500), 0, "Qu et al. 2016", "Google Earth; research use", RSICD_PAGE),
+        613, (497, 58, 58), 5, r"\d+\.tif", "1.tif", (500, 500), 0, "Qu et al. 2016",
+        "Google Earth; research use", RSICD_PAGE),
     "UCM": CaptionSet(
-        2100, (1680, 210, 210), 5, r"\d+\.tif", "1.tif", (256, 256), 16, "Qu et al. 2016", "USGS; public domain", RSICD_PAGE),
+        2100, (1680, 210, 210), 5, r"\d+\.tif", "1.tif", (256, 256), 16, "Qu et al. 2016",
+        "USGS; public domain", RSICD_PAGE),
     "RSICD": CaptionSet(
         10921, (8734, 1094, 1093), 5, r"(\w+_)?\d+\.jpg", "airport_1.jpg", (224, 224), 0, "Lu et al. 2017",
         "Google Earth, Baidu Map, MapABC, Tianditu; research use", RSICD_PAGE),

@@ -5,8 +5,8 @@ llamafactory {"messages": [{"role", "content": "<image>Q"}, ...], "images": [img
 ms-swift     the same rows, one a line; needs no registration
 llava        {"image": img, "conversations": [{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}, ...]}
 
-A relative img is looked for under media_dir (default: the folder of dataset_info.json) by LLaMA-Factory, in the current folder
-by ms-swift, under --image_folder by LLaVA.
+A relative img is looked for under media_dir (default: the folder of dataset_info.json) by LLaMA-Factory, in the current
+folder by ms-swift, under --image_folder by LLaVA.
 """
 import json
 import math
@@ -65,8 +65,8 @@ def register(paths):
 
 
 def to_rgb(image):
-    """Any Pillow image -> 8-bit RGB as training reads it (model/images.py): upright, on white where it is transparent, bands of
-    more than 8 bits stretched between their 2nd and 98th percentile."""
+    """Any Pillow image -> 8-bit RGB as training reads it (model/images.py): upright, on white where it is transparent, bands
+    of more than 8 bits stretched between their 2nd and 98th percentile."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         band = image.convert("F")

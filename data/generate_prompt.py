@@ -69,6 +69,9 @@ def sources_of(args):
         paths[number] = args.input
     if default and args.format == "ms-swift":
         args.output = args.output.with_suffix(".jsonl")
+    for part in (part_of(args.output, split) for split in SPLITS):
+        if any(part.exists() and part.samefile(path) for path in paths):
+            raise StageError(f"input {part} would be overwritten by the split files of {args.output}: name another --output")
     names = [args.dataset] if args.dataset else [path.stem.removesuffix("-zh") for path in paths]
     captions = [read_captions(path, bool(args.tasks)) for path in args.captions or []] or [({}, {})] * len(paths)
     return [Source(path, root, name if name in CAPTION_SETS else None, *known)
@@ -99,9 +102,9 @@ def survey(sources, args):
 
 
 def check(sources, folders, args):
-    """The imgs whose rows are dropped because of their picture; StageError with --strict, or where a whole input has none."""
-    parts_of = [[Use(img, source.dataset, split) for img, split, _ in source.records()] for source in sources]
-    uses, cache = sum(parts_of, []), args.output.with_name(CACHE)
+    """The imgs whose rows are dropped because of their picture; StageError with --strict, or where an input has none."""
+    uses_of = [[Use(img, source.dataset, split) for img, split, _ in source.records()] for source in sources]
+    uses, cache = sum(uses_of, []), args.output.with_name(CACHE)
     problems, leaks = check_images(uses, folders, cache, args.keep_duplicates)
     for split, other, names in leaks:
         print(f"leakage: {len(names)} {split} images have the bytes of {other} images: {listed(names)}")
@@ -113,7 +116,7 @@ def check(sources, folders, args):
              for kind, bad in problems.items() if bad]
     if problems["missing"]:
         parts.append(f"looked {', then '.join(f'in {folder}' for folder in folders)}")
-    gone = [source.root for source, part in zip(sources, parts_of) if all(use.img in problems["missing"] for use in part)]
+    gone = [source.root for source, own in zip(sources, uses_of) if all(use.img in problems["missing"] for use in own)]
     if gone and len(sources) > 1:
         parts.append(f"not one image of {' and '.join(gone)} was found")
     here = [root for root in gone if Path(root).is_dir() and not os.path.isabs(root)]
@@ -169,8 +172,8 @@ def generate(args):
                     continue
                 rounds = [[(args.prompt, record["caption"])]]
                 if args.tasks:
-                    rounds = instructions.dialogues(source.facts(record), statistics, args.tasks, args.seed, record["imged_id"],
-                                                    args.negatives)
+                    rounds = instructions.dialogues(source.facts(record), statistics, args.tasks, args.seed,
+                                                    record["imged_id"], args.negatives)
                 for other in held_out:
                     if split in SPLITS[:SPLITS.index(other)] and hash(record["caption"]) in held_out[other]:
                         repeated[other].add(hash(record["caption"]))
@@ -220,34 +223,35 @@ def task_shares(texts):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Pair each image with questions and their Chinese answers.")
     add_path_options(parser, "zh", "prompt", several=True)
-    parser.add_argument("--captions", type=Path, nargs="+", metavar="FILE", help="the caption set as distributed (dataset.json), "
-                        "one per input: gives their split to records without one, and its English sentences to --tasks "
-                        "(default: records keep what they have)")
+    parser.add_argument("--captions", type=Path, nargs="+", metavar="FILE", help="the caption set as distributed "
+                        "(dataset.json), one per input: gives their split to records without one, and its English sentences "
+                        "to --tasks (default: records keep what they have)")
     rows = parser.add_argument_group("rows")
     rows.add_argument("--prompt", help=f"question of every row (default: {PROMPT})")
-    rows.add_argument("--tasks", nargs="+", default=[], metavar="TASK=N", help="instead of the one question: rows per image of "
-                      f"each of {', '.join(instructions.TASKS)}; 0.5 asks every second image, =N left out is 1; existence "
-                      "counts pairs, one object that is there and one that is not. Made from the captions, without any LLM")
-    rows.add_argument("--negatives", choices=instructions.NEGATIVES, default="balanced", help="objects asked for in vain: drawn "
-                      "as often as they are there in the set (balanced), all alike (random), the commonest (popular), those that "
-                      "usually go with what is there (adversarial) (default: %(default)s)")
+    rows.add_argument("--tasks", nargs="+", default=[], metavar="TASK=N", help="instead of the one question: rows per image "
+                      f"of each of {', '.join(instructions.TASKS)}; 0.5 asks every second image, =N left out is 1; "
+                      "existence counts pairs, an object that is there and one that is not. Made from the captions, without "
+                      "any LLM")
+    rows.add_argument("--negatives", choices=instructions.NEGATIVES, default="balanced", help="objects asked for in vain: "
+                      "drawn as often as they are there in the set (balanced), all alike (random), the commonest (popular), "
+                      "those that usually go with what is there (adversarial) (default: %(default)s)")
     rows.add_argument("--seed", type=int, default=0, help="of --tasks: another seed asks otherwise (default: %(default)s)")
-    rows.add_argument("--format", choices=exports.FORMATS, default="remoteglm", help="form of the rows; llamafactory also enters "
-                      "the files into dataset_info.json beside them (default: %(default)s)")
+    rows.add_argument("--format", choices=exports.FORMATS, default="remoteglm", help="form of the rows; llamafactory also "
+                      "enters the files into dataset_info.json beside them (default: %(default)s)")
     images = parser.add_argument_group("images")
-    images.add_argument("--image-root", nargs="+", default=["images"], help="folder written before each file name, one per input; "
-                        "a relative one is looked for beside the output, then in the project root (default: images)")
-    images.add_argument("--png", metavar="DIR", help="convert the images to PNG in this folder (a relative one: beside the output) "
-                        "and name those in the rows (default: the images as they are)")
-    images.add_argument("--strict", action="store_true", help="stop where an image is missing, damaged, of a wrong size or a "
-                        "duplicate (default: drop its rows and say so)")
-    images.add_argument("--keep-duplicates", action="store_true", help="keep images whose bytes another one has (default: keep "
-                        "one, in test before val before train)")
+    images.add_argument("--image-root", nargs="+", default=["images"], help="folder written before each file name, one per "
+                        "input; a relative one is looked for beside the output, then in the project root (default: images)")
+    images.add_argument("--png", metavar="DIR", help="convert the images to PNG in this folder (a relative one: beside the "
+                        "output) and name those in the rows (default: the images as they are)")
+    images.add_argument("--strict", action="store_true", help="stop where an image is missing, damaged, of a wrong size or "
+                        "a duplicate (default: drop its rows and say so)")
+    images.add_argument("--keep-duplicates", action="store_true", help="keep images whose bytes another one has (default: "
+                        "keep one, in test before val before train)")
     images.add_argument("--no-image-check", action="store_true", help="do not open the images; missing or damaged ones then "
                         "turn up in training")
     args = parser.parse_args(argv)
-    problems = [f"{option} is empty" for option, texts in (("--prompt", [args.prompt]), ("--image-root", args.image_root),
-                                                           ("--png", [args.png])) if any(t is not None and not t.strip() for t in texts)]
+    texts = [("--prompt", args.prompt), ("--png", args.png), *(("--image-root", root) for root in args.image_root)]
+    problems = [f"{option} is empty" for option, text in texts if text is not None and not text.strip()]
     inputs = len(args.input or [None])
     if inputs > 1 and args.dataset:
         problems.append(f"--dataset {args.dataset} names one set, --input {inputs} files: leave one of them out")

@@ -74,7 +74,7 @@ def read_cache(path):
 
 
 def examine_all(paths, cache_path):
-    """{path: what examine() found} of all files, from the cache where it knows them; the cache is written whatever happens."""
+    """{path: what examine() found} of all files, from the cache where it knows them; it is written whatever happens."""
     cache, found, new = read_cache(cache_path), {}, 0
     keys = {}
     for path in paths:
@@ -149,7 +149,7 @@ def check_images(uses, folders, cache_path, keep_duplicates=False):
             copies[entry["digest"]].append(use)
     leaks = defaultdict(dict)
     for group in copies.values():
-        held_out = sorted(group, key=lambda use: -SPLITS.index(use.split) if use.split else 0)  # stable: the first of a split
+        held_out = sorted(group, key=lambda use: -SPLITS.index(use.split) if use.split else 0)  # the first of a split first
         for use in held_out[1:]:
             if use.split != held_out[0].split:
                 leaks[use.split, held_out[0].split][use.img] = None

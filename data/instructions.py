@@ -1,7 +1,7 @@
-"""Questions and answers about a picture, from its captions and the lexicon alone: no LLM, nothing that the captions do not say.
+"""Questions and answers about a picture, from its captions and the lexicon alone: no LLM, nothing that captions do not say.
 
-facts() reads the captions, dialogues() asks about them. What a picture is asked hangs on the seed and its file name only, not
-on the order of the input. existence_questions() also makes the yes / no questions of POPE (Li et al. 2023, Evaluating Object
+facts() reads the captions, dialogues() asks about them. What a picture is asked hangs on the seed and its file name, not on
+the order of the input. existence_questions() also makes the yes / no questions of POPE (Li et al. 2023, Evaluating Object
 Hallucination in Large Vision-Language Models): half about objects that are there, half about objects that are not.
 """
 import random
@@ -63,15 +63,15 @@ def agreed_counts(texts, english):
             if any(number is not None for number in numbers):
                 said[name].append(numbers[0] if len(numbers) == 1 else SOME)  # "a plane and two planes": not to be relied on
     return {name: numbers[0] for name, numbers in said.items()
-            if len(set(numbers)) == 1 and numbers[0] != SOME and 0 < numbers[0] <= MOST and len(numbers) >= (2 if english else 1)
+            if len(set(numbers)) == 1 and len(numbers) >= (2 if english else 1) and numbers[0] in range(1, MOST + 1)
             and load()["objects"][name].get("counter") in tuple(COUNTED)}
 
 
 def facts(caption, sentences=()):
     """Facts of a picture from its Chinese description and, where they are known, its English sentences.
 
-    Where there are sentences an object is there if two of them name it, or one and the description; and nothing is absent that
-    any text names. Without them the description alone is believed.
+    Where there are sentences an object is there if two of them name it, or one and the description; and nothing is absent
+    that any text names. Without them the description alone is believed.
     """
     objects, chinese, english = load()["objects"], find(caption, "zh"), [find(sentence, "en") for sentence in sentences]
     texts = [chinese, *english]
@@ -89,8 +89,9 @@ def facts(caption, sentences=()):
     absent = [name for name in objects if name not in load()["unasked"] and (
         name not in granted if name in denied else not (granted | likely) & kin("object", name))]
     first = {mention.name: mention.start for mention in reversed(chinese)}
-    return Facts(caption, agreed_scene(chinese, english), tuple(sorted(present, key=lambda name: (first.get(name, len(caption)), name))),
-                 tuple(absent), {name: count for name, count in agreed_counts(texts, english).items() if name in present})
+    present = sorted(present, key=lambda name: (first.get(name, len(caption)), name))
+    counts = {name: count for name, count in agreed_counts(texts, english).items() if name in present}
+    return Facts(caption, agreed_scene(chinese, english), tuple(present), tuple(absent), counts)
 
 
 class Statistics:
@@ -113,7 +114,8 @@ def absent_objects(facts, statistics, rng, number, negatives):
     """
     left = list(facts.absent)
     if negatives in ("popular", "adversarial"):
-        rank = statistics.count if negatives == "popular" else sum((statistics.together[name] for name in facts.present), Counter())
+        beside = sum((statistics.together[name] for name in facts.present), Counter())
+        rank = statistics.count if negatives == "popular" else beside
         return sorted(left, key=lambda name: (-rank[name], -statistics.count[name], name))[:number]
     weight = (lambda name: statistics.count[name] + 0.1) if negatives == "balanced" else (lambda name: 1)
     drawn = []
@@ -124,7 +126,7 @@ def absent_objects(facts, statistics, rng, number, negatives):
 
 
 def existence_questions(facts, statistics, rng, pairs=1, negatives="balanced"):
-    """[(object, True), (object, False), ...]: as many objects that are there as objects that are not, at most `pairs` of each.
+    """[(object, True), (object, False), ...]: as many objects that are there as are not, `pairs` of each at most.
 
     facts: of the picture; statistics: of the whole set; rng: random.Random; negatives: one of NEGATIVES.
     """
@@ -164,7 +166,8 @@ def ask_existence(name, there, rng):
 def ask(task, facts, statistics, rng, number, negatives):
     """Up to `number` (question, answer) of a task, pairs of them for existence; fewer where the captions say too little."""
     if task == "existence":
-        return [ask_existence(name, there, rng) for name, there in existence_questions(facts, statistics, rng, number, negatives)]
+        asked = existence_questions(facts, statistics, rng, number, negatives)
+        return [ask_existence(name, there, rng) for name, there in asked]
     if task == "counting":
         names = rng.sample(sorted(facts.counts), min(number, len(facts.counts)))
         counters = {name: load()["objects"][name]["counter"] for name in names}
@@ -177,14 +180,15 @@ def ask(task, facts, statistics, rng, number, negatives):
         told = [name for name in facts.present if name not in GENERAL
                 or not any(name in kin("object", other) for other in facts.present if other != name)]
         answer = told and f"图中有{joined(list(map(word, told)))}。"
-    return [(question, answer) for question in rng.sample(QUESTIONS[task], min(number, len(QUESTIONS[task])))] if answer else []
+    questions = rng.sample(QUESTIONS[task], min(number, len(QUESTIONS[task])))
+    return [(question, answer) for question in questions] if answer else []
 
 
 def dialogue(facts, statistics, rng, negatives):
     """Two to four rounds of different tasks, from the whole to the detail, or none."""
-    rounds = [ask(task, facts, statistics, rng, 1, negatives) for task in ("description", "scene", "objects", "counting", "existence")]
-    opening = rounds[0] if not rounds[1] or rng.random() < 0.5 else rounds[1]
-    rest = rounds[2] + rounds[3] + rounds[4]
+    description, scene, *others = (ask(task, facts, statistics, rng, 1, negatives)
+                                   for task in ("description", "scene", "objects", "counting", "existence"))
+    opening, rest = description if not scene or rng.random() < 0.5 else scene, sum(others, [])
     kept = sorted(rng.sample(range(len(rest)), min(len(rest), rng.randint(1, 3))))
     return opening + [rest[place] for place in kept] if kept else []
 

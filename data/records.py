@@ -64,7 +64,8 @@ def resolve_paths(args):
     if args.output is None and args.dataset:
         args.output = DATA / args.dataset / f"{args.dataset}-{args.writes}.json"
     elif args.output is None:  # x-en.json -> x-zh.json -> x-prompt.json: one's own corpus chains beside its input
-        args.output = args.input.with_name(f"{args.input.stem.removesuffix('-' + args.reads)}-{args.writes}{args.input.suffix}")
+        stem = args.input.stem.removesuffix(f"-{args.reads}")
+        args.output = args.input.with_name(f"{stem}-{args.writes}{args.input.suffix}")
     if not args.input.exists():
         raise StageError(f"input {args.input} does not exist: {hint}")
     if args.output.is_dir() or args.output.exists() and args.output.samefile(args.input):
@@ -157,14 +158,17 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
             names.add(hash(name))
         yield record
     if count > 5:
-        raise StageError("\n  ".join([f"{path}: {count} bad records:", *bad]) + f"\n  and {count - ALL} more" * (count > ALL))
+        more = [f"and {count - ALL} more"] if count > ALL else []
+        raise StageError("\n  ".join([f"{path}: {count} bad records:", *bad, *more]))
     if bad or not good:
         raise StageError(f"{path}: {count} bad records: {'; '.join(bad)}" if bad else f"{path} holds no records")
 
 
 def caption_records(path, limit=None, unique=True):
     """What transform and translation write: {"imged_id": file name, "caption": text, "split": optional}."""
-    return checked_records(path, "imged_id", lambda record: text_problem(record, "caption") or split_problem(record), limit, unique)
+    def problem(record):
+        return text_problem(record, "caption") or split_problem(record)
+    return checked_records(path, "imged_id", problem, limit, unique)
 
 
 def temporary_beside(path):
@@ -186,7 +190,8 @@ def record_writer(path):
         if lines:
             text = json.dumps(record, ensure_ascii=False) + "\n"
         else:  # what json.dump(list, indent=4) writes, a record at a time
-            text = ("[\n    " if count == 1 else ",\n    ") + json.dumps(record, ensure_ascii=False, indent=4).replace("\n", "\n    ")
+            text = json.dumps(record, ensure_ascii=False, indent=4).replace("\n", "\n    ")
+            text = ("[\n    " if count == 1 else ",\n    ") + text
         try:
             file.write(text)
         except UnicodeEncodeError:

@@ -38,7 +38,7 @@ def distinct(raws):
 
 
 def filled(raws, seed, name):
-    """At least FILLED sentences: existing ones are repeated, each once before any twice. What is drawn hangs on seed and name."""
+    """At least FILLED sentences: existing ones are repeated, each once before any twice; seed and name decide which."""
     rng, more = random.Random(f"{seed}/{name}"), []
     while len(raws) + len(more) < FILLED:
         more += rng.sample(raws, min(len(raws), FILLED - len(raws) - len(more)))
@@ -92,20 +92,20 @@ def transform(args):
     print(f"{args.output}: {count} records ({parts}), {after} sentences"
           + (f" ({before - after} of {before} repeated an earlier one and were dropped)" if args.dedupe else "")
           + (f" ({after - before} of them repeated)" if args.fill else "")
-          + (f"; {fewer} images have fewer than {FILLED}: --fill repeats existing ones" if fewer and not args.dedupe else ""))
+          + (f"; {fewer} images have fewer than {FILLED}: --fill repeats some" if fewer and not args.dedupe else ""))
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Join the English sentences of each image into one caption.")
     add_path_options(parser, "captions", "en")
     parser.add_argument("--no-split", action="store_true", help="write the keys imged_id and caption only")
-    parser.add_argument("--strict", action="store_true", help="images, splits, sentences or file names that do not fit the set "
-                        "named by --dataset are an error, not a warning")
+    parser.add_argument("--strict", action="store_true", help="images, splits, sentences or file names that do not fit the "
+                        "set named by --dataset are an error, not a warning")
     number = parser.add_mutually_exclusive_group()
     number.add_argument("--dedupe", action="store_true", help="drop sentences that repeat an earlier one of the same image, "
                         "before they cost tokens in translation (default: keep all)")
-    number.add_argument("--fill", action="store_true", help=f"repeat sentences of images that have fewer than {FILLED} until they "
-                        f"have {FILLED}, as RSICD's authors did (default: leave them)")
+    number.add_argument("--fill", action="store_true", help=f"repeat sentences of images with fewer than {FILLED} until "
+                        f"they have {FILLED}, as RSICD's authors did (default: leave them)")
     parser.add_argument("--seed", type=int, default=0, help="of --fill: another seed repeats others (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.strict and args.input and not args.dataset:

@@ -188,7 +188,8 @@ def test_transform_dedupe_drops_repeated_sentences_and_fill_repeats_existing_one
 
 def test_transform_reads_nwpu_captions_as_distributed(tmp_path, capsys):
     entry = {"split": "val", "raw": "A lake .", "raw_1": "Blue .", "imgid": 3, "sentid": 1}
-    source = save(tmp_path / "in.json", {"lake": [{"filename": "lake_001.jpg", **entry}], "sea": [{"filename": "sea_002.jpg", **entry}]})
+    source = save(tmp_path / "in.json", {"lake": [{"filename": "lake_001.jpg", **entry}],
+                                         "sea": [{"filename": "sea_002.jpg", **entry}]})
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 0
     assert load(tmp_path / "out.json") == [
         {"imged_id": name, "caption": "A lake .  Blue .  ", "split": "val"} for name in ("lake/lake_001.jpg", "sea/sea_002.jpg")]
@@ -260,7 +261,8 @@ def prompt(folder, *options, records_=None, output="rows.json"):
     """Run generate_prompt on `records_` ({file name: split or None}) in `folder`: (status, rows by file name, out)."""
     source = folder / "zh.json"
     if records_ is not None:
-        save(source, [{"imged_id": name, "caption": f"湖{name}。", **({"split": split} if split else {})} for name, split in records_.items()])
+        save(source, [{"imged_id": name, "caption": f"湖{name}。", **({"split": split} if split else {})}
+                      for name, split in records_.items()])
     status = generate_prompt.main(["--input", str(source), "--output", str(folder / output), *options])
     rows = load(folder / output) if (folder / output).exists() else []
     return status, {row["img"].split("/", 1)[1]: row for row in rows if "img" in row}
@@ -290,7 +292,8 @@ def damaged(folder):
     Image.new("RGB", (7, 90)).save(folder / "small.png")
     Image.new("RGB", (90, 8)).save(folder / "stripe.png")
     shutil.copy(folder / "good.png", folder / "twin.png")
-    return kinds | {"head.tif": "truncated", "small.png": "wrong size", "stripe.png": "wrong size", "twin.png": "duplicate", "gone.png": "missing"}
+    return kinds | {"head.tif": "truncated", "small.png": "wrong size", "stripe.png": "wrong size", "twin.png": "duplicate",
+                    "gone.png": "missing"}
 
 
 def test_each_kind_of_bad_picture_drops_its_row_and_strict_stops(tmp_path, capsys):
@@ -410,7 +413,8 @@ def test_sets_are_merged_in_the_order_given_and_leaks_are_told(tmp_path, capsys)
         assert [row["img"] for row in load(tmp_path / f"both-{split}.json")] == [rows[i][0] for i in numbers]
     out = capsys.readouterr().out
     assert "leakage: 1 train images have the bytes of test images: ./UCM/1.png" in out
-    assert "leakage: 1 of 2 val descriptions also stand in an earlier split, e.g. 1.png: 湖。" in out and "test descriptions" not in out
+    assert "leakage: 1 of 2 val descriptions also stand in an earlier split, e.g. 1.png: 湖。" in out
+    assert "test descriptions" not in out
     # without --keep-duplicates the copy that is held out stays
     assert generate_prompt.main(command) == 0
     assert [row["img"] for row in load(tmp_path / "both-train.json")] == ["./Sydney/1.png"]
@@ -422,8 +426,8 @@ def test_two_descriptions_of_one_picture_are_no_duplicate(tmp_path, capsys):
     pictures(tmp_path / "images", "1.png")
     for name in ("a", "b"):
         save(tmp_path / f"{name}-zh.json", [{"imged_id": "1.png", "caption": f"湖{name}。"}])
-    assert generate_prompt.main(["--input", str(tmp_path / "a-zh.json"), str(tmp_path / "b-zh.json"), "--image-root", "images", "images",
-                                 "--output", str(tmp_path / "rows.json")]) == 0
+    assert generate_prompt.main(["--input", str(tmp_path / "a-zh.json"), str(tmp_path / "b-zh.json"),
+                                 "--image-root", "images", "images", "--output", str(tmp_path / "rows.json")]) == 0
     assert [row["label"] for row in load(tmp_path / "rows.json")] == ["湖a。", "湖b。"] and not capsys.readouterr().err
 
 
@@ -436,6 +440,13 @@ def test_split_files_of_an_earlier_run_are_removed_and_named(tmp_path, capsys):
     assert out.count("removed") == 1
 
 
+def test_an_input_is_never_overwritten_by_a_split_file(tmp_path, capsys):
+    source = save(tmp_path / "rows-val.json", [{"imged_id": "1.png", "caption": "湖。"}])
+    before = source.read_bytes()
+    assert generate_prompt.main(["--input", str(source), "--output", str(tmp_path / "rows.json"), "--no-image-check"]) == 1
+    assert "rows-val.json would be overwritten" in capsys.readouterr().err and source.read_bytes() == before
+
+
 # ---- exports
 
 
@@ -444,20 +455,22 @@ def test_rows_in_the_forms_of_other_trainers(tmp_path):
     records_ = {"1.tif": "train", "2.tif": "val"}
     question, answer = QUESTION, "湖1.tif。"
     for form, output in (("llamafactory", "UCM.json"), ("ms-swift", "UCM.jsonl"), ("llava", "llava.json")):
-        save(tmp_path / "zh.json", [{"imged_id": name, "caption": f"湖{name}。", "split": split} for name, split in records_.items()])
-        assert generate_prompt.main(["--input", str(tmp_path / "zh.json"), "--image-root", "UCM", "--no-image-check", "--format", form,
-                                     "--output", str(tmp_path / output)]) == 0
+        save(tmp_path / "zh.json", [{"imged_id": name, "caption": f"湖{name}。", "split": split}
+                                    for name, split in records_.items()])
+        assert generate_prompt.main(["--input", str(tmp_path / "zh.json"), "--image-root", "UCM", "--no-image-check",
+                                     "--format", form, "--output", str(tmp_path / output)]) == 0
         rows = load(tmp_path / output)
         assert len(rows) == 2 and load(tmp_path / output.replace(".", "-train.")) == rows[:1]
         assert rows[0] == ({"image": "UCM/1.tif", "conversations": [{"from": "human", "value": f"<image>\n{question}"},
                                                                     {"from": "gpt", "value": answer}]} if form == "llava" else
-                           {"messages": [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": answer}],
-                            "images": ["UCM/1.tif"]})
+                           {"messages": [{"role": "user", "content": f"<image>{question}"},
+                                         {"role": "assistant", "content": answer}], "images": ["UCM/1.tif"]})
     info = json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))
     assert set(info) == {"UCM", "UCM-train", "UCM-val"}
     for name, entry in info.items():
-        assert entry == {"file_name": f"{name}.json", "formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"},
-                         "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}
+        assert entry == {
+            "file_name": f"{name}.json", "formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"},
+            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}
         for row in load(tmp_path / entry["file_name"]):  # as the entry says how to read it
             turns, tags = row[entry["columns"]["messages"]], entry["tags"]
             assert [turn[tags["role_tag"]] for turn in turns] == [tags["user_tag"], tags["assistant_tag"]]
@@ -491,8 +504,8 @@ def test_dataset_info_keeps_other_entries_and_a_broken_one_stops_first(tmp_path,
     assert set(load(info)) == {"mine", "a"} and load(info)["mine"] == {"file_name": "x.json"}
     for text in ("{broken", "[]"):
         info.write_text(text)
-        assert generate_prompt.main(["--input", str(tmp_path / "zh.json"), "--output", str(tmp_path / "b.json"), "--no-image-check",
-                                     "--format", "llamafactory"]) == 1
+        assert generate_prompt.main(["--input", str(tmp_path / "zh.json"), "--output", str(tmp_path / "b.json"),
+                                     "--no-image-check", "--format", "llamafactory"]) == 1
         assert str(info) in capsys.readouterr().err and info.read_text() == text and not (tmp_path / "b.json").exists()
 
 
@@ -502,7 +515,8 @@ def test_png_on_demand(tmp_path, capsys):
     colour = Image.frombytes("RGB", (16, 12), rng.randbytes(16 * 12 * 3))
     colour.save(tmp_path / "images" / "colour.tif")
     deep = [rng.randrange(1000, 5000) for _ in range(400)]
-    Image.frombytes("I;16", (20, 20), b"".join(value.to_bytes(2, "little") for value in deep)).save(tmp_path / "images" / "deep.tif")
+    deep_image = Image.frombytes("I;16", (20, 20), b"".join(value.to_bytes(2, "little") for value in deep))
+    deep_image.save(tmp_path / "images" / "deep.tif")
     Image.new("RGBA", (16, 16), (10, 20, 30, 0)).save(tmp_path / "images" / "clear.png")
     names = dict.fromkeys(("colour.tif", "deep.tif", "clear.png"))
     status, rows = prompt(tmp_path, "--png", "png", records_=names)
@@ -514,7 +528,8 @@ def test_png_on_demand(tmp_path, capsys):
     import numpy
     low, high = numpy.percentile(deep, (2, 98))
     expected = numpy.clip((numpy.array(deep) - low) / (high - low), 0, 1) * 255
-    assert abs(numpy.asarray(made["deep.png"])[..., 0].ravel() - expected).max() <= 2  # the percentiles are those of a value, not between two
+    # the percentiles here are values of the picture, numpy's lie between two
+    assert abs(numpy.asarray(made["deep.png"])[..., 0].ravel() - expected).max() <= 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "png").iterdir()}
     os.utime(tmp_path / "images" / "deep.tif")
     assert prompt(tmp_path, "--png", "png")[0] == 0 and "1 of 3 images converted" in capsys.readouterr().out
@@ -528,7 +543,8 @@ def test_png_on_demand(tmp_path, capsys):
 def test_png_of_merged_sets_do_not_overwrite_each_other(tmp_path):
     assert generate_prompt.main([*merged(tmp_path), "--png", "png", "--format", "llava"]) == 0
     rows = load(tmp_path / "both.json")
-    assert [row["image"] for row in rows] == ["png/mine/2.png", "png/mine/3.png", "png/other/1.png", "png/other/2.png", "png/other/3.png"]
+    names = ("mine/2", "mine/3", "other/1", "other/2", "other/3")
+    assert [row["image"] for row in rows] == [f"png/{name}.png" for name in names]
     sizes = [Image.open(tmp_path / row["image"]).size for row in rows]
     assert sizes == [(30, 30), (40, 40), (21, 20), (20, 20), (41, 40)]
 
@@ -546,7 +562,8 @@ def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
                 file.write(json.dumps(image(f"{i}.tif", "train", [f"A lake {i} " + "x" * 2000])) + "\n")
         tracemalloc.start()
         assert transform.main(["--input", str(source), "--output", str(tmp_path / "en.jsonl")]) == 0
-        assert generate_prompt.main(["--input", str(tmp_path / "en.jsonl"), "--output", str(tmp_path / "rows.jsonl"), "--no-image-check"]) == 0
+        assert generate_prompt.main(["--input", str(tmp_path / "en.jsonl"), "--output", str(tmp_path / "rows.jsonl"),
+                                     "--no-image-check"]) == 0
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert sum(1 for _ in open(tmp_path / "rows-train.jsonl", encoding="utf-8")) == count
@@ -670,7 +687,8 @@ def test_known_sets_add_up_and_stand_in_the_readme():
             assert sum(known.splits) == known.images
         counts = [f"{count:,}" if count else "" for count in (known.images, *(known.splits or ("", "", "")))]
         size = f"{known.size[0]}×{known.size[1]}"
-        assert f"| {' | '.join([name, *counts, str(known.sentences), size])} |".replace("  ", " ") in table.replace("由参数定", "").replace("  ", " ")
+        cells = " | ".join([name, *counts, str(known.sentences), size])
+        assert f"| {cells} |".replace("  ", " ") in table.replace("由参数定", "").replace("  ", " ")
         assert not known.example or known.fits_name(known.example)
     for script in ("transform", "translation_en2zh", "generate_prompt"):
         assert f"python data/{script}.py" in table
@@ -678,5 +696,6 @@ def test_known_sets_add_up_and_stand_in_the_readme():
 
 def test_the_stages_import_nothing_beyond_the_standard_library_pillow_openai_tqdm():
     for file in DATA.glob("*.py"):
-        names = {name.split(".")[0] for name in re.findall(r"^\s*(?:import|from) (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)}
+        imports = re.findall(r"^\s*(?:import|from) (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        names = {name.split(".")[0] for name in imports}
         assert names <= set(sys.stdlib_module_names) | {"PIL", "openai", "tqdm"} | {path.stem for path in DATA.glob("*.py")}

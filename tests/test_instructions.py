@@ -18,12 +18,14 @@ import instructions  # noqa: E402
 SET = {
     "1.tif": ("机场的停机坪上停着两架白色飞机，旁边有一条跑道。", (
         "There are two white planes at the airport .", "Two planes are parked at the airport beside a runway .",
-        "It is an airport with two planes .", "There is a small pool near the airport .", "Two planes and a runway at the airport .")),
+        "It is an airport with two planes .", "There is a small pool near the airport .",
+        "Two planes and a runway at the airport .")),
     "2.tif": ("住宅区里有许多红色屋顶的房屋，没有游泳池。", (
         "There are many houses with red roofs in the residential area .", "A residential area with many houses .",
         "Lots of houses with red roofs .", "This is a residential area .", "Many houses are in the residential area .")),
     "3.tif": ("海滩边有海浪，沙滩上没有人。", (
-        "It is a beach with waves .", "Waves beat the beach .", "A beach beside the sea .", "There is a beach .", "The sea and the beach .")),
+        "It is a beach with waves .", "Waves beat the beach .", "A beach beside the sea .", "There is a beach .",
+        "The sea and the beach .")),
     "4.tif": ("一条河流穿过森林，河上有三艘船。", (
         "A river goes through the forest with three boats .", "There are three boats on the river .", "Three boats on a river .",
         "There are four boats on the river .", "A river in the forest .")),
@@ -147,30 +149,30 @@ def test_dialogues_are_what_the_trainer_reads(tmp_path):
                 assert list(row) == ["img", "conversations"]
                 rounds = _rounds(row)
                 lengths[len(rounds)] += 1
-                assert rounds[0][1] in (SET[name][0], {"1.tif": "机场。", "2.tif": "住宅区。", "3.tif": "海滩。", "5.tif": "停车场。"}.get(name),
-                                        "森林。", "河流。")
+                scene = {"1.tif": "机场。", "2.tif": "住宅区。", "3.tif": "海滩。", "4.tif": "河流。", "5.tif": "停车场。"}
+                assert rounds[0][1] in (SET[name][0], scene[name])
                 assert len({question for question, _ in rounds}) == len(rounds)
     assert set(lengths) == {2, 3, 4}
 
 
 def test_negatives_by_strategy():
     """popular: by how often it is there; adversarial: by how often with what is there; balanced: in that proportion."""
-    present = {"a": ("boat", "river"), "b": ("boat", "river", "airplane"), "c": ("airplane", "tennis court"), "d": ("airplane", "boat"),
-               "e": ("airplane", "tennis court"), "f": ("airplane",)}
     statistics = instructions.Statistics()
-    for names in present.values():
+    for names in (("boat", "river"), ("boat", "river", "airplane"), ("airplane", "tennis court"), ("airplane", "boat"),
+                  ("airplane", "tennis court"), ("airplane",)):
         statistics.add(names)
     facts = instructions.Facts("", None, ("tennis court",), ("boat", "river", "airplane", "bridge"), {})
     first = {how: instructions.absent_objects(facts, statistics, random.Random(0), 4, how) for how in instructions.NEGATIVES}
     assert first["popular"] == ["airplane", "boat", "river", "bridge"]
     lake = instructions.Facts("", None, ("river",), ("boat", "airplane", "tennis court", "bridge"), {})
-    assert instructions.absent_objects(lake, statistics, random.Random(0), 4, "adversarial") == ["boat", "airplane", "tennis court", "bridge"]
+    assert instructions.absent_objects(lake, statistics, random.Random(0), 4, "adversarial") == [
+        "boat", "airplane", "tennis court", "bridge"]
     for how in ("random", "balanced"):
         assert sorted(first[how]) == sorted(facts.absent)
         drawn = Counter(instructions.absent_objects(facts, statistics, random.Random(seed), 1, how)[0] for seed in range(900))
         share = {name: drawn[name] / 900 for name in facts.absent}
-        expected = {"random": dict.fromkeys(facts.absent, 0.25), "balanced": {"airplane": 5 / 10, "boat": 3 / 10, "river": 2 / 10, "bridge": 0}}
-        assert all(abs(share[name] - expected[how][name]) < 0.06 for name in facts.absent)
+        expected = {"airplane": 0.5, "boat": 0.3, "river": 0.2, "bridge": 0} if how == "balanced" else dict.fromkeys(facts.absent, 0.25)
+        assert all(abs(share[name] - expected[name]) < 0.06 for name in facts.absent)
     asked_ = instructions.existence_questions(lake, statistics, random.Random(1), pairs=3, negatives="popular")
     assert sorted(asked_) == [("airplane", False), ("river", True)]  # one is there, so one is asked in vain
 
