@@ -1,12 +1,14 @@
 """How fast the data stages are, and how much memory they take: a table in Markdown, measured here and now.
 
-    python benchmarks/data.py [transform stream images ...] [--images DIR]
+    python benchmarks/data.py [translation transform stream images ...] [--images DIR]
 
 Stages run as a user runs them, each in a process of its own, start included, on files written to a temporary folder; the best
 of several runs stands for the time, the greatest resident set size (ru_maxrss) for the memory.
 """
 import argparse
+import asyncio
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -99,7 +101,57 @@ def images(folder, args):
     yield f"image check again, {what}", rate(lambda: examine_all(paths, cache)), ""
 
 
-BENCHMARKS = {"transform": transform, "stream": stream, "images": images}
+async def serve(delay, port):
+    """An OpenAI-compatible server that answers each request after `delay` seconds; tells its port by the pipe `port`."""
+    message = {"role": "assistant", "content": "图中有一座机场，停着飞机。"}
+    reply = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "stub",
+                        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                        "usage": {"prompt_tokens": 150, "completion_tokens": 12, "total_tokens": 162}}).encode()
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(reply), reply)
+
+    async def client(reader, writer):
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                await reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
+                await asyncio.sleep(delay)
+                writer.write(reply)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async with await asyncio.start_server(client, "127.0.0.1", 0) as server:
+        port.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+
+def serve_in_process(delay, port):
+    asyncio.run(serve(delay, port))
+
+
+def translation(folder, args):
+    """As many captions as Sydney and UCM have, all distinct, against a server that takes 200 ms for each answer."""
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve_in_process, args=(0.2, there), daemon=True)
+    server.start()
+    os.environ |= {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": f"http://127.0.0.1:{here.recv()}/v1"}
+    source, count, sample = folder / "en.json", 2713, 100
+    source.write_text(json.dumps([{"imged_id": f"{k}.tif", "caption": f"Airplanes at airport number {k} ."} for k in range(count)]))
+
+    def seconds(concurrency, name, *more):
+        return run(DATA / "translation_en2zh.py", "--input", source, "--output", folder / name, "--concurrency", concurrency, *more)
+
+    start, _ = seconds(1, "start.json", "--limit", 1)
+    alone, _ = seconds(1, "alone.json", "--limit", sample + 1)
+    each = (alone - start) / sample
+    together, memory = zip(*(seconds(64, f"together{k}.json") for k in range(3)))
+    server.terminate()
+    yield f"translation one by one, 200 ms server, {sample} captions", f"{1000 * each:.0f} ms each", ""
+    faster = (start + each * (count - 1)) / min(together)
+    yield (f"translation, {count:,} captions, --concurrency 64",
+           f"{min(together):.1f} s, {count / min(together):.0f} captions/s, {max(memory):.0f} MB: {faster:.0f} times as fast", ">= 25 times")
+
+
+BENCHMARKS = {"translation": translation, "transform": transform, "stream": stream, "images": images}
 
 
 def main():
