@@ -196,6 +196,13 @@ def test_transform_reads_nwpu_captions_as_distributed(tmp_path, capsys):
     assert records.CAPTION_SETS["NWPU"].fits_name("lake/lake_001.jpg")
 
 
+def test_of_very_many_problems_the_first_thousand_are_listed(tmp_path, capsys):
+    source = save(tmp_path / "in.json", [{"filename": f"{i}.tif"} for i in range(1203)])
+    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "1203 bad records" in lines[0] and len(lines) == 1002 and lines[-1].strip() == "and 203 more"
+
+
 @pytest.mark.parametrize("suffix", (".json", ".jsonl"))
 def test_all_problems_of_a_file_are_listed_at_once(tmp_path, capsys, suffix):
     images = [image(f"{i}.tif", raws=() if i % 2 else ("A .",)) for i in range(40)]
