@@ -196,6 +196,14 @@ def test_transform_reads_nwpu_captions_as_distributed(tmp_path, capsys):
     assert records.CAPTION_SETS["NWPU"].fits_name("lake/lake_001.jpg")
 
 
+def test_an_array_named_jsonl_is_told_once(tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps([image("1.tif")], indent=1))
+    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
+    message = capsys.readouterr().err
+    assert "line 1 column" in message and "an array needs a name ending in .json" in message and message.count("\n") == 1
+
+
 def test_of_very_many_problems_the_first_thousand_are_listed(tmp_path, capsys):
     source = save(tmp_path / "in.json", [{"filename": f"{i}.tif"} for i in range(1203)])
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
