@@ -117,8 +117,10 @@ def read_records(path):
             data = json.load(file)
     except json.JSONDecodeError as error:
         hint = "; one record a line needs a name ending in .jsonl" if error.msg == "Extra data" else ""
-        hint = "; an array needs a name ending in .json" if path.suffix == ".jsonl" else hint
-        raise StageError(f"{path} is not JSON: line {error.lineno} column {error.colno}: {error.msg}{hint}") from None
+        where = f"line {error.lineno} column {error.colno}"
+        if path.suffix == ".jsonl":
+            where, hint = "line 1", "; an array needs a name ending in .json"
+        raise StageError(f"{path} is not JSON: {where}: {error.msg}{hint}") from None
     except UnicodeDecodeError as error:
         raise StageError(f"{path} is not UTF-8 (at byte {error.start}): save it as UTF-8") from None
     except OSError as error:

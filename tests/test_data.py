@@ -201,7 +201,7 @@ def test_an_array_named_jsonl_is_told_once(tmp_path, capsys):
     source.write_text(json.dumps([image("1.tif")], indent=1))
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
     message = capsys.readouterr().err
-    assert "line 1 column" in message and "an array needs a name ending in .json" in message and message.count("\n") == 1
+    assert "is not JSON: line 1:" in message and "an array needs a name ending in .json" in message and message.count("\n") == 1
 
 
 def test_of_very_many_problems_the_first_thousand_are_listed(tmp_path, capsys):
