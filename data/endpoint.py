@@ -50,8 +50,8 @@ def asked_pause(headers):
 class Endpoint:
     """`answer` asks for one text; many may run at a time. Counters: requests, retries, tokens_in, tokens_out, cost.
 
-    args: base_url, model, timeout (seconds a request may take in all), max_retries, backoff (seconds), rpm and tpm (per minute
-    or None), price_in and price_out (per million tokens or None), max_cost (in the same money or None), concurrency.
+    args: base_url, model, timeout (seconds a request may take in all), max_retries, backoff (seconds), rpm and tpm (per
+    minute or None), price_in and price_out (per million tokens or None), max_cost (same money or None), concurrency.
     """
 
     def __init__(self, args, key):
@@ -96,7 +96,8 @@ class Endpoint:
         """Wait until the limits per minute and the server's Retry-After allow a request of so many tokens."""
         now = time.monotonic()
         start = max(now, self.next_start)
-        self.next_start = start + max(60 / self.args.rpm if self.args.rpm else 0, 60 * tokens / self.args.tpm if self.args.tpm else 0)
+        self.next_start = start + max(60 / self.args.rpm if self.args.rpm else 0,
+                                      60 * tokens / self.args.tpm if self.args.tpm else 0)
         await self.pause(start - now)
         while (left := self.held_until - time.monotonic()) > 0:
             await self.pause(left + random.uniform(0, 0.1 * left))  # not all at the same moment

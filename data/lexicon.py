@@ -20,11 +20,12 @@ NEGATOR = {"zh": r"(?<!有)没有|(?<![有淹沉])没(?=[见看发])|无(?!人�
                  r"缺乏|缺少|不是|并非",
            "en": r"\b(?:no|without|nor|neither|nothing|not (?:a|an|any)|(?:isn't|aren't) (?:a|an|any))\b"}
 # words after which a negation no longer holds: "no trees on the ground" denies no ground
-NEGATION_ENDS = {"zh": r"[但而却]|只有|仅有", "en": r"\b(?:but|with|while|in|on|at|near|beside|around|along|between|of|to|from|by|some|is|are)\b"}
+NEGATION_ENDS = {"zh": r"[但而却]|只有|仅有",
+                 "en": r"\b(?:but|with|while|in|on|at|near|beside|around|along|between|of|to|from|by|some|is|are)\b"}
 # words that part a number or a colour from the noun after it
 PARTS = {"zh": r"[在有是被着了和与及或、上下内里中边侧处呈从将把使其之以]|显示|展示|环绕|穿过|组成",
-         "en": r"\b(?:and|or|with|in|on|at|near|beside|around|along|between|to|from|by|is|are|was|were|has|have|that|which|while|"
-               r"there|surround\w*|goes?|through)\b"}
+         "en": r"\b(?:and|or|with|in|on|at|near|beside|around|along|between|to|from|by|is|are|was|were|has|have|that|which|"
+               r"while|there|surround\w*|goes?|through)\b"}
 COLOUR_LIST = {"zh": r"[和与及或、色的]*|相间的?", "en": r"[\s,]*(?:and|or)?\s*"}
 # between a noun and the colour said of it: 屋顶是灰色的, the roofs are grey
 COPULA = {"zh": r"(?:的?颜色)?(?:主要|大多|大部分|全部|整体|基本|都|均|多|也)*(?:为|是|呈|呈现|呈现出|呈现为|显示为|涂成|有)",
@@ -62,7 +63,7 @@ def plural(word):
 
 @cache
 def vocabulary(language):
-    """{word: [(kind, name), ...]} with kind "object", "scene", "colour" or "mask", and a pattern that finds the longest first."""
+    """{word: [(kind, name), ...]}, kind "object", "scene", "colour" or "mask", and a pattern finding the longest first."""
     words, lexicon = defaultdict(list), load()
     for kind, key in (("object", "objects"), ("scene", "scenes"), ("colour", "colours")):
         for name, entry in lexicon[key].items():
@@ -84,14 +85,15 @@ def vocabulary(language):
 def quantities(language):
     """A pattern of quantities: group n a number, with g standing for groups (rows, pairs); without either it is SOME."""
     lexicon = load()
-    vague = "|".join(map(re.escape, sorted(lexicon["several"][language], key=len, reverse=True)))
+    words = sorted(lexicon["several"][language], key=len, reverse=True)
+    vague = "|".join(word for word in words if language == "en" or len(word) > 1)  # 几, 数, 多 only before a counter
     if language == "en":
         numbers = "|".join(lexicon["numbers"]["en"])
         return re.compile(rf"\b(?:(?:{vague})\b|(?P<n>{numbers}|\d+)\b)"
                           r"(?P<g>[^.,;]*?\b(?:rows?|lines?|groups?) of\b)?")
     one, group = lexicon["numbers"]["counters"], lexicon["numbers"]["group counters"]
-    word, digits = "(?:" + "|".join(w for w in vague.split("|") if len(w) > 1) + ")", "[一二两三四五六七八九十百]"
-    return re.compile(rf"{word}|一([{one}{group}])\1|[几数多][十百千]?[{one}{group}]|(?:{digits}+|\d+)[几多余][{one}{group}]|"
+    digits = "[一二两三四五六七八九十百]"
+    return re.compile(rf"{vague}|一([{one}{group}])\1|[几数多][十百千]?[{one}{group}]|(?:{digits}+|\d+)[几多余][{one}{group}]|"
                       rf"(?<![第十百\d.])(?P<n>{digits}+|\d+) ?(?:[{one}]|(?P<g>[{group}]))")
 
 
@@ -111,18 +113,18 @@ def chinese_number(text):
 
 def value(match, language):
     """Number or SOME of a match of quantities()."""
-    number = match["n"]
-    if number is None or match["g"]:
-        return SOME
+    return SOME if match["n"] is None or match["g"] else as_number(match["n"], language)
+
+
+def as_number(word, language):
     if language == "zh":
-        return chinese_number(number)
-    return int(number) if number.isdigit() else load()["numbers"]["en"][number]
+        return chinese_number(word)
+    return int(word) if word.isdigit() else load()["numbers"]["en"][word]
 
 
 def numbers(text, language):
     """The exact numbers of a text that count something, rows and groups included: {2} of 两排树, two rows of trees."""
-    found = (match["n"] for match in quantities(language).finditer(text.lower()) if match["n"])
-    return {chinese_number(n) if language == "zh" else int(n) if n.isdigit() else load()["numbers"]["en"][n] for n in found}
+    return {as_number(match["n"], language) for match in quantities(language).finditer(text.lower()) if match["n"]}
 
 
 def tokens(text, language):
@@ -151,21 +153,21 @@ def find(text, language):
 
 
 def in_clause(text, begin, end, clause, language):
-    mentions, colours, last = [], [], begin  # colours: [(start, end, names)] since the noun before, `last` its end
+    mentions, waiting, last = [], [], begin  # waiting: colours since the noun before, [(start, end, names)]; `last`: its end
     negators = [begin + match.end() for match in re.finditer(NEGATOR[language], text[begin:end])]
     for position, stop, meanings in clause:
         names = [name for kind, name in meanings if kind == "colour"]
         if len(names) == len(meanings):
-            if mentions and not colours and re.fullmatch(COPULA[language], text[last:position]):
+            if mentions and not waiting and re.fullmatch(COPULA[language], text[last:position]):
                 mentions = [replace(m, colours=m.colours | set(names)) if m.end == last else m for m in mentions]
-            colours.append((position, stop, names))
+            waiting.append((position, stop, names))
             continue
         negated = any(negation_holds(text, after, position, clause, language) for after in negators if after <= position)
         lead = text[last:position]
         shared = dict(start=position, end=stop, negated=negated, count=count_before(lead, language),
-                      colours=colours_before(text, colours, position, language) | set(names))
+                      colours=colours_before(text, waiting, position, language) | set(names))
         mentions += [Mention(kind, name, **shared) for kind, name in meanings if kind in ("object", "scene")]
-        colours, last = [], stop
+        waiting, last = [], stop
     return mentions
 
 
@@ -191,10 +193,10 @@ def count_before(lead, language):
     return value(matches[-1], language)
 
 
-def colours_before(text, colours, position, language):
-    """Colours of the list that ends right before `position`: both of 白色和灰色的屋顶."""
+def colours_before(text, waiting, position, language):
+    """Colours of the list `waiting` that ends right before `position`: both of 白色和灰色的屋顶."""
     names, right = set(), position
-    for start, stop, words in reversed(colours):
+    for start, stop, words in reversed(waiting):
         gap = text[stop:right]
         joined = right != position and re.fullmatch(COLOUR_LIST[language], gap)
         near = right == position and not re.search(PARTS[language], gap) and len(gap) <= (8 if language == "zh" else 20)
@@ -216,8 +218,10 @@ def named(mentions, kind="object"):
 
 
 def closure(mentions):
-    """Names of the objects and scenes that the mentions grant: those named, and one way what they imply (a house is a building,
-    a forest has trees, a mobile home park is a park)."""
+    """Names of the objects and scenes that the mentions grant: those named, and one way what they imply.
+
+    A house is a building, a forest has trees, a mobile home park is a park.
+    """
     lexicon, granted = load(), set()
     left = [mention.name for mention in mentions if not mention.negated]
     while left:
@@ -237,5 +241,5 @@ def unsupported(claims, granted):
     for claim in claims:
         if not claim.negated:
             words[claim.start].append(claim)
-    bare = [(claim.kind, claim.name) for word in words.values() if not any(c.name in granted for c in word) for claim in word]
-    return list(dict.fromkeys(bare))
+    bare = [word for word in words.values() if not any(claim.name in granted for claim in word)]
+    return list(dict.fromkeys((claim.kind, claim.name) for word in bare for claim in word))

@@ -4,8 +4,8 @@ in:  [{"imged_id": "1.tif", "caption": English, ...}, ...]      out: the same re
 
 An answer is paid for once: each distinct caption is asked once, and every answer, good or bad, is appended to
 <output>.journal.jsonl and fsynced before its worker asks the next one, so a run that was killed continues where it stopped.
-An answer that quality.py finds fault with is asked again with the complaint; what stays bad goes to NAME-rejected and is left
-out. NAME-report.json counts the reasons. --check runs the same gate on a file that exists.
+An answer that quality.py finds fault with is asked again with the complaint; what stays bad goes to NAME-rejected and is
+left out. NAME-report.json counts the reasons. --check runs the same gate on a file that exists.
 """
 import argparse
 import asyncio
@@ -92,10 +92,9 @@ class Journal:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def close(self):
-        """Keeps what an interrupt found between answer and disk."""
-        if self.pending:
-            self.write([line for line, _ in self.pending])
+    async def close(self):
+        if self.flushing:  # keeps what an interrupt found between answer and disk
+            await self.flushing
         if self.file:
             self.file.close()
 
@@ -143,14 +142,15 @@ class Texts:
     async def ask(self, endpoint, journal, name):
         while name not in self.known and name not in self.rejected:
             target, used = await endpoint.answer(self.messages(name), self.expected(name))
-            await journal.add({"source": self.texts[name], "target": target, "model": self.args.model, "style": self.args.style,
+            await journal.add({"source": self.texts[name], "target": target, "model": self.args.model,
+                               "style": self.args.style,
                                "tokens": used})
             self.answers.setdefault(name, []).append(target)
             self.settled(name)
 
 
 async def ask_all(texts, args, key, journal):
-    """Ask for each text left, `args.concurrency` at a time; returns the endpoint, for its counters, and reasons of failures."""
+    """Ask for each text left, `args.concurrency` at a time; returns the endpoint, for its counters, and why texts failed."""
     endpoint, failures, waiting = Endpoint(args, key), [], iter(texts.left)
 
     async def work():
@@ -171,7 +171,7 @@ async def ask_all(texts, args, key, journal):
             async with endpoint.client:
                 await asyncio.gather(*(work() for _ in range(min(args.concurrency, len(texts.left)))))
         finally:
-            journal.close()
+            await journal.close()
     return endpoint, failures
 
 
@@ -179,6 +179,8 @@ def translate(args):
     if args.check:
         return check(args)
     resolve_paths(args)
+    if args.memory_out and not args.memory_out.absolute().parent.is_dir():
+        raise StageError(f"folder of --memory-out {args.memory_out} does not exist: make it, or name another file")
     journal = Journal(args.output.with_name(args.output.name + ".journal.jsonl"))
     count, captions = 0, {}
     for count, record in enumerate(caption_records(args.input, args.limit), 1):
@@ -238,9 +240,11 @@ def write_results(args, rows, gated):
     if gated:
         path.write_text(json.dumps(report.as_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         print(report)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier run
     print(f"{args.output}: {report.passed} records{' (--limit)' if args.limit else ''}")
     if report.rejected:
-        print(f"{rejected}: {report.rejected} rows left out, with their reasons; to keep one, correct it and give it by --memory")
+        print(f"{rejected}: {report.rejected} rows left out, with their reasons; a correction goes in by --memory")
 
 
 def english_of(path):
@@ -263,7 +267,8 @@ def check(args):
     missing = [record["imged_id"] for record in caption_records(args.check, args.limit) if record["imged_id"] not in english]
     if missing:
         raise StageError(f"{len(missing)} images of {args.check} are not in {args.input}: {listed(missing)}; check --input")
-    write_results(args, ((record, record["caption"], quality.problems(record["caption"], english[record["imged_id"]], "", allowance))
+    write_results(args, ((record, record["caption"],
+                          quality.problems(record["caption"], english[record["imged_id"]], "", allowance))
                          for record in caption_records(args.check, args.limit)), gated=True)
 
 
@@ -280,39 +285,49 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Merge the English sentences of each image into one Chinese description. "
                                      "The key is read from the environment variable OPENAI_API_KEY only.")
     add_path_options(parser, "en", "zh")
-    parser.add_argument("--memory", type=Path, action="append", default=[], metavar="FILE", help="translation memory, JSON or "
-                        '.jsonl of {"source": English caption, "target": Chinese}: needs no network; repeatable, the last wins')
+    parser.add_argument("--memory", type=Path, action="append", default=[], metavar="FILE",
+                        help='translation memory, JSON or .jsonl of {"source": English caption, "target": Chinese}: needs '
+                        "no network; repeatable, the last wins")
     parser.add_argument("--memory-out", type=Path, metavar="FILE", help="write such a memory of everything this run used")
     parser.add_argument("--limit", type=at_least(int, 1), metavar="N", help="the first N records only (default: all)")
-    parser.add_argument("--style", choices=STYLES, default="detailed", help="concise: one sentence; detailed: one paragraph with "
-                        "what the sentences say; expanded (扩写): three to five sentences; rewritten (改写): other words and "
-                        "sentence forms (default: %(default)s)")
+    parser.add_argument("--style", choices=STYLES, default="detailed",
+                        help="concise: one sentence; detailed: one paragraph with what the sentences say; "
+                        "expanded (扩写): three to five sentences; rewritten (改写): other words and sentence forms "
+                        "(default: %(default)s)")
     gate = parser.add_argument_group("quality gate")
-    gate.add_argument("--reask", type=at_least(int, 0), default=2, metavar="N", help="how often a bad answer is asked again with "
-                      "the complaint before it is rejected; what an earlier run rejected is asked again only by a larger N "
-                      "(default: %(default)s)")
+    gate.add_argument("--reask", type=at_least(int, 0), default=2, metavar="N",
+                      help="how often a bad answer is asked again with the complaint before it is rejected; what an earlier "
+                      "run rejected is asked again only by a larger N (default: %(default)s)")
     gate.add_argument("--no-gate", action="store_true", help="take every answer as it is")
-    gate.add_argument("--check", type=Path, metavar="FILE", help="translate nothing: run the gate on this Chinese file against "
-                      "--input (English records or a caption set as distributed); writes NAME-checked or --output")
+    gate.add_argument("--check", type=Path, metavar="FILE",
+                      help="translate nothing: run the gate on this Chinese file against --input (English records or a "
+                      "caption set as distributed); writes NAME-checked or --output")
     llm = parser.add_argument_group("endpoint")
     llm.add_argument("--base-url", default=os.environ.get("OPENAI_BASE_URL") or OPENAI_URL, help="any OpenAI-compatible "
                      f"endpoint, usually ending in /v1 (default: the variable OPENAI_BASE_URL, then {OPENAI_URL})")
     llm.add_argument("--model", default="gpt-4o-mini", help="model name at the endpoint (default: %(default)s)")
     llm.add_argument("--concurrency", type=at_least(int, 1), default=8, help="requests at a time (default: %(default)s)")
-    llm.add_argument("--rpm", type=at_least(float, 0.01), metavar="N", help="at most so many requests per minute (default: no limit)")
-    llm.add_argument("--tpm", type=at_least(float, 1), metavar="N", help="at most so many tokens per minute, in and out, estimated "
-                     "before and corrected after each request (default: no limit)")
+    llm.add_argument("--rpm", type=at_least(float, 0.01), metavar="N",
+                     help="at most so many requests per minute (default: no limit)")
+    llm.add_argument("--tpm", type=at_least(float, 1), metavar="N",
+                     help="at most so many tokens per minute, in and out, estimated before and corrected after each "
+                     "request (default: no limit)")
     llm.add_argument("--timeout", type=at_least(float, 0.1), default=60.0, help="seconds per request (default: %(default)s)")
-    llm.add_argument("--max-retries", type=at_least(int, 0), default=5, help="further tries of a request after a rate limit, "
-                     "a server error, a timeout or a broken reply; 0: none (default: %(default)s)")
-    llm.add_argument("--backoff", type=at_least(float, 0), default=1.0, metavar="SECONDS", help="pause before the first retry, "
-                     "doubled for each further one, up to half of it at random; the server's Retry-After wins (default: %(default)s)")
+    llm.add_argument("--max-retries", type=at_least(int, 0), default=5,
+                     help="further tries of a request after a rate limit, a server error, a timeout or a broken reply; "
+                     "0: none (default: %(default)s)")
+    llm.add_argument("--backoff", type=at_least(float, 0), default=1.0, metavar="SECONDS",
+                     help="pause before the first retry, doubled for each further one, up to half of it at random; the "
+                     "server's Retry-After wins (default: %(default)s)")
     money = parser.add_argument_group("cost")
-    money.add_argument("--dry-run", action="store_true", help="ask nothing: print distinct captions, estimated tokens and cost")
-    money.add_argument("--price-in", type=at_least(float, 0), metavar="PRICE", help="of a million tokens sent, in any currency")
+    money.add_argument("--dry-run", action="store_true",
+                       help="ask nothing: print distinct captions, estimated tokens and cost")
+    money.add_argument("--price-in", type=at_least(float, 0), metavar="PRICE",
+                       help="of a million tokens sent, in any currency")
     money.add_argument("--price-out", type=at_least(float, 0), metavar="PRICE", help="of a million tokens answered")
-    money.add_argument("--max-cost", type=at_least(float, 0), metavar="SUM", help="stop this run before it could spend more, "
-                       "requests under way included; needs the prices (default: no limit)")
+    money.add_argument("--max-cost", type=at_least(float, 0), metavar="SUM",
+                       help="stop this run before it could spend more, requests under way included; needs the prices "
+                       "(default: no limit)")
     args = parser.parse_args(argv)
     problems = []
     if not re.match("https?://[^/]", args.base_url):

@@ -69,7 +69,7 @@ def test_the_complaint_names_every_problem_in_chinese():
 
 
 def test_drawn_scenes_pass_where_the_description_says_what_the_captions_say():
-    """Descriptions and captions of the demo come from the same facts: the gate may only flag the few facts that no caption names."""
+    """Descriptions and captions of the demo come from the same facts: only facts that no caption names may be flagged."""
     flagged = [quality.problems(demo_scenes.describe_zh(facts), "  ".join(demo_scenes.describe_en(facts)))
                for scene in demo_scenes.SCENES for k in range(20)
                for facts in [demo_scenes.facts(scene, random.Random(f"gate/{scene}/{k}"))]]

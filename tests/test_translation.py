@@ -28,8 +28,8 @@ def chinese(text):
 
 
 class Stub:
-    """An OpenAI-compatible endpoint; `answer(text, nth request)` gives a description, or (status, headers, body), or None for
-    a connection that is reset. text: the caption; `asked`: the captions in order of arrival."""
+    """An OpenAI-compatible endpoint. `answer(text, nth request)`, text being the caption, gives a description, or (status,
+    headers, body), or None for a connection that is reset. `asked`: the captions in order of arrival."""
 
     def __init__(self):
         self.asked, self.bodies, self.answer = [], [], lambda text, nth: chinese(text)
@@ -157,13 +157,15 @@ def test_memory_out_serves_another_file_without_asking(tmp_path, stub):
     assert stub.asked == [] and [row["caption"] for row in load(tmp_path / "o.json")] == [f"图中有{i}个湖泊。" for i in (2, 1, 0)]
 
 
-@pytest.mark.parametrize("style, word", (("concise", "四十字"), ("detailed", "相同的内容只说一次"), ("expanded", "扩写"), ("rewritten", "改写")))
+@pytest.mark.parametrize("style, word",
+                         (("concise", "四十字"), ("detailed", "相同的内容只说一次"), ("expanded", "扩写"), ("rewritten", "改写")))
 def test_each_style_has_its_instruction_and_its_own_answers(tmp_path, stub, style, word):
     source, output = save(tmp_path / "en.json", english(1)), tmp_path / "zh.json"
     assert translate(source, output, "--style", style) == 0
     assert word in stub.bodies[0][2]["messages"][0]["content"] and "不得添加" in stub.bodies[0][2]["messages"][0]["content"]
     assert translate(source, output, "--style", style) == 0 and len(stub.asked) == 1
-    assert translate(source, output, "--style", "concise" if style != "concise" else "expanded") == 0 and len(stub.asked) == 2
+    assert translate(source, output, "--style",
+                     "concise" if style != "concise" else "expanded") == 0 and len(stub.asked) == 2
 
 
 def test_limit_and_concurrency(tmp_path, stub):
@@ -225,7 +227,8 @@ def test_what_stays_bad_is_rejected_paid_once_and_asked_again_only_by_a_larger_r
 def test_check_runs_the_gate_on_an_existing_file(tmp_path, capsys):
     rows = [{"imged_id": "0.png", "caption": "图中有一个湖泊。", "split": "val"}, {"imged_id": "1.png", "caption": "湖边有红色的房屋。"}]
     file = save(tmp_path / "old.json", rows)
-    images = [{"filename": f"{i}.png", "sentences": [{"raw": "There is a lake ."}, {"raw": "A blue lake ."}]} for i in range(2)]
+    images = [{"filename": f"{i}.png",
+               "sentences": [{"raw": "There is a lake ."}, {"raw": "A blue lake ."}]} for i in range(2)]
     for captions in (save(tmp_path / "dataset.json", {"images": images}), save(tmp_path / "en.json", english(2))):
         assert translation_en2zh.main(["--check", str(file), "--input", str(captions)]) == 0
         assert load(tmp_path / "old-checked.json") == rows[:1]
@@ -248,6 +251,12 @@ def test_check_finds_the_captions_of_a_set_by_itself(tmp_path, monkeypatch):
 
 
 # ---- cost
+
+
+def test_memory_out_into_no_folder_is_refused_before_anything_is_asked(tmp_path, stub, capsys):
+    source = save(tmp_path / "en.json", english(1))
+    assert translate(source, tmp_path / "zh.json", "--memory-out", tmp_path / "none" / "m.json") == 1
+    assert stub.asked == [] and "--memory-out" in capsys.readouterr().err
 
 
 def test_dry_run_counts_and_prices_without_key_network_or_file(tmp_path, capsys):
@@ -296,7 +305,8 @@ def test_requests_and_tokens_per_minute(tmp_path, stub):
         assert least * 0.9 <= starts[-1] - starts[0] < 5
 
 
-@pytest.mark.parametrize("headers, seconds", (({"Retry-After": "7"}, 7), ({"Retry-After": "0.5"}, 0.5), ({"retry-after-ms": "20"}, 0.02),
+@pytest.mark.parametrize("headers, seconds",
+                         (({"Retry-After": "7"}, 7), ({"Retry-After": "0.5"}, 0.5), ({"retry-after-ms": "20"}, 0.02),
                                               ({}, None), ({"Retry-After": "soon"}, None)))
 def test_the_pause_a_server_asks_for(headers, seconds):
     assert endpoint.asked_pause({name.lower(): value for name, value in headers.items()}) == seconds
@@ -307,9 +317,10 @@ def test_the_pause_a_server_asks_for_as_a_date():
 
 
 def test_retry_after_holds_all_workers_back(tmp_path, stub):
-    times = []
-    stub.answer = lambda text, nth: times.append(time.monotonic()) or (error(429, "slow", {"Retry-After": "1"}) if nth == 1 else chinese(text))
-    assert translate(save(tmp_path / "en.json", english(4)), tmp_path / "zh.json", "--max-retries", 1, "--concurrency", 2) == 0
+    times, refusal = [], error(429, "slow", {"Retry-After": "1"})
+    stub.answer = lambda text, nth: times.append(time.monotonic()) or (refusal if nth == 1 else chinese(text))
+    assert translate(save(tmp_path / "en.json", english(4)), tmp_path / "zh.json", "--max-retries", 1, "--concurrency",
+                     2) == 0
     assert len(stub.asked) == 5 and times[-1] - times[0] >= 1.0
     assert sum(t < times[0] + 1 for t in times) <= 2  # the request refused and the one then under way
 
@@ -439,7 +450,8 @@ def killed_runs(tmp_path, stub, kills, count, concurrency, sent=signal.SIGKILL):
         return chinese(text)
 
     stub.answer = answer
-    command = [sys.executable, DATA / "translation_en2zh.py", "--input", source, "--output", output, "--concurrency", str(concurrency)]
+    command = [sys.executable, DATA / "translation_en2zh.py", "--input", source, "--output", output, "--concurrency",
+               str(concurrency)]
     share = count / (kills + 1.5)
     for kill in range(kills):
         before = len(stub.asked)
@@ -479,17 +491,10 @@ def test_killed_ten_times_asks_only_the_rest(tmp_path, stub):
     print(f"\n{killed_runs(tmp_path, stub, kills=10, count=2000, concurrency=32)} requests repeated after 10 kills")
 
 
-def test_an_interrupt_keeps_what_has_arrived(tmp_path):
-    """Answers that wait for the disk when the run ends are written by close."""
-    journal = translation_en2zh.Journal(tmp_path / "j.jsonl")
-    journal.pending = [(b'{"source": "a", "target": "b"}\n', None)]
-    journal.close()
-    assert journal.read("detailed") == {"a": ["b"]}
-
-
 @pytest.mark.parametrize("options, word", (
     (("--concurrency", "0"), "0 is not at least 1"), (("--timeout", "nan"), "--timeout"), (("--reask", "-1"), "--reask"),
-    (("--max-cost", "1"), "--price-in"), (("--check", "x.json", "--dry-run"), "--check asks nothing"), (("--style", "poem"), "concise"),
+    (("--max-cost", "1"), "--price-in"), (("--check", "x.json", "--dry-run"), "--check asks nothing"),
+    (("--style", "poem"), "concise"),
     (("--rpm", "0"), "--rpm"), (("--price-in", "-1"), "--price-in")))
 def test_options_that_make_no_sense_are_refused_at_parse_time(options, word, capsys):
     with pytest.raises(SystemExit, match="2"):
