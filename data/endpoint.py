@@ -120,7 +120,7 @@ class Endpoint:
             self.retries += attempt > 0
             try:
                 return await self.ask(messages, tokens_in, expected, reserve)
-            except (self.api_error, NoAnswer, ValueError) as error:  # ValueError: a reply that is not JSON or not Unicode
+            except (self.api_error, NoAnswer, ValueError) as error:  # ValueError: half a surrogate pair
                 seconds = self.judge(error, attempt)
             finally:
                 self.reserved -= reserve
@@ -130,9 +130,10 @@ class Endpoint:
         try:
             async with asyncio.timeout(self.args.timeout):
                 reply = await self.client.chat.completions.create(model=self.args.model, messages=messages)
-        except TimeoutError:
-            self.cost += reserve  # the server may have written the answer that we did not wait for
-            raise NoAnswer(f"no answer within {self.args.timeout:g} s") from None
+        except (TimeoutError, ValueError) as error:  # ValueError: a reply that is not JSON
+            self.cost += reserve  # the server may have written, and charged, an answer
+            late = f"no answer within {self.args.timeout:g} s"
+            raise NoAnswer(late if isinstance(error, TimeoutError) else f"a reply that is not JSON: {error}") from None
         choices = getattr(reply, "choices", None)  # a web page under a wrong URL arrives as a plain str
         if not choices:
             raise NoAnswer("the reply is not a chat completion; does the base URL end in /v1?")
@@ -148,7 +149,7 @@ class Endpoint:
             self.next_start += 60 * (sum(used) - tokens_in - expected) / self.args.tpm
         if not text or choices[0].finish_reason == "length":
             raise NoAnswer(f"empty or cut answer (finish_reason {choices[0].finish_reason})")
-        text.encode()  # half a surrogate pair raises ValueError here
+        text.encode()  # no file can store half a surrogate pair
         self.failed_in_a_row = 0
         return self.hide(text), used
 

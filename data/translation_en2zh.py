@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import re
+import reprlib
 import sys
 from pathlib import Path
 
@@ -143,8 +144,7 @@ class Texts:
         while name not in self.known and name not in self.rejected:
             target, used = await endpoint.answer(self.messages(name), self.expected(name))
             await journal.add({"source": self.texts[name], "target": target, "model": self.args.model,
-                               "style": self.args.style,
-                               "tokens": used})
+                               "style": self.args.style, "tokens": used})
             self.answers.setdefault(name, []).append(target)
             self.settled(name)
 
@@ -158,7 +158,7 @@ async def ask_all(texts, args, key, journal):
             try:
                 await texts.ask(endpoint, journal, name)
             except Failed as error:
-                failures.append(str(error))
+                failures.append(f"{error}, for {reprlib.repr(name)}")
             except Stopped:
                 return
             cost = f", {endpoint.cost:.4f} spent" if args.price_in or args.price_out else ""
@@ -206,7 +206,8 @@ def translate(args):
         cost = f", {endpoint.cost:.4f} spent" if args.price_in or args.price_out else ""
         print(f"{endpoint.requests} requests ({endpoint.retries} of them retries), {endpoint.tokens_in} tokens in, "
               f"{endpoint.tokens_out} out{cost}", flush=True)
-        kept = f"answers so far are kept in {journal.path}, {args.output} is not written; the same command asks for the rest"
+        kept = (f"answers so far are kept in {journal.path}, {args.output} is not written; the same command asks for the "
+                "rest, --memory takes translations by hand")
         if endpoint.stopped:
             raise StageError(f"stopped: {endpoint.stopped}; {kept}")
         if failures:

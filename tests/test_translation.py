@@ -286,6 +286,14 @@ def test_max_cost_stops_before_it_is_exceeded_counting_what_is_under_way(tmp_pat
     assert translate(source, output, *prices, "--max-cost", 100) == 0 and len(stub.asked) == 60 and len(load(output)) == 60
 
 
+def test_what_may_have_been_charged_without_an_answer_counts(tmp_path, stub, capsys):
+    stub.answer = lambda text, nth: (200, {}, b"{broken") if nth % 2 else time.sleep(0.3) or chinese(text)
+    source = save(tmp_path / "en.json", english(1))
+    assert translate(source, tmp_path / "zh.json", "--price-in", 1000, "--timeout", 0.1, "--max-retries", 1) == 1
+    printed = capsys.readouterr()
+    assert float(re.search(r"([0-9.]+) spent", printed.out)[1]) > 0.2 and "0 tokens in" in printed.out
+
+
 def test_tokens_are_estimated_where_the_server_counts_none(tmp_path, stub, capsys):
     stub.answer = lambda text, nth: (200, {}, completion(chinese(text), usage=None))
     assert translate(save(tmp_path / "en.json", english(2)), tmp_path / "zh.json", "--price-out", 1e6) == 0
@@ -350,7 +358,8 @@ def test_failures_keep_the_journal_and_the_old_output(tmp_path, stub, capsys):
     assert translate(source, output, "--max-retries", 0, "--concurrency", 1) == 1
     message = capsys.readouterr().err
     assert len(stub.asked) == 9 and output.read_text() == "old" and message.count("\n") == 1
-    assert "8 of 9 captions failed" in message and "InternalServerError" in message and "Traceback" not in message
+    assert "8 of 9 captions failed, first: InternalServerError" in message and "for 'Lake 1 .'" in message
+    assert "Traceback" not in message
     assert [entry["source"] for entry in load(journal_of(output))] == ["Lake 0 ."]
     failing.clear()
     stub.asked.clear()
@@ -405,7 +414,7 @@ def test_timeout_and_no_listener_are_failures(tmp_path, stub, capsys):
 def test_2000_records_with_every_fault_finish_complete_and_in_order(tmp_path, stub):
     """Each fault is scripted by caption and nth time; what is asked beyond once must be exactly the faults met."""
     rng, lock, times, faults = random.Random(6), threading.Lock(), Counter(), Counter()
-    kinds = ("429", "500", "hang", "reset", "torn", "empty", "refusal", "cut")
+    kinds = ("429", "500", "hang", "reset", "torn", "short", "empty", "refusal", "cut")
     script = {f"Lake {i} .": rng.choices(kinds, k=rng.randint(1, 2)) + ["slow"] for i in rng.sample(range(1500), 150)}
 
     def answer(text, nth):
@@ -417,6 +426,7 @@ def test_2000_records_with_every_fault_finish_complete_and_in_order(tmp_path, st
             time.sleep(0.1 if fault == "slow" else 2)
         return {"429": error(429, "slow down", {"Retry-After": "0.05"}), "500": error(500), "reset": None, "empty": "",
                 "refusal": "抱歉，我无法完成这个请求。", "cut": (200, {}, completion("图中有", "length")),
+                "short": (200, {"Content-Length": "900", "Connection": "close"}, b'{"id": "1", "choices": ['),
                 "torn": (200, {}, json.dumps(completion("图中有湖泊。")).encode()[:60])}.get(fault, chinese(text))
 
     stub.answer = answer
