@@ -62,7 +62,7 @@ class Endpoint:
             raise StageError(f"cannot start the client: {error}") from None
         self.api_error, self.args, self.key = openai.APIError, args, key
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
-        self.cost = self.reserved = 0.0    # reserved: what the requests under way may cost
+        self.cost, self.under_way = 0.0, []  # (tokens in, tokens out) that each request under way is thought to take
         self.longest, self.ratio = 0, 1.5  # most tokens that an answer had; most that were counted per token estimated
         self.next_start = 0.0              # by --rpm and --tpm, on the clock of time.monotonic()
         self.held_until = 0.0              # by Retry-After
@@ -75,6 +75,10 @@ class Endpoint:
 
     def price(self, tokens_in, tokens_out):
         return (tokens_in * (self.args.price_in or 0) + tokens_out * (self.args.price_out or 0)) / 1e6
+
+    def price_at_most(self, tokens_in, expected):
+        """By what the answers so far have shown: each one that arrives revalues the requests under way."""
+        return self.price(tokens_in * self.ratio, max(expected, self.longest))
 
     def stop(self, reason):
         """Nothing new is asked from now on; what is under way may be paid for, so it is waited for."""
@@ -110,28 +114,28 @@ class Endpoint:
         tokens_in = sum(estimated_tokens(message["content"]) + 4 for message in messages)
         for attempt in range(self.args.max_retries + 1):
             await self.turn(tokens_in + expected)
-            reserve = self.price(tokens_in * self.ratio, max(expected, self.longest))
-            most = self.args.max_cost
-            if most is not None and self.cost + self.reserved + reserve > most:
-                self.stop(f"--max-cost {most:g} is reached: {self.cost:.4f} spent, {self.reserved:.4f} under way, "
-                          f"{reserve:.4f} for the next request")
-            self.reserved += reserve
+            reserved = sum(self.price_at_most(*request) for request in self.under_way)
+            most, this = self.args.max_cost, self.price_at_most(tokens_in, expected)
+            if most is not None and self.cost + reserved + this > most:
+                self.stop(f"--max-cost {most:g} is reached: {self.cost:.4f} spent, {reserved:.4f} under way, "
+                          f"{this:.4f} for the next request")
+            self.under_way.append((tokens_in, expected))
             self.requests += 1
             self.retries += attempt > 0
             try:
-                return await self.ask(messages, tokens_in, expected, reserve)
+                return await self.ask(messages, tokens_in, expected)
             except (self.api_error, NoAnswer, ValueError) as error:  # ValueError: half a surrogate pair
                 seconds = self.judge(error, attempt)
             finally:
-                self.reserved -= reserve
+                self.under_way.remove((tokens_in, expected))
             await self.pause(seconds)
 
-    async def ask(self, messages, tokens_in, expected, reserve):
+    async def ask(self, messages, tokens_in, expected):
         try:
             async with asyncio.timeout(self.args.timeout):
                 reply = await self.client.chat.completions.create(model=self.args.model, messages=messages)
         except (TimeoutError, ValueError) as error:  # ValueError: a reply that is not JSON
-            self.cost += reserve  # the server may have written, and charged, an answer
+            self.cost += self.price_at_most(tokens_in, expected)  # the server may have written, and charged, an answer
             late = f"no answer within {self.args.timeout:g} s"
             raise NoAnswer(late if isinstance(error, TimeoutError) else f"a reply that is not JSON: {error}") from None
         choices = getattr(reply, "choices", None)  # a web page under a wrong URL arrives as a plain str
