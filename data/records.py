@@ -1,26 +1,17 @@
-"""What the data stages share: caption sets, default paths, reading, checking and atomic writing. Standard library only."""
+"""What the data stages share: default paths, reading, checking and atomic writing. Standard library only."""
 import json
 import os
 import reprlib
 import sys
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+from caption_sets import CAPTION_SETS, SPLITS, nwpu_images
+
 DATA = Path(__file__).resolve().parent
 PROJECT = DATA.parent
-SPLITS = ("train", "val", "test")
-
-# Images in all and per split, sentences per image. Captions: Qu et al. 2016 (Sydney, UCM), Lu et al. 2017 (RSICD), research use.
-# Images: Sydney from Google Earth, research use; UCM from USGS, public domain; RSICD from Google Earth, Baidu Map, MapABC and
-# Tianditu, research use; demo drawn by demo_scenes.py, as many as it is asked for. data/README.md shows the same table.
-CAPTION_SETS = {
-    "Sydney": {"images": 613, "train": 497, "val": 58, "test": 58, "sentences": 5},
-    "UCM": {"images": 2100, "train": 1680, "val": 210, "test": 210, "sentences": 5},
-    "RSICD": {"images": 10921, "train": 8734, "val": 1094, "test": 1093, "sentences": 5},
-    "demo": {},
-}
 DEFAULT_SET = "UCM"
-SOURCE = "the RSICD_optimal project page on GitHub (201528014227051/RSICD_optimal)"
 MAKER = {"en": "transform.py", "zh": "translation_en2zh.py"}  # who writes <dataset>-en.json and <dataset>-zh.json
 
 
@@ -41,13 +32,17 @@ def run_stage(script, stage, args):
     return 0
 
 
-def add_path_options(parser, reads, writes):
-    """--dataset, --input and --output of a stage from `reads` ("captions", "en", "zh") to `writes` ("en", "zh", "prompt")."""
+def add_path_options(parser, reads, writes, several=False):
+    """--dataset, --input and --output of a stage from `reads` ("captions", "en", "zh") to `writes` ("en", "zh", "prompt").
+
+    With `several`, args.input is a list or None, to be given to resolve_paths one by one.
+    """
     files = parser.add_argument_group("files")
     files.add_argument("--dataset", choices=CAPTION_SETS, help="caption set whose folder data/<dataset>/ holds the default "
                        f"paths (default: {DEFAULT_SET}; none is assumed where only --input is given)")
     default = "dataset.json or dataset_<dataset>.json" if reads == "captions" else f"<dataset>-{reads}.json"
-    files.add_argument("--input", type=Path, help=f"JSON, or .jsonl with one record a line (default: data/<dataset>/{default})")
+    files.add_argument("--input", type=Path, nargs="+" if several else None, help="JSON, or .jsonl with one record a line"
+                       f"{', or several of them in the order to merge' * several} (default: data/<dataset>/{default})")
     files.add_argument("--output", type=Path, help="JSON, or .jsonl for one record a line (default: data/<dataset>/"
                        f"<dataset>-{writes}.json; where --input is given without --dataset: NAME-{writes} beside it)")
     parser.set_defaults(reads=reads, writes=writes)
@@ -62,13 +57,15 @@ def resolve_paths(args):
         maker = f"{MAKER[args.reads]} --dataset {args.dataset}" if args.reads in MAKER else "demo_scenes.py"
         hint = f"run data/{maker} first, or give --input"
         if args.reads == "captions":
-            names = ["dataset.json", f"dataset_{args.dataset.lower()}.json"]
-            hint = hint if args.dataset == "demo" else f"get the {args.dataset} captions from {SOURCE}, or give --input"
+            names = ["dataset.json", f"dataset_{args.dataset.lower()}.json", f"dataset_{args.dataset}.json"]
+            source = CAPTION_SETS[args.dataset].source
+            hint = hint if args.dataset == "demo" else f"get the {args.dataset} captions from {source}, or give --input"
         args.input = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
     if args.output is None and args.dataset:
         args.output = DATA / args.dataset / f"{args.dataset}-{args.writes}.json"
     elif args.output is None:  # x-en.json -> x-zh.json -> x-prompt.json: one's own corpus chains beside its input
-        args.output = args.input.with_name(f"{args.input.stem.removesuffix('-' + args.reads)}-{args.writes}{args.input.suffix}")
+        stem = args.input.stem.removesuffix(f"-{args.reads}")
+        args.output = args.input.with_name(f"{stem}-{args.writes}{args.input.suffix}")
     if not args.input.exists():
         raise StageError(f"input {args.input} does not exist: {hint}")
     if args.output.is_dir() or args.output.exists() and args.output.samefile(args.input):
@@ -100,78 +97,124 @@ def split_problem(record):
 
 
 def read_records(path):
-    """Yield (where, record) of a JSON array, of {"images": [...]}, or of a .jsonl line by line; UTF-8, BOM and CRLF allowed."""
-    line = 0
+    """Yield (where, record) of a JSON array, of {"images": [...]}, or of a .jsonl line by line; UTF-8, BOM and CRLF allowed.
+
+    The record of a line that is not JSON is the JSONDecodeError, so that one bad line does not hide the next.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             if path.suffix == ".jsonl":
                 for line, text in enumerate(file, 1):
                     if text.strip():
-                        yield f"line {line}", json.loads(text)
+                        try:
+                            record = json.loads(text)
+                        except json.JSONDecodeError as error:
+                            if line == 1:  # not a bad line but another kind of file
+                                raise
+                            record = error
+                        yield f"line {line}", record
                 return
             data = json.load(file)
     except json.JSONDecodeError as error:
-        hint = "; one record a line needs a name ending in .jsonl" if error.msg == "Extra data" and not line else ""
-        raise StageError(f"{path} is not JSON: line {line or error.lineno} column {error.colno}: {error.msg}{hint}") from None
+        hint = "; one record a line needs a name ending in .jsonl" if error.msg == "Extra data" else ""
+        where = f"line {error.lineno} column {error.colno}"
+        if path.suffix == ".jsonl":
+            where, hint = "line 1", "; an array needs a name ending in .json"
+        raise StageError(f"{path} is not JSON: {where}: {error.msg}{hint}") from None
     except UnicodeDecodeError as error:
         raise StageError(f"{path} is not UTF-8 (at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise StageError(f"cannot read {path}: {error.strerror}") from None
-    data = data.get("images") if isinstance(data, dict) else data
+    if isinstance(data, dict):
+        data = data["images"] if "images" in data else nwpu_images(data)
     if not isinstance(data, list):
         raise StageError(f'{path}: expected an array of records or {{"images": [...]}} at the top')
     yield from ((f"record {index}", record) for index, record in enumerate(data))
 
 
+ALL = 1000  # problems of a file that are named: all that a person would mend by hand
+
+
 def checked_records(path, key, problem_of, limit=None, unique=True):
     """Yield the good records, named by the text under `key`; after the last, StageError if any was bad or there is none.
 
-    Of a .jsonl, memory holds one record at a time and the names, to find duplicates.
+    It names all bad records, one a line where there are many. Of a .jsonl, memory holds one record at a time and a hash of
+    each name, to find duplicates.
     """
-    bad, names = [], set()
+    bad, count, good, names = [], 0, 0, set()
     for where, record in islice(read_records(path), limit):
-        if not isinstance(record, dict):
-            bad.append(f"{where}: expected an object, got {type(record).__name__}")
-            continue
-        name = record.get(key)
-        problem = text_problem(record, key) or ("duplicate" if unique and name in names else problem_of(record))
-        if problem:
-            bad.append(f"{where} ({reprlib.repr(name)}): {problem}")
+        name = record.get(key) if isinstance(record, dict) else None
+        if isinstance(record, json.JSONDecodeError):
+            problem = f"not JSON from column {record.colno}: {record.msg}"
+        elif not isinstance(record, dict):
+            problem = f"expected an object, got {type(record).__name__}"
         else:
-            names.add(name)
-            yield record
-    if bad or not names:
-        raise StageError(f"{path}: {len(bad)} bad records: {listed(bad)}" if bad else f"{path} holds no records")
+            problem = text_problem(record, key) or ("duplicate" if unique and hash(name) in names else problem_of(record))
+        if problem:
+            count += 1
+            if len(bad) < ALL:
+                bad.append(f"{where}{f' ({reprlib.repr(name)})' if name is not None else ''}: {problem}")
+            continue
+        good += 1
+        if unique:
+            names.add(hash(name))
+        yield record
+    if count > 5:
+        more = [f"and {count - ALL} more"] if count > ALL else []
+        raise StageError("\n  ".join([f"{path}: {count} bad records:", *bad, *more]))
+    if bad or not good:
+        raise StageError(f"{path}: {count} bad records: {'; '.join(bad)}" if bad else f"{path} holds no records")
 
 
-def caption_records(path, limit=None):
+def caption_records(path, limit=None, unique=True):
     """What transform and translation write: {"imged_id": file name, "caption": text, "split": optional}."""
-    return checked_records(path, "imged_id", lambda record: text_problem(record, "caption") or split_problem(record), limit)
+    def problem(record):
+        return text_problem(record, "caption") or split_problem(record)
+    return checked_records(path, "imged_id", problem, limit, unique)
 
 
 def temporary_beside(path):
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def write_records(path, records):
-    """Write all or nothing (temporary file, fsync, rename), as a JSON array or by its name as .jsonl; returns the count."""
+@contextmanager
+def record_writer(path):
+    """A context whose value writes one record after another to `path`, as a JSON array or by its name as .jsonl.
+
+    All or nothing: temporary file, fsync, rename at the end of the context, and no file at all where that ends by an error.
+    """
     path = Path(os.path.realpath(path))  # a link stays a link
-    temporary, count = temporary_beside(path), 0
-    first, later, end = ("", "", "") if path.suffix == ".jsonl" else ("[\n    ", ",\n    ", "\n]\n")
+    temporary, lines, count = temporary_beside(path), path.suffix == ".jsonl", 0
+
+    def write(record):
+        nonlocal count
+        count += 1
+        if lines:
+            text = json.dumps(record, ensure_ascii=False) + "\n"
+        else:  # what json.dump(list, indent=4) writes, a record at a time
+            text = json.dumps(record, ensure_ascii=False, indent=4).replace("\n", "\n    ")
+            text = ("[\n    " if count == 1 else ",\n    ") + text
+        try:
+            file.write(text)
+        except UnicodeEncodeError:
+            raise StageError(f"record {count} for {path} holds half a surrogate pair, which UTF-8 cannot store") from None
+
     try:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for count, record in enumerate(records, 1):
-                if path.suffix == ".jsonl":
-                    text = json.dumps(record, ensure_ascii=False) + "\n"
-                else:  # what json.dump(list, indent=4) writes, a record at a time
-                    text = json.dumps(record, ensure_ascii=False, indent=4).replace("\n", "\n    ")
-                file.write((first if count == 1 else later) + text)
-            file.write(end)
+            yield write
+            if not lines:
+                file.write("\n]\n" if count else "[]\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except UnicodeEncodeError:
-        raise StageError(f"record {count} for {path} holds half a surrogate pair, which UTF-8 cannot store") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_records(path, records):
+    """Write all of `records` or nothing; returns their count."""
+    count = 0
+    with record_writer(path) as write:
+        for count, record in enumerate(records, 1):
+            write(record)
     return count
