@@ -15,13 +15,9 @@ step "2/5 captions -> records -> Chinese descriptions -> image-text pairs (data/
 "$python" data/translation_en2zh.py --dataset demo --memory data/demo/memory.jsonl
 "$python" data/generate_prompt.py --dataset demo
 step "3/5 LoRA fine-tuning (finetune_RemoteGLM.sh)"
-if [ -f checkpoints/$name/latest ]; then
-    echo "checkpoints/$name is there: re-used (remove it to train again)"
-else
-    bash finetune_RemoteGLM.sh --dataset demo --from_pretrained model/tiny/base --experiment-name $name \
-        --lora_rank 16 --lora_alpha 64 --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 1500 \
-        --eval-interval 300 --eval-batch-size 32
-fi
+bash finetune_RemoteGLM.sh --dataset demo --from_pretrained model/tiny/base --experiment-name $name --resume \
+    --lora_rank 16 --lora_alpha 64 --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 1500 \
+    --eval-interval 300 --eval-batch-size 32
 step "4/5 how often is the scene of a held-out test image named rightly? (evaluate_RemoteGLM.py)"
 "$python" evaluate_RemoteGLM.py --from_pretrained checkpoints/$name --data data/demo/demo-prompt-test.json --base
 step "5/5 one held-out image, before and after (cli_demo.py)"

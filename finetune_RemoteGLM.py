@@ -1,15 +1,20 @@
 """Fine-tune VisualGLM on remote-sensing image-text pairs: LoRA, P-tuning v2, or all parameters (`--mode pretrain`).
 
 One process on a CPU or GPU, or several: `bash finetune_RemoteGLM.sh`, `torchrun` or `deepspeed` start it alike.
-Writes checkpoints/<experiment-name>/: <step>/ (an adapter or full checkpoint each), latest, loss.png, log.jsonl.
+Writes checkpoints/<experiment-name>/: <step>/ (an adapter or full checkpoint each, with all that `--resume` needs), latest,
+best, loss.png, metrics.jsonl. The same command with --resume goes on exactly where the last whole step was saved.
 """
 import argparse
 import dataclasses
+import hashlib
+import importlib.util
 import json
 import logging
 import math
 import os
 import random
+import resource
+import signal
 import socket
 import sys
 import time
@@ -28,8 +33,11 @@ import deepspeed  # noqa: E402
 from model import checkpoint
 from model.errors import UserError
 from model.quantization import to_nf4
-from model.rows import RowDataset, check_images, collate, load_rows
+from model.rows import Batches, RowDataset, check_batches, check_images, collate, load_rows, plan_epoch
+from model.run_folder import RunFolder
 from model.sat_import import leave_process_group
+from model.vision_cache import BLANK, VisionCache
+from model.visualglm import PARTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -38,7 +46,12 @@ PROJECT = Path(__file__).resolve().parent
 
 
 def option(default, help, **more):
-    return dataclasses.field(default=default, metadata={"help": help, **more})
+    kind = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**kind, metadata={"help": help, **more})
+
+
+def default_of(field):
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
 
 
 @dataclass
@@ -53,6 +66,9 @@ class Options:
     max_target_length: int = option(256, "tokens of an answer; longer ones are cut, counted and reported")
     english: bool = option(False, "frame questions with Q: / A: instead of 问： / 答：")
     num_workers: int = option(-1, "processes that read images; -1: 4 with a GPU, else 0")
+    vision_cache: str = option(str(PROJECT / "checkpoints" / "vision-cache"), "folder of what the frozen vision tower says of each "
+                               "picture, computed once; off: computed in every step")
+    vision_cache_gb: float = option(20.0, "what was used longest ago is removed beyond this size")
     # What to train
     from_pretrained: str = option("visualglm-6b", "base (or a full checkpoint to go on from): a folder, or a name to look up "
                                                   "in SAT_HOME and the Hugging Face and ModelScope caches")
@@ -67,32 +83,48 @@ class Options:
     lora_rank: int = option(10, "rank r of LoRA")
     lora_alpha: float = option(1.0, "LoRA is scaled by alpha / r")
     lora_dropout: float = option(0.0, "dropout on LoRA's input, 0 to 1")
+    lora_targets: list = option(["attention"], "what gets LoRA: attention and mlp of the language model, vision (attention of the "
+                                               "whole tower), projection", nargs="+", choices=checkpoint.LORA_TARGETS)
     layer_range: list = option(None, "language-model layers that get LoRA: `0 14` lists two, `0-13` is a range; "
                                      "default: all", nargs="+")
     pre_seq_len: int = option(4, "prefix length of P-tuning v2")
+    train: list = option([], "with an adapter: parts that are trained in full beside it", nargs="+",
+                         choices=("vision", "qformer", "projection"))
+    freeze: list = option([], "with --mode pretrain: parts that stay as they are", nargs="+", choices=tuple(PARTS))
     # How to train
     epochs: float = option(0.0, "passes over the training rows; 0: as --train-iters says, else 3")
     train_iters: int = option(0, "optimizer steps; 0: as --epochs says")
-    batch_size: int = option(4, "rows per process and step")
+    batch_size: int = option(4, "rows per process and pass")
+    gradient_accumulation_steps: int = option(1, "passes per optimizer step")
     lr: float = option(1e-4, "highest learning rate")
     lr_decay_style: str = option("cosine", "after warm-up", choices=("constant", "linear", "cosine"))
     warmup: float = option(0.02, "share of the steps in which the rate rises from 0")
+    adam_beta1: float = option(0.9, "AdamW's decay of the mean gradient")
+    adam_beta2: float = option(0.95, "AdamW's decay of the mean squared gradient")
+    adam_eps: float = option(1e-8, "AdamW's epsilon")
     weight_decay: float = option(0.01, "AdamW's decay of matrices; biases and norms have none")
     clip_grad: float = option(0.1, "gradient norm is clipped to this; 0: not")
-    zero_stage: int = option(0, "ZeRO stage: what processes share", choices=(0, 1, 2))
+    zero_stage: int = option(0, "ZeRO: what processes share: 0 nothing, 1 optimizer state, 2 gradients, 3 weights", choices=(0, 1, 2, 3))
+    offload: bool = option(False, "keep optimizer state (and with --zero-stage 3 weights) in CPU memory")
     fp16: bool = option(False, "float16 with loss scaling; the default on a GPU without bfloat16")
     bf16: bool = option(False, "bfloat16; the default on a GPU that has it (a CPU's is float32)")
     checkpoint_activations: bool = option(False, "recompute layers in the backward pass: less memory, slower")
+    compile: bool = option(False, "compile the language model's layers (torch.compile): slow start, faster steps")
     device: str = option("", "cuda or cpu; empty: cuda where there is one")
     seed: int = option(1234, "of initial weights, row order and swapped images")
     # What to report and keep
     experiment_name: str = option("RemoteGLM", "folder under --save")
     save: str = option(str(PROJECT / "checkpoints"), "folder of experiments")
-    save_interval: int = option(0, "save every so many steps; 0: only at the end")
+    resume: bool = option(False, "go on from the experiment's last whole step")
+    overwrite: bool = option(False, "begin anew where the experiment's folder holds a run already")
+    save_interval: int = option(0, "save every so many steps; 0: whenever validated, and at the end")
+    keep: int = option(3, "saved steps to keep beside the best one; 0: all")
     eval_interval: int = option(0, "validate every so many steps; 0: once an epoch")
     eval_batch_size: int = option(8, "rows per process in validation")
     eval_iters: int = option(0, "validation batches per process; 0: all")
+    early_stopping: int = option(0, "stop after so many validations without a lower loss; 0: never")
     log_interval: int = option(10, "steps between loss readings")
+    report: list = option([], "also write measures for these", nargs="+", choices=("tensorboard", "wandb"))
     model_parallel_size: int = option(1, "must be 1")
 
 
@@ -115,13 +147,13 @@ def parse(argv=None):
     """Command line -> Options; contradictions are refused here, all in one message."""
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for field in dataclasses.fields(Options):
-        meta = dict(field.metadata)
+        meta, value = dict(field.metadata), default_of(field)
         flags = list(dict.fromkeys(("--" + field.name.replace("_", "-"), "--" + field.name)))
-        if isinstance(field.default, bool):
+        if isinstance(value, bool):
             parser.add_argument(*flags, dest=field.name, action="store_true", help=meta["help"])
         else:
-            kind = {} if field.default is None else {"type": type(field.default)}
-            parser.add_argument(*flags, dest=field.name, default=field.default, **kind, **meta)
+            plain = isinstance(value, (str, int, float))
+            parser.add_argument(*flags, dest=field.name, default=value, **({"type": type(value)} if plain else {}), **meta)
     for flag, (values, why) in LEGACY.items():
         dest = flag.strip("-").replace("-", "_")
         parser.add_argument(*dict.fromkeys((flag, "--" + dest)), dest=f"legacy {flag}", help=f"no effect: {why}",
@@ -148,7 +180,21 @@ def contradictions(o):
         yield "--mode pretrain trains all parameters: leave --use_lora, --use_qlora and --use_ptuning out"
     if o.model_config and o.mode != "pretrain":
         yield "--model_config makes a network from nothing, which only --mode pretrain can train"
-    for name in ("batch_size", "eval_batch_size", "lora_rank", "log_interval", "pre_seq_len", "lr"):
+    if o.mode == "pretrain" and o.train:
+        yield "--mode pretrain trains all parameters: name what not to train by --freeze"
+    if o.mode == "finetune" and o.freeze:
+        yield "--freeze goes with --mode pretrain; an adapter leaves everything frozen but what --train names"
+    if o.resume and o.overwrite:
+        yield "--resume and --overwrite exclude each other: give one"
+    if o.offload and not o.zero_stage:
+        yield "--offload needs --zero-stage 1, 2 or 3"
+    if o.use_qlora and o.zero_stage == 3:
+        yield "--use_qlora and --zero-stage 3 exclude each other: 4-bit weights cannot be partitioned"
+    for package in o.report:
+        if importlib.util.find_spec(package) is None:
+            yield f"--report {package} needs its package: pip install {package}"
+    for name in ("batch_size", "eval_batch_size", "lora_rank", "log_interval", "pre_seq_len", "lr", "gradient_accumulation_steps",
+                 "vision_cache_gb"):
         if getattr(o, name) <= 0:
             yield f"--{name} {getattr(o, name)}: must be above 0"
     try:
@@ -177,7 +223,7 @@ def row_files(o):
 
 def start_processes(cuda):
     """Join the process group that the launcher describes, or make one of this process alone."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of an optimizer class it does not know: ours
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -192,36 +238,71 @@ def start_processes(cuda):
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+class CheckedAdamW(torch.optim.AdamW):
+    """AdamW that never lets a gradient that is not finite reach the weights: such a step is left out and counted."""
+    skipped = in_a_row = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        bad = (~torch.isfinite(torch.stack(torch._foreach_norm(grads))).all()).float() if grads else torch.zeros(())
+        bad = bad.to(torch.get_default_device() if not grads else grads[0].device)
+        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        if bad.item():
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            return None
+        self.in_a_row = 0
+        return super().step(closure)
+
+
 def make_network(o, device, dtype):
-    """(network ready to train, tokenizer, config, what the card says of method and base)"""
+    """(network with its trained parameters marked, tokenizer, config, what the card says of method and base)"""
     tokenizer = o.tokenizer or None
     if o.model_config:
         network, words, config = checkpoint.build(o.model_config, tokenizer, device, dtype)
-        return network, words, config, {"method": {"name": "full"}, "base": None}
-    network, words, stored = checkpoint.load_base(o.from_pretrained, tokenizer, device, str(dtype).removeprefix("torch."),
-                                                  download=o.download or None)
-    config = stored.config
-    if stored.adapter or "quantization" in stored.card:
-        raise UserError(f"{stored.folder} is not a base to train on: it holds {stored.method['name'] if stored.method else 'quantized weights'}; "
-                        "merge it first (export_RemoteGLM.py --format sat), or name the base itself")
-    if o.mode == "pretrain":
-        method = {"name": "full"}
+        card = {"method": {"name": "full"}, "base": None}
     else:
-        network.requires_grad_(False)
+        # 4-bit weights are made on the CPU and moved: the GPU never holds the full ones.
+        network, words, stored = checkpoint.load_base(
+            o.from_pretrained, tokenizer, torch.device("cpu") if o.use_qlora else device, str(dtype).removeprefix("torch."),
+            download=o.download or None, encoder_on_cpu=uses_vision_cache(o))
+        config = stored.config
+        if stored.adapter or "quantization" in stored.card:
+            held = stored.method["name"] if stored.method else "quantized weights"
+            raise UserError(f"{stored.folder} is no base to train on: it holds {held}; merge it first (export_RemoteGLM.py "
+                            "--format sat), or name the base itself")
+        card = {"base": {"path": checkpoint.portable(o.from_pretrained), "fingerprint": stored.fingerprint()}}
+    if o.mode == "pretrain":
+        card["method"] = {"name": "full"}
+        network.requires_grad_(True)
+        frozen = set(checkpoint.part_names(network, o.freeze))
+        trained = {name for name, _ in network.named_parameters() if name not in frozen}
+    else:
         if o.use_ptuning:
             method = {"name": "ptuning", "length": o.pre_seq_len}
         else:
             chosen = layers(o.layer_range) if o.layer_range else list(range(config["num_layers"]))
             method = {"name": "lora", "rank": o.lora_rank, "alpha": o.lora_alpha, "layers": chosen,
-                      "dropout": o.lora_dropout}
-        checkpoint.add_method(network, method)
+                      "dropout": o.lora_dropout, "targets": o.lora_targets}
         if o.use_qlora:
-            to_nf4(network)
-        trained = set(checkpoint.adapter_names(network))
-        for name, parameter in network.named_parameters():
+            to_nf4(network, device)
+        network.to(device)
+        checkpoint.add_method(network, method)
+        card["method"] = method | ({"parts": o.train} if o.train else {})
+        trained = {*checkpoint.adapter_names(network), *checkpoint.part_names(network, o.train)}
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point():
             parameter.requires_grad_(name in trained)
-    return network, words, config, {"method": method, "base": {"path": checkpoint.portable(o.from_pretrained),
-                                                               "fingerprint": stored.fingerprint()}}
+    if not trained:
+        raise UserError("nothing is left to train: --freeze names every part")
+    return network, words, config, card
+
+
+def uses_vision_cache(o):
+    """Are vision tower and Q-Former frozen, so that each picture needs them only once?"""
+    changing = {"vision", "qformer"} & {*o.train, *(o.lora_targets if not o.use_ptuning else ()),
+                                        *(set(PARTS) - set(o.freeze) if o.mode == "pretrain" else ())}
+    return o.vision_cache != "off" and not changing
 
 
 def make_engine(o, network, total, dtype):
@@ -229,30 +310,28 @@ def make_engine(o, network, total, dtype):
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": o.weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=(0.9, 0.95))
+    optimizer = CheckedAdamW([g for g in groups if g["params"]], lr=o.lr, betas=(o.adam_beta1, o.adam_beta2), eps=o.adam_eps)
     rise = max(1, round(o.warmup * total))
 
     def rate(step):
         if step < rise:
             return (step + 1) / rise
-        left = (total - step) / max(1, total - rise)
+        left = max(0, total - step) / max(1, total - rise)
         return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[o.lr_decay_style]
 
     size = min(sum(p.numel() for p in trained), 500_000_000)  # larger buckets only cost memory and zeroing
+    zero = {"stage": o.zero_stage, "reduce_bucket_size": size, "allgather_bucket_size": size}
+    if o.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        zero |= {"offload_param": {"device": "cpu"}} if o.zero_stage == 3 else {}
     engine, *_ = deepspeed.initialize(
         model=network, optimizer=optimizer, lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
         dist_init_required=False, config={
-            "train_micro_batch_size_per_gpu": o.batch_size, "gradient_clipping": o.clip_grad,
-            "fp16": {"enabled": dtype == torch.float16}, "bf16": {"enabled": dtype == torch.bfloat16},
-            "zero_optimization": {"stage": o.zero_stage, "reduce_bucket_size": size, "allgather_bucket_size": size},
-            "zero_force_ds_cpu_optimizer": False, "steps_per_print": sys.maxsize})
-    return engine
-
-
-def loaders(o, dataset, batch_size, rank, world, shuffle, workers):
-    sampler = torch.utils.data.DistributedSampler(dataset, world, rank, shuffle=shuffle, seed=o.seed)
-    return torch.utils.data.DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate,
-                                       persistent_workers=workers > 0), sampler
+            "train_micro_batch_size_per_gpu": o.batch_size, "gradient_accumulation_steps": o.gradient_accumulation_steps,
+            "gradient_clipping": o.clip_grad, "fp16": {"enabled": dtype == torch.float16}, "bf16": {"enabled": dtype == torch.bfloat16},
+            "zero_optimization": zero, "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
+            "steps_per_print": sys.maxsize})
+    return engine, optimizer
 
 
 def to_device(batch, device):
@@ -270,23 +349,44 @@ def swap_images(samples, seed):
     return swapped
 
 
-@torch.no_grad()
-def validate(network, loader, device, limit=0, blank=False):
-    """Mean loss per answer token over all processes; blank shows a grey picture instead of each."""
-    network.eval()
-    total = torch.zeros(2, device=device, dtype=torch.float64)
-    for index, batch in enumerate(loader):
-        if limit and index >= limit:
-            break
-        batch = to_device(batch, device)
-        if blank and "pixels" in batch:
-            batch["pixels"] = torch.zeros_like(batch["pixels"])  # CLIP's mean colour
-        loss = network(**batch)[1]
-        tokens = batch["targets"].numel()
-        total += torch.tensor([loss.item() * tokens, tokens], device=device, dtype=torch.float64)
-    torch.distributed.all_reduce(total)
-    network.train()
-    return (total[0] / total[1]).item()
+class Validation:
+    """Held-out rows: their loss per answer token over all processes, with the right picture, a blank one and another one."""
+
+    def __init__(self, o, samples, dataset_of, rank, world, workers, blank):
+        random.Random(o.seed).shuffle(samples)  # row files are ordered by class: --eval-iters must see all classes
+        plan = check_batches(len(samples), o.eval_batch_size, rank, world)[:o.eval_iters or None]
+        self.counted, self.blank = [counted for _, counted in plan], blank
+        self.loaders = {"real": make_loader(dataset_of(samples), [rows for rows, _ in plan], workers)}
+        if len({sample.image for sample in samples if sample.image}) > 1:
+            self.loaders["swapped"] = make_loader(dataset_of(swap_images(samples, o.seed)), [rows for rows, _ in plan], workers)
+
+    def __call__(self, network, device):
+        """{"real": loss, "blank": ..., "swapped": ...}; the last two only where there are pictures to compare."""
+        losses = {name: self._loss(network, loader, device) for name, loader in self.loaders.items()}
+        if "swapped" in losses:
+            losses["blank"] = self._loss(network, self.loaders["real"], device, self.blank)
+        return losses
+
+    @torch.no_grad()
+    def _loss(self, network, loader, device, blank=None):
+        network.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch, counted in zip(loader, self.counted):
+            batch = to_device(batch, device)
+            for kind in {"pixels", "features"} & set(batch) if blank is not None else ():
+                batch[kind] = blank.to(batch[kind]).expand_as(batch[kind])
+            tokens = batch["targets"].numel() * counted
+            total += torch.tensor([network(**batch)[1].item() * tokens, tokens], dtype=torch.float64)
+        network.train()
+        total = total.to(device)
+        torch.distributed.all_reduce(total)
+        return (total[0] / total[1]).item()
+
+
+def make_loader(dataset, batches, workers):
+    # A generator of its own: drawing from the global one would shift what dropout draws after a resume.
+    return torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate,
+                                       persistent_workers=workers > 0, generator=torch.Generator())
 
 
 def plot(log, path):
@@ -304,8 +404,110 @@ def plot(log, path):
     plt.close(figure)
 
 
+class Log:
+    """What a run measures: metrics.jsonl (a resumed run drops what came after its step), loss.png, and trackers by --report."""
+
+    def __init__(self, folder, step, trackers):
+        self.folder, self.trackers, path = folder, trackers, folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []
+        self.entries = [entry for entry in map(json.loads, (line for line in lines if line.endswith("}"))) if entry["step"] <= step]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8")
+
+    def note(self, step, **entry):
+        self.entries.append({"step": step, **entry})
+        self.file.write(json.dumps(self.entries[-1]) + "\n")
+        self.file.flush()
+        flat = {f"valid/{name}": value for name, value in entry.get("valid", {}).items()} or entry
+        for tracker in self.trackers:
+            tracker(step, flat)
+
+    def draw(self):  # not at every reading: a plot takes longer than a small step
+        plot(self.entries, self.folder / "loss.png")
+
+
+def make_trackers(names, folder, o):
+    """Functions (step, measures) for --report."""
+    trackers = []
+    if "wandb" in names:
+        import wandb
+        run = wandb.init(project="RemoteGLM", name=o.experiment_name, dir=str(folder), config=dataclasses.asdict(o))
+        trackers.append(lambda step, measures: run.log(measures, step=step))
+    if "tensorboard" in names:
+        from torch.utils.tensorboard import SummaryWriter
+        writer = SummaryWriter(folder / "tensorboard")
+        trackers.append(lambda step, measures: [writer.add_scalar(key, value, step) for key, value in measures.items()])
+    return trackers
+
+
+def memory_gb(device):
+    """The most memory this process has held so far: of the GPU where there is one, else resident, in GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def estimated_gb(network, dataset, batch_size):
+    """Weights, gradients, AdamW's state, and what one pass keeps for its backward: an estimate."""
+    config = network.config
+    weights = sum(p.nbytes for p in network.parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    tokens = float(dataset.lengths.mean()) * batch_size
+    kept = tokens * config.num_layers * (10 * config.hidden_size + 2 * config.inner_hidden_size) * network.dtype.itemsize
+    logits = float(dataset.targets.mean()) * batch_size * config.vocab_size * 12
+    return (weights + trained * 16 + kept + logits) / 1e9
+
+
+def sha256_of(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# What a resumed run must share with the one it goes on from, or it would go somewhere else.
+FIXED = ("mode", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "layer_range", "pre_seq_len", "train",
+         "freeze", "max_source_length", "max_target_length", "english", "lr", "lr_decay_style", "warmup", "weight_decay", "clip_grad", "seed")
+
+
+def check_resumable(before, now, world):
+    """UserError that names what differs between the saved run and this one."""
+    was = before["options"]
+    changed = [f"--{name} {was[name]} -> {now['options'][name]}" for name in FIXED if was[name] != now["options"][name]]
+    changed += [f"{what} {before[what]} -> {now[what]}" for what in ("rows per step", "steps", "training rows") if before[what] != now[what]]
+    if before["base"] != now["base"]:
+        changed.append(f"base {before['base']} -> {now['base']} (fingerprint)")
+    if changed:
+        raise UserError(f"--resume cannot go on with other settings: {'; '.join(changed)}; name another --experiment-name for a new run")
+    if was["zero_stage"] != now["options"]["zero_stage"] or before["world"] != world and was["zero_stage"]:
+        raise UserError(f"--resume: the run was saved by {before['world']} process(es) with --zero-stage {was['zero_stage']}; only stage 0 "
+                        f"can go on with another number (now {world}, stage {now['options']['zero_stage']})")
+
+
+def check_overlap(samples, held_out, say):
+    """Say how many held-out rows also stand in the training rows, which makes their loss too good."""
+    known = {(s.image, s.question, s.answer) for s in samples}
+    pictures = {s.image for s in samples if s.image}
+    same = sum((s.image, s.question, s.answer) in known for s in held_out)
+    seen = sum(s.image in pictures for s in held_out)
+    if seen or same:
+        say(f"warning: of {len(held_out)} held-out rows {same} also stand in the training rows, and {seen} show a training picture: "
+            "the held-out loss is too good by that")
+
+
+def fill_cache(o, cache, network, rank, world, say):
+    """Encode the pictures that the cache lacks, each process its share."""
+    if cache.missing:
+        mine = cache.missing[rank::world]
+        began = time.perf_counter()
+        cache.fill(network, mine, progress=lambda chunks: tqdm(chunks, desc="encoding pictures", unit="batch", disable=rank > 0,
+                                                                    mininterval=1 if sys.stderr.isatty() else 30))
+        torch.distributed.barrier()
+        say(f"encoded {len(cache.missing):,} pictures once, in {time.perf_counter() - began:.1f} s; kept in {o.vision_cache}")
+    if rank == 0:
+        cache.prune(o.vision_cache_gb * 1e9)
+
+
 def train(o, unused):
     """Run the training that the options describe. Raises UserError before heavy work."""
+    began = time.perf_counter()
     train_file, valid_file = row_files(o)
     device = checkpoint.choose_device(o.device or None)
     cuda = device.type == "cuda"
@@ -316,140 +518,259 @@ def train(o, unused):
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     samples = load_rows(train_file, o.image_root)
     held_out = load_rows(valid_file, o.image_root) if valid_file else []
-    folder = Path(o.save) / o.experiment_name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"checkpoint folder {folder} cannot be written: {error.strerror}; choose another --save") from None
+    run = RunFolder(Path(o.save) / o.experiment_name)
+    folder, found = run.folder, run.steps()
+    if found and not (o.resume or o.overwrite):
+        raise UserError(f"{folder} holds a run already, at step {found[-1]}: go on with --resume, name another --experiment-name, or "
+                        "begin anew with --overwrite")
 
     rank, world = start_processes(cuda)
     main_process = rank == 0
     say = (lambda *a: tqdm.write(" ".join(map(str, a)))) if main_process else (lambda *a: None)
     if unused:
         say("no effect any more:", ", ".join(f"{flag} ({LEGACY[flag][1]})" for flag in unused))
+    check_overlap(samples, held_out, say)
     if cuda:
         device = torch.device("cuda", torch.cuda.current_device())
     torch.manual_seed(o.seed)
     network, tokenizer, config, card = make_network(o, device, dtype)
     network.mixins["chatglm-layer"].checkpoint_activations = o.checkpoint_activations
-    shape = dict(max_source=o.max_source_length or None, max_target=o.max_target_length, english=o.english)
-    dataset = RowDataset(samples, tokenizer, config, **shape)
-    pictures = check_images(samples + held_out, train_file)
 
-    workers = o.num_workers if o.num_workers >= 0 else 4 if cuda else 0
-    loader, sampler = loaders(o, dataset, o.batch_size, rank, world, True, workers)
-    total = o.train_iters or math.ceil((o.epochs or 3) * len(loader))
-    every = o.eval_interval or len(loader)
-    checks = {}
-    if held_out:
-        random.Random(o.seed).shuffle(held_out)  # row files are ordered by class: --eval-iters must see all classes
-        checks["real"], _ = loaders(o, RowDataset(held_out, tokenizer, config, **shape), o.eval_batch_size, rank, world,
-                                    False, workers)
-        if any(sample.image for sample in held_out):
-            other = RowDataset(swap_images(held_out, o.seed), tokenizer, config, **shape)
-            checks["swapped"], _ = loaders(o, other, o.eval_batch_size, rank, world, False, workers)
-    engine = make_engine(o, network, total, dtype)
+    pictures = sorted({sample.image for sample in samples + held_out if sample.image})
+    cache, blank = None, torch.zeros(())
+    if uses_vision_cache(o) and pictures:
+        shape = config["qformer_args"]["vocab_size"], config["qformer_args"]["hidden_size"]
+        mark = card["base"]["fingerprint"] if card["base"] else f"{o.seed} {sha256_of(o.model_config)}"
+        cache = VisionCache(o.vision_cache, pictures, shape=shape, dtype=dtype, image_size=config["eva_args"]["image_size"], mark=mark)
+        if not cache.room():
+            say(f"the disk of {o.vision_cache} is too full for {len(cache.missing):,} pictures of {cache.bytes / 1e3:.0f} kB: the vision tower "
+                "runs in every step instead")
+            cache = None
+    elif pictures and o.vision_cache != "off":
+        say("the vision tower or the Q-Former is trained: pictures are encoded in every step")
+    check_images([s for s in samples + held_out if not cache or s.image in set(cache.missing)], train_file)
+    if cache:
+        fill_cache(o, cache, network, rank, world, say)
+        blank = cache.read(BLANK)
+        if card["method"]["name"] != "full":
+            network.drop_encoder()
 
+    def dataset_of(chosen):
+        return RowDataset(chosen, tokenizer, config, max_source=o.max_source_length or None, max_target=o.max_target_length,
+                          english=o.english, cache=cache)
+
+    dataset, workers = dataset_of(samples), o.num_workers if o.num_workers >= 0 else 4 if cuda else 0
+    size = o.batch_size * world * o.gradient_accumulation_steps
+    per_epoch = math.ceil(len(dataset) / size)
+    total = o.train_iters or math.ceil((o.epochs or 3) * per_epoch)
+    every = o.eval_interval or per_epoch
+    batches = Batches(lambda epoch: plan_epoch(dataset.lengths, size, o.seed, epoch), o.batch_size, o.gradient_accumulation_steps, rank, world)
+    loader = make_loader(dataset, batches, workers)
+    check = Validation(o, held_out, dataset_of, rank, world, workers, blank) if held_out else None
+    if o.compile:
+        for layer in network.transformer.layers:
+            layer.compile()
+    engine, optimizer = make_engine(o, network, total, dtype)
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    count, frozen = sum(p.numel() for _, p in trained), sum(p.numel() for p in network.parameters() if not p.requires_grad)
-    card |= {"format": 1, "prompt": Counter(s.question for s in samples).most_common(1)[0][0], "english": o.english,
-             "options": dataclasses.asdict(o), "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}}
-    what = dict(card["method"])
-    tokens = sum(len(row.ids) for row in dataset.rows) / len(dataset)
-    say(f"{o.experiment_name}: trains {what.pop('name')} {what or ''} {count:,} parameters, {frozen:,} frozen; "
-        f"{device}, {str(dtype).removeprefix('torch.')}, {world} process(es)")
-    say(f"{len(samples):,} rows, {len(held_out):,} held out, {pictures:,} images; {total:,} steps of {o.batch_size * world} "
-        f"rows (~{tokens * o.batch_size * world:.0f} tokens)" + (f"; {dataset.cut} rows cut by a length limit" if dataset.cut else ""))
 
-    log, step, epoch, seen, began = [], 0, 0, 0, time.perf_counter()
-    log_file = open(folder / "log.jsonl", "w", encoding="utf-8") if main_process else None
+    options = dataclasses.asdict(o)
+    card |= {"format": 2, "prompt": Counter(s.question for s in samples).most_common(1)[0][0], "english": o.english,
+             "options": options, "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}}
+    state = {"options": options, "rows per step": size, "steps": total, "training rows": sha256_of(train_file)[:16], "world": world,
+             "base": card["base"] and card["base"]["fingerprint"]}
+    step, best, waited = 0, None, 0
+    if o.resume and found:
+        step, best, waited = resume(run, engine, state, rank, world, say)
+    elif main_process:
+        run.clear()
+    if step == 0:
+        torch.manual_seed(o.seed + rank)  # dropout differs between processes
 
-    def note(**entry):
-        log.append({"step": step, **entry})
-        if main_process:
-            log_file.write(json.dumps(log[-1]) + "\n")
-            log_file.flush()
+    describe(o, card, network, dataset, len(held_out), len(pictures), trained, device, dtype, world, size, total, say)
+    log = Log(folder, step, make_trackers(o.report, folder, o)) if main_process else None
 
-    def draw():  # not at every reading: a plot takes longer than a small step
-        if main_process:
-            plot(log, folder / "loss.png")
-
-    def check():
-        if not checks:
-            return
-        losses = {name: validate(network, check_loader, device, o.eval_iters) for name, check_loader in checks.items()}
-        if "swapped" in checks:
-            losses["blank"] = validate(network, checks["real"], device, o.eval_iters, blank=True)
+    def validate():
+        nonlocal best, waited
+        losses = check(network, device)
         say(f"step {step}: held-out loss {losses['real']:.4f}" + "".join(
             f", with {name} images {losses[name]:.4f}" for name in ("blank", "swapped") if name in losses))
-        note(valid=losses)
-        draw()
+        better = best is None or losses["real"] < best["loss"]
+        best, waited = ({"step": step, "loss": losses["real"]}, 0) if better else (best, waited + 1)
+        if main_process:
+            log.note(step, valid=losses)
+            log.draw()
 
     def save():
+        progress = state | {"step": step, "best": best, "waited": waited, "skipped": optimizer.skipped}
+        save_step(run, step, engine, network, trained, card, config, tokenizer, progress, rank)
         if main_process:
-            target = folder / str(step)
-            own = network.state_dict()
-            names = own if card["method"]["name"] == "full" else [name for name, _ in trained]
-            checkpoint.write_folder(target, card=card | {"step": step, "log": log[-1] if log else None}, config=config,
-                                    tokenizer=tokenizer, tensors={name: own[name] for name in names})
-            scratch = folder / ".latest"
-            scratch.write_text(str(step))
-            os.replace(scratch, folder / "latest")
-            draw()
-            say(f"saved {target}")
+            log.draw()
+            if best and best["step"] == step:
+                run.point("best", step)
+            if o.keep:
+                run.keep(o.keep, best and best["step"])
+            say(f"saved {folder / str(step)}")
 
-    check()
-    losses, saved = [], None
-    bar = tqdm(total=total, disable=not main_process, unit="step", mininterval=1 if sys.stderr.isatty() else 30)
+    stop = []  # signals: the step under way is finished first
+    handlers = {number: signal.signal(number, lambda number, _: stop.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    if check and step == 0:
+        validate()
+    saved, first, meter = step, step, Meter(device)
+    bar = tqdm(total=total, initial=step, disable=not main_process, unit="step", mininterval=1 if sys.stderr.isatty() else 30)
     network.train()
     try:
         while step < total:
-            sampler.set_epoch(epoch)
-            for batch in loader:
-                images, tokens = len(batch.get("image_rows", ())), batch["targets"].numel()
-                batch = to_device(batch, device)
-                everywhere = torch.tensor(float(tokens), device=device)
-                torch.distributed.all_reduce(everywhere)
-                loss = engine(**batch)[1]
-                # Mean over the tokens of the whole global batch: DeepSpeed averages over processes, not tokens.
-                engine.backward(loss * (tokens * world / everywhere))
-                engine.step()
-                step, seen = step + 1, seen + images * world
-                losses.append(loss.detach())
+            epoch, batches.start = divmod(step, per_epoch)
+            batches.epoch = epoch
+            feed = iter(loader)
+            for rows in batches.plan(epoch)[batches.start:]:
+                everywhere = int(dataset.targets[rows].sum())  # answer tokens of all processes and passes
+                for _ in range(o.gradient_accumulation_steps):
+                    batch = to_device(next(feed), device)
+                    loss = engine(**batch)[1]
+                    # The mean over the tokens of the whole step; DeepSpeed would average over passes and processes.
+                    share = batch["targets"].numel() / everywhere
+                    engine.backward(loss * share * world * o.gradient_accumulation_steps)
+                    engine.step()
+                    meter.add(loss.detach() * share)
+                step += 1
+                meter.step(sum(samples[i].image is not None for i in rows), int(dataset.lengths[rows].sum()))
                 bar.update()
+                if optimizer.in_a_row >= PATIENCE:
+                    raise UserError(f"the gradient was not finite in {PATIENCE} steps in a row, up to step {step}: none of them reached the "
+                                    f"weights; lower --lr (now {o.lr:g}), set --clip-grad, or train in float32 or --bf16")
                 if step % o.log_interval == 0 or step == total:
-                    mean = torch.stack(losses).mean().item()
-                    losses.clear()
-                    if not math.isfinite(mean):
-                        raise UserError(f"the loss is {mean} at step {step}: nothing was saved after it; lower --lr "
-                                        f"(now {o.lr:g}) or train in float32 or --bf16")
-                    rate = engine.get_lr()[0]
-                    speed = seen / (time.perf_counter() - began)
-                    bar.set_postfix_str(f"loss {mean:.3f}, lr {rate:.2e}, {speed:.1f} images/s")
-                    note(loss=mean, lr=rate, images_per_s=round(speed, 2))
-                if step % every == 0 or step == total:
-                    check()
-                if step == total or o.save_interval and step % o.save_interval == 0:
+                    measures = meter.read() | {"lr": engine.get_lr()[0], "epoch": round(step / per_epoch, 3), "memory_gb": round(memory_gb(device), 2),
+                                               "seconds": round(time.perf_counter() - began, 2), "skipped": optimizer.skipped}
+                    bar.set_postfix_str("loss {loss:.3f}, lr {lr:.2e}, {images_per_s:.1f} images/s, {tokens_per_s:.0f} tokens/s, "
+                                        "{memory_gb:.1f} GB".format(**measures))
+                    if main_process:
+                        log.note(step, **measures)
+                finished = step == total or agreed(bool(stop), device, world)
+                if check and (step % every == 0 or step == total):
+                    validate()
+                    meter.restart()
+                    finished |= bool(o.early_stopping) and waited >= o.early_stopping
+                if finished or step % (o.save_interval or every) == 0:
                     save()
                     saved = step
-                if step == total:
+                    meter.restart()
+                if finished:
                     break
-            epoch += 1
-    except KeyboardInterrupt:
-        if step and step != saved:
-            save()
-        raise SystemExit(130)
+            if finished:
+                break
     finally:
         bar.close()
-        if log_file:
-            log_file.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if first == total:
+        say(f"{folder} is finished at step {total}: nothing to do")
+    if o.early_stopping and waited >= o.early_stopping:
+        say(f"stopped early: the held-out loss was lowest at step {best['step']} ({best['loss']:.4f}): {folder / str(best['step'])}")
+    if optimizer.skipped:
+        say(f"{optimizer.skipped} steps had a gradient that was not finite and were left out")
     torch.distributed.barrier()
     leave_process_group()
+    if stop and step < total:
+        say(f"stopped at step {saved} of {total}; the same command with --resume goes on")
+        raise SystemExit(128 + stop[0])
     say(f"done in {time.perf_counter() - began:.0f} s; losses: {folder / 'loss.png'}\n"
         f"talk with it: python cli_demo.py --from_pretrained {folder}")
     return folder
+
+
+PATIENCE = 10  # steps in a row without a finite gradient before a run is given up
+
+
+class Meter:
+    """Loss and speed since the last reading; reads the device only when asked."""
+
+    def __init__(self, device):
+        self.device = device
+        self.restart()
+        self.losses, self.steps = [], 0
+
+    def restart(self):
+        """Leave out what was neither training nor waiting for data."""
+        self.since, self.images, self.tokens = time.perf_counter(), 0, 0
+
+    def add(self, loss):
+        self.losses.append(loss)
+
+    def step(self, images, tokens):
+        self.steps, self.images, self.tokens = self.steps + 1, self.images + images, self.tokens + tokens
+
+    def read(self):
+        """Mean loss per answer token over all processes, images and tokens a second."""
+        total = torch.stack(self.losses).double().sum()
+        torch.distributed.all_reduce(total)
+        seconds = time.perf_counter() - self.since
+        read = {"loss": total.item() / self.steps, "images_per_s": round(self.images / seconds, 2), "tokens_per_s": round(self.tokens / seconds, 1)}
+        self.losses, self.steps = [], 0
+        self.restart()
+        return read
+
+
+def agreed(mine, device, world):
+    """Has any process been asked to stop?"""
+    if world == 1:
+        return mine
+    flag = torch.tensor(float(mine), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def save_step(run, step, engine, network, trained, card, config, tokenizer, progress, rank):
+    """The step's folder: adapter or full checkpoint, and in state/ optimizer, schedule, scaler, RNG and position of the run."""
+    full = card["method"]["name"] == "full"
+    chosen = network.named_parameters() if full else trained
+    # Partitioned weights (ZeRO 3) are put together for this.
+    with deepspeed.zero.GatheredParameters([p for _, p in trained], enabled=engine.zero_optimization_stage() == 3):
+        if rank == 0:
+            checkpoint.write_folder(run.scratch(step), card=card | {"step": step}, config=config, tokenizer=tokenizer, tensors=dict(chosen))
+    torch.distributed.barrier()
+    state = run.scratch(step) / "state"
+    engine.save_checkpoint(str(state), tag="engine", client_state={}, save_latest=False, exclude_frozen_parameters=True)
+    random_state = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if network.device.type == "cuda" else {})
+    torch.save(random_state, state / f"random-{rank}.pt")
+    torch.distributed.barrier()
+    if rank == 0:
+        (state / "progress.json").write_text(json.dumps(progress))
+        run.seal(step)
+    torch.distributed.barrier()
+
+
+def resume(run, engine, state, rank, world, say):
+    """Put the run where its newest whole step left it. Returns (step, best, validations without a better one)."""
+    for step in reversed(run.steps()):
+        damaged = run.damage(step)
+        if damaged is None:
+            break
+        say(f"{run.folder / str(step)} is damaged ({damaged}): going back one step")
+    else:
+        raise UserError(f"{run.folder} holds no whole step to resume from; begin anew with --overwrite")
+    folder = run.folder / str(step) / "state"
+    progress = json.loads((folder / "progress.json").read_text())
+    check_resumable(progress, state, world)
+    engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+    own = folder / f"random-{rank if rank < progress['world'] else 0}.pt"
+    random_state = torch.load(own, weights_only=True)
+    torch.set_rng_state(random_state["cpu"])
+    if "cuda" in random_state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random_state["cuda"])
+    say(f"resumed at step {step}")
+    return step, progress["best"], progress["waited"]
+
+
+def describe(o, card, network, dataset, held_out, pictures, trained, device, dtype, world, size, total, say):
+    """The start lines: what is trained, on what, in what."""
+    what = dict(card["method"])
+    count, everything = sum(p.numel() for _, p in trained), sum(p.numel() for p in network.parameters())
+    tokens, shown = dataset.lengths.mean(), sum(s.image is not None for s in dataset.samples) / len(dataset)
+    say(f"{o.experiment_name}: trains {what.pop('name')} {what or ''} {count:,} parameters, {everything - count:,} frozen; "
+        f"{device}, {str(dtype).removeprefix('torch.')}, {world} process(es), about {estimated_gb(network, dataset, o.batch_size):.1f} GB each")
+    say(f"{len(dataset):,} rows, {held_out:,} held out, {pictures:,} images; {total:,} steps of {size} rows "
+        f"(~{tokens * size:.0f} tokens, ~{shown * size:.0f} images)" + (f"; {dataset.cut} rows cut by a length limit" if dataset.cut else ""))
 
 
 def main(argv=None):

@@ -10,6 +10,7 @@ export PATH
 script=$here/finetune_RemoteGLM.py
 
 if [ -n "${HOSTFILE:-}" ]; then
+    [ -r "$HOSTFILE" ] || { echo "finetune_RemoteGLM.sh: error: HOSTFILE=$HOSTFILE: no such file; expected lines like 'node1 slots=4'" >&2; exit 1; }
     exec deepspeed --hostfile "$HOSTFILE" ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} "$script" "$@"
 fi
 gpus=${NUM_GPUS:-$(python -c 'import torch; print(torch.cuda.device_count())')}

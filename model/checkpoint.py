@@ -22,7 +22,7 @@ from .quantization import BITS, QuantizedLinear, is_quantized, quantized_shells,
 from .sat_import import LoraLinear, PTuningV2Mixin
 from .stored import CARD, CONFIG, FULL, Stored, read_config, read_json
 from .tokenizer import Tokenizer
-from .visualglm import VisualGLM
+from .visualglm import PARTS, VisualGLM
 
 PROJECT = Path(__file__).resolve().parent.parent
 ADAPTER = "adapter.safetensors"
@@ -95,11 +95,11 @@ def build(config_path, tokenizer_path, device, dtype):
     return VisualGLM(config).to(device=device, dtype=dtype), tokenizer, config
 
 
-def load_base(name, tokenizer_path=None, device=torch.device("cpu"), dtype=None, bits=None, download=None):
+def load_base(name, tokenizer_path=None, device=torch.device("cpu"), dtype=None, bits=None, download=None, encoder_on_cpu=False):
     """A network in evaluation mode, filled tensor by tensor straight on its device in its dtype.
 
     name: a folder, or a name to look up; dtype: a name of DTYPES, "stored", or None to choose; bits: 8 or 4 quantizes (a quantized
-    folder keeps its own); download: see find.py.
+    folder keeps its own); download: see find.py; encoder_on_cpu: the image encoder visits the GPU layer by layer.
     Returns (network, tokenizer, Stored); what a full LoRA checkpoint of the ancestor adds is not in yet. Raises UserError.
     """
     stored = Stored(find_checkpoint(name, download))
@@ -113,8 +113,8 @@ def load_base(name, tokenizer_path=None, device=torch.device("cpu"), dtype=None,
     tokenizer = Tokenizer(find_vocabulary(stored.folder, tokenizer_path), stored.config)
     network = VisualGLM(stored.config, device="meta", init=False)
     dtype = stored.dtype if dtype == "stored" else choose_dtype(dtype, device, network, bits)
-    if bits == 4 and device.type == "cuda":
-        network.keep_on_cpu()
+    if device.type == "cuda" and (bits == 4 or encoder_on_cpu):
+        network.keep_on_cpu(embeddings=bits == 4)
     _fill(network, stored, device, dtype, bits)
     return network.eval(), tokenizer, stored
 
@@ -137,16 +137,34 @@ class Lora(LoraLinear):
             torch.nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
 
-def add_lora(network, rank, alpha, layers, dropout=0.0):
-    """LoRA on q, k, v and the attention output of the given language-model layers."""
+LORA_TARGETS = ("attention", "mlp", "vision", "projection")
+
+
+def _lora_places(network, layers, targets):
+    """(parent module, name of its linear layer, how many projections that fuses) for LoRA's targets."""
+    for index in layers:
+        layer = network.transformer.layers[index]
+        if "attention" in targets:
+            yield from ((layer.attention, "query_key_value", 3), (layer.attention, "dense", 1))
+        if "mlp" in targets:
+            yield from ((layer.mlp, "dense_h_to_4h", 1), (layer.mlp, "dense_4h_to_h", 1))
+    encoder = network.mixins["eva"].model
+    if "vision" in targets:
+        for layer in encoder.vit.transformer.layers:
+            yield from ((layer.attention, "query_key_value", 3), (layer.attention, "dense", 1))
+    if "projection" in targets:
+        yield encoder, "glm_proj", 1
+
+
+def add_lora(network, rank, alpha, layers, dropout=0.0, targets=("attention",)):
+    """LoRA on the targets: attention (q, k, v and output) and mlp of the given language-model layers, attention of the whole
+    vision tower, the projection."""
     depth = network.config.num_layers
     outside = [layer for layer in layers if not 0 <= layer < depth]
     if outside:
         raise UserError(f"layer_range names layers {outside}; the network has layers 0-{depth - 1}")
-    for index in layers:
-        attention = network.transformer.layers[index].attention
-        for name, parts in (("query_key_value", 3), ("dense", 1)):
-            setattr(attention, name, Lora(getattr(attention, name), parts, rank, alpha, dropout, network.device, network.dtype))
+    for parent, name, parts in _lora_places(network, layers, targets):
+        setattr(parent, name, Lora(getattr(parent, name), parts, rank, alpha, dropout, network.device, network.dtype))
 
 
 def add_ptuning(network, length):
@@ -158,9 +176,10 @@ def add_ptuning(network, length):
 
 
 def add_method(network, method):
-    """Prepare the network for {"name": "lora", "rank", "alpha", "layers"} or {"name": "ptuning", "length"}."""
+    """Prepare the network for {"name": "lora", "rank", "alpha", "layers", "targets"} or {"name": "ptuning", "length"}."""
     if method["name"] == "lora":
-        add_lora(network, method["rank"], method["alpha"], method["layers"], method.get("dropout", 0.0))
+        add_lora(network, method["rank"], method["alpha"], method["layers"], method.get("dropout", 0.0),
+                 method.get("targets", ("attention",)))
     elif method["name"] == "ptuning":
         add_ptuning(network, method["length"])
 
@@ -177,19 +196,35 @@ def adapter_names(network):
             if name.startswith("mixins.ptuning.") or name.rpartition(".")[0] in lora]
 
 
+def part_names(network, parts):
+    """Names of the parameters of whole parts (keys of PARTS), LoRA's left out."""
+    begins = tuple(begin for part in parts for begin in PARTS[part])
+    added = set(adapter_names(network))
+    return [name for name, _ in network.named_parameters() if begins and name.startswith(begins) and name not in added]
+
+
 @contextmanager
 def without_adapter(network):
     """Inside, the network computes what its base computes."""
     lora = lora_layers(network).values()
     scales = [module.scaling for module in lora]
     prefix = network.mixins["ptuning"] if "ptuning" in network.mixins else None
+    base = getattr(network, "base_values", {})
+    tuned = {name: network.get_parameter(name).data for name in base}
+
+    def put(values):
+        for name, value in values.items():
+            network.get_parameter(name).data = value
+
     try:
+        put(base)
         for module in lora:
             module.scaling = 0.0
         if prefix is not None:
             network.del_mixin("ptuning")
         yield
     finally:
+        put(tuned)
         for module, scale in zip(lora, scales):
             module.scaling = scale
         if prefix is not None:
@@ -198,9 +233,10 @@ def without_adapter(network):
 
 def _add_adapter(network, method, tensors, source, device, dtype):
     add_method(network, method)
-    own = network.state_dict()
+    own, parts = network.state_dict(), part_names(network, method.get("parts", ()))
     _check_fit({name: tensor.shape for name, tensor in tensors.items()},
-               {name: own[name].shape for name in adapter_names(network)}, source)
+               {name: own[name].shape for name in (*adapter_names(network), *parts)}, source)
+    network.base_values = {name: own[name] for name in parts}  # what `without_adapter` puts back
     _place(network, tensors.items(), device, dtype)
 
 

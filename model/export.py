@@ -102,6 +102,8 @@ def to_peft(folder, network, base):
     layers = lora_layers(network)
     if not layers:
         raise UserError("the peft format stores LoRA; this checkpoint has none")
+    if getattr(network, "base_values", None):
+        raise UserError("the peft format stores LoRA alone, and this checkpoint also holds whole trained parts; merge it (sat or hf)")
     tensors, ranks, alphas = {}, {}, {}
     for name, lora in layers.items():
         parts = len(lora.matrix_A)

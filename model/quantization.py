@@ -218,8 +218,8 @@ def quantized_shells(network, bits):
             setattr(network.get_submodule(parent), child, shell)
 
 
-def to_nf4(network):
-    """Replace the linear layers of the language model's blocks, frozen, by 4-bit ones. Before or after LoRA is added.
+def to_nf4(network, device=None):
+    """Replace the linear layers of the language model's blocks, frozen, by 4-bit ones on the device. Before or after LoRA is added.
 
     Vision tower, Q-Former, embeddings and head stay as they are. Raises UserError where bitsandbytes is missing.
     """
@@ -238,4 +238,4 @@ def to_nf4(network):
         state = {"weight": weight.detach().cpu()} | ({"bias": bias.detach().cpu()} if bias is not None else {})
         new.load_state_dict(state)
         new.support_avx512bf16_for_cpu = False  # its packed form for CPU inference cannot go back to training
-        setattr(network.get_submodule(path), child, new.requires_grad_(False).to(weight.device))  # the move quantizes
+        setattr(network.get_submodule(path), child, new.requires_grad_(False).to(device or weight.device))  # the move quantizes

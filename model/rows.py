@@ -4,10 +4,12 @@ A dialogue becomes one sample per round: earlier rounds stand in its prompt (whe
 lies on its own answer. Images are read when a sample is asked for, never all at once.
 """
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .checkpoint import PROJECT, read_json
@@ -105,37 +107,91 @@ def _report(source, problems, total, advice):
 
 
 class RowDataset(torch.utils.data.Dataset):
-    """Samples -> {"row": Rendered, "pixels": [3, height, width] or None}."""
+    """Samples -> {"row": Rendered, "pixels": [3, height, width] or "features": [Q, width]}.
 
-    def __init__(self, samples, tokenizer, config, *, max_source, max_target, english=False):
-        self.samples, self.image_size = samples, config["eva_args"]["image_size"]
-        self.rows = [render(tokenizer, s.question, s.answer, history=s.history, english=english, max_source=max_source,
-                            image_slots=config["image_length"] if s.image else 0, max_target=max_target)
-                     for s in samples]
-        self.cut = sum(row.cut for row in self.rows)
+    cache: a filled VisionCache in place of the pictures. lengths and targets: tokens and trained tokens of each row.
+    """
+
+    def __init__(self, samples, tokenizer, config, *, max_source=None, max_target=None, english=False, cache=None):
+        self.samples, self.image_size, self.cache = samples, config["eva_args"]["image_size"], cache
+        self.rows, self.cut = [], 0
+        for s in samples:
+            row = render(tokenizer, s.question, s.answer, history=s.history, english=english, max_source=max_source,
+                         image_slots=config["image_length"] if s.image else 0, max_target=max_target)
+            self.cut += row.cut
+            self.rows.append(replace(row, ids=np.array(row.ids, dtype=np.int32)))  # a list of ints takes eight times the memory
+        self.lengths = np.array([len(row.ids) for row in self.rows])
+        self.targets = np.array([len(row.target_positions) for row in self.rows])
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
-        image = self.samples[index].image
-        pixels = to_pixels(read_image(image), self.image_size) if image else None
-        return {"row": self.rows[index], "pixels": pixels}
+        item, image = {"row": self.rows[index]}, self.samples[index].image
+        if image and self.cache:
+            item["features"] = self.cache.read(image)
+        elif image:
+            item["pixels"] = to_pixels(read_image(image), self.image_size)
+        return item
 
 
 def collate(items):
     """Samples -> the arguments of the network's forward pass, rows padded at their end to the longest of the batch."""
     rows = [item["row"] for item in items]
     width = max(len(row.ids) for row in rows)
-    shown = [i for i, item in enumerate(items) if item["pixels"] is not None]
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    for line, row in zip(ids, rows):
+        line[:len(row.ids)] = row.ids
     batch = {
-        "input_ids": torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows]),
+        "input_ids": torch.from_numpy(ids),
         "prefix": torch.tensor([row.prefix for row in rows]),
         "target_positions": torch.tensor([i * width + t for i, row in enumerate(rows) for t in row.target_positions]),
-        "targets": torch.tensor([row.ids[t + 1] for row in rows for t in row.target_positions]),
+        "targets": torch.tensor([int(row.ids[t + 1]) for row in rows for t in row.target_positions]),
     }
-    if shown:
-        batch["pixels"] = torch.stack([items[i]["pixels"] for i in shown])
-        batch["image_rows"] = torch.tensor(shown)
-        batch["image_start"] = rows[shown[0]].image_start
+    for kind in ("pixels", "features"):
+        shown = [i for i, item in enumerate(items) if kind in item]
+        if shown:
+            batch[kind] = torch.stack([items[i][kind] for i in shown])
+            batch["image_rows"] = torch.tensor(shown)
+            batch["image_start"] = rows[shown[0]].image_start
     return batch
+
+
+def plan_epoch(lengths, size, seed, epoch, pool=32):
+    """Rows of every optimizer step of an epoch: lists of `size` indices.
+
+    A function of its arguments alone, so that any number of processes and a resumed run take the same steps. Rows of alike
+    length stand together (sorted within `pool` steps' worth of shuffled rows), steps in random order. Every row comes once;
+    the last step is filled up from the epoch's first rows.
+    """
+    rng = random.Random(f"{seed} {epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    order += [order[i % len(order)] for i in range(-len(order) % size)]
+    steps = []
+    for start in range(0, len(order), size * pool):
+        alike = sorted(order[start:start + size * pool], key=lambda i: lengths[i])
+        steps += [alike[i:i + size] for i in range(0, len(alike), size)]
+    rng.shuffle(steps)
+    return steps
+
+
+class Batches:
+    """Sampler of one process's batches: from each planned step its share, `parts` of them, from step `start` of an epoch on."""
+
+    def __init__(self, plan, batch_size, parts, rank, world):
+        self.plan, self.batch_size, self.parts, self.rank, self.world = plan, batch_size, parts, rank, world
+        self.epoch, self.start = 0, 0
+
+    def __iter__(self):
+        for rows in self.plan(self.epoch)[self.start:]:
+            for part in range(self.parts):
+                first = (part * self.world + self.rank) * self.batch_size
+                yield rows[first:first + self.batch_size]
+
+
+def check_batches(count, batch_size, rank, world):
+    """Batches of held-out rows for one process: (rows, counted); as many for each process, the surplus ones not counted."""
+    batches = [list(range(i, min(i + batch_size, count))) for i in range(0, count, batch_size)]
+    own = batches[rank::world]
+    return [(rows, True) for rows in own] + [(batches[0], False)] * (-(-len(batches) // world) - len(own))

@@ -16,6 +16,10 @@ from .sat_import import (
     ARGS_DEFAULT, BaseMixin, BaseModel, BaseTransformer, ChatGLMFinalMixin, ChatGLMLayerMixin, ImagePatchEmbeddingMixin,
     InterpolatedPositionEmbeddingMixin, ViTProperty, ensure_model_parallel_group)
 
+PARTS = {  # what can be trained or frozen by name -> how its parameters' names begin
+    "language": ("transformer.layers.", "transformer.final_layernorm."), "embeddings": ("transformer.word_embeddings.",),
+    "head": ("mixins.chatglm-final.",), "vision": ("mixins.eva.model.vit.",), "qformer": ("mixins.eva.model.qformer.",),
+    "projection": ("mixins.eva.model.glm_proj.",)}
 IMAGE_NORM_EPS = 1e-5  # of the tower's last LayerNorm, whatever eps its layers have
 
 
@@ -92,7 +96,7 @@ class QFormer(BaseModel):
 
 
 class ImageEncoder(torch.nn.Module):
-    """Pixels -> the embeddings that stand in the image slots. [B, 3, height, width] -> [B, Q, D]"""
+    """Pixels -> what the Q-Former says of them -> the embeddings that stand in the image slots."""
 
     def __init__(self, config, device, dtype, init):
         super().__init__()
@@ -100,8 +104,9 @@ class ImageEncoder(torch.nn.Module):
         self.qformer = QFormer(SimpleNamespace(**config.qformer_args), device, dtype, init)
         self.glm_proj = torch.nn.Linear(config.qformer_args["hidden_size"], config.hidden_size)
 
-    def forward(self, pixels):
-        return self.glm_proj(self.qformer(self.vit(pixels)))
+    def features(self, pixels):
+        """[B, 3, height, width] -> [B, Q, width of the Q-Former]; while both parts are frozen, the same in every epoch."""
+        return self.qformer(self.vit(pixels))
 
 
 class ImageMixin(BaseMixin):
@@ -138,6 +143,10 @@ class PrefixAttention(BaseMixin):
         extra = key.size(-2) - visible.size(-1)  # P-tuning's prefix, which SAT's mixin puts last: everyone sees it
         if extra:
             visible = F.pad(visible, (0, extra), value=True)
+        if query.requires_grad and query.device.type == "cpu" and query.dtype != torch.float32:
+            # torch's fused backward takes five times as long there as these products (benchmarks/train.py)
+            scores = query * query.size(-1) ** -0.5 @ key.transpose(-1, -2)
+            return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
 
     def attention_forward(self, hidden, mask, layer_id=None, rotary=None, cache=None, **kwargs):
@@ -208,13 +217,14 @@ class VisualGLM(BaseModel):
     def position_embedding_forward(self, position_ids, **kwargs):
         return None
 
-    def keep_on_cpu(self):
+    def keep_on_cpu(self, embeddings=True):
         """For a small GPU: image encoder and input embeddings stay in the CPU's memory, but for a layer at work.
 
         Call it before the network is filled.
         """
         encoder = self.mixins["eva"].model
-        self.on_cpu = ("transformer.word_embeddings.", *(f"mixins.eva.model.{part}.transformer.layers." for part in ("vit", "qformer")))
+        self.on_cpu = tuple(f"mixins.eva.model.{part}.transformer.layers." for part in ("vit", "qformer"))
+        self.on_cpu += ("transformer.word_embeddings.",) if embeddings else ()
         for layer in (*encoder.vit.transformer.layers, *encoder.qformer.transformer.layers):
             layer.register_forward_pre_hook(self._borrow)
             layer.register_forward_hook(self._give_back)
@@ -228,17 +238,25 @@ class VisualGLM(BaseModel):
         for parameter, data in zip(layer.parameters(), layer.__dict__.pop("kept")):
             parameter.data = data
 
+    def image_features(self, pixels):
+        """[B, 3, height, width] float32, normalised -> [B, Q, width of the Q-Former] in the network's dtype"""
+        return self.mixins["eva"].model.features(pixels.to(self.device, self.dtype))
+
     def encode_images(self, pixels):
         """[B, 3, height, width] float32, normalised -> [B, Q, D] in the network's dtype"""
-        return self.mixins["eva"].model(pixels.to(self.device, self.dtype))
+        return self.mixins["eva"].model.glm_proj(self.image_features(pixels))
 
-    def forward(self, input_ids, prefix, *, pixels=None, image_embeds=None, image_rows=None, image_start=0,
+    def drop_encoder(self):
+        """Free vision tower and Q-Former; from now on pictures come as their features only."""
+        del self.mixins["eva"].model.vit, self.mixins["eva"].model.qformer
+
+    def forward(self, input_ids, prefix, *, pixels=None, features=None, image_embeds=None, image_rows=None, image_start=0,
                 targets=None, target_positions=None, logit_positions=None, cache=None, start=None):
         """Logits, and the loss where targets are given.
 
         input_ids [B, T] int64: rows padded at their end, prompt first; prefix [B] int64: index of `<sop>`, before
         which tokens see each other while later ones are causal.
-        pixels [I, 3, height, width] or image_embeds [I, Q, D]: the pictures of the rows image_rows [I] (default: all
+        pixels [I, 3, height, width], features [I, Q, width] or image_embeds [I, Q, D]: the pictures of the rows image_rows [I] (default: all
         rows), whose slots begin at image_start.
         target_positions [N] int64: indices into the flattened rows whose next token is targets [N]; the loss is the
         mean cross entropy over them, in float32. logit_positions [N]: compute only these logits.
@@ -247,6 +265,8 @@ class VisualGLM(BaseModel):
         """
         if pixels is not None:
             image_embeds = self.encode_images(pixels)
+        if features is not None:
+            image_embeds = self.mixins["eva"].model.glm_proj(features)
         if image_embeds is not None and image_rows is None:
             image_rows = torch.arange(input_ids.size(0), device=input_ids.device)
         steps = torch.arange(input_ids.size(1), device=input_ids.device).expand_as(input_ids)  # [B, T]

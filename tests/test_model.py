@@ -198,6 +198,20 @@ def test_seed_repeats_a_sample(network, expected):
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0), (torch.bfloat16, 2e-2)])
+def test_attention_while_training(network, dtype, tolerance):
+    """In bfloat16 on a CPU the training pass has products of its own: against the fused ones, values and gradients."""
+    torch.manual_seed(4)
+    q, k, v = (torch.randn(2, 4, 12, 16).to(dtype).requires_grad_() for _ in range(3))
+    visible = (torch.ones(12, 12).tril().bool() | (torch.arange(12) < 5)).expand(2, 1, 12, 12)
+    attention = network.mixins["chatglm-attn"].attention_fn
+    results = []
+    for out in (attention(q, k, v, None, visible=visible), torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)):
+        results.append([out, *torch.autograd.grad((out * torch.arange(16)).sum(), (q, k, v))])
+    for ours, fused in zip(*results):
+        assert (ours - fused).abs().max() <= tolerance * fused.abs().max()
+
+
 class TestTokenizer:
     def test_round_trip(self, vocabulary, tiny_config):
         tokenizer = Tokenizer(vocabulary, tiny_config)
@@ -229,6 +243,11 @@ class TestTokenizer:
             path.write_bytes(content)
         with pytest.raises(UserError, match=words):
             Tokenizer(path, tiny_config)
+
+    def test_other_file_for_the_real_network(self, vocabulary, tiny_config):
+        """A network of ChatGLM-6B's size takes its very vocabulary only, by hash."""
+        with pytest.raises(UserError, match=r"\d+ bytes with sha256 \w{12}\.\.\., expected ChatGLM-6B's 5e974d9a69c2"):
+            Tokenizer(vocabulary, tiny_config | {"vocab_size": 130528})
 
     def test_too_large_for_the_network(self, vocabulary, tiny_config):
         with pytest.raises(UserError, match="338 pieces, the network only 300"):

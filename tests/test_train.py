@@ -1,32 +1,55 @@
 """Training as a user starts it: scripts in processes of their own, small networks, a few steps."""
 import json
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import finetune_RemoteGLM as finetune
-from model import UserError, checkpoint, load_assistant, read_image, rows as model_rows
-from model.rows import RowDataset, check_images, collate, load_rows
+from model import UserError, checkpoint, export, load_assistant, read_image, rows as model_rows, run_folder, vision_cache
+from model.images import to_pixels
+from model.rows import Batches, RowDataset, check_batches, check_images, collate, load_rows, plan_epoch
+from model.run_folder import RunFolder
+from model.sat_import import ensure_model_parallel_group
 from model.tokenizer import Tokenizer
+from model.vision_cache import VisionCache
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
+TORCHRUN = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Pictures are encoded into a folder of the tests."""
+    CACHE.append(tmp_path_factory.mktemp("vision-cache"))
+
+
+CACHE = []
+
+
+def command(*args, launcher=(sys.executable,)):
+    return [*map(str, launcher), str(PROJECT / "finetune_RemoteGLM.py"), "--vision_cache", str(CACHE[-1]), *map(str, args)]
+
+
 def run(*args, launcher=(sys.executable,), cwd=None, **env):
-    return subprocess.run([*map(str, launcher), str(PROJECT / "finetune_RemoteGLM.py"), *map(str, args)], cwd=cwd,
-                          capture_output=True, text=True, env=ENVIRONMENT | env, timeout=300)
+    return subprocess.run(command(*args, launcher=launcher), cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT | env, timeout=300)
 
 
 def losses(folder):
-    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [e["loss"] for e in entries if "loss" in e], [e["valid"] for e in entries if "valid" in e]
 
 
@@ -36,7 +59,7 @@ def pretrained(rows, config_file, vocabulary, tmp_path_factory):
     save = tmp_path_factory.mktemp("pretrain")
     result = run("--mode", "pretrain", "--model_config", config_file, "--tokenizer", vocabulary, "--train-data",
                  rows / "rows-train.json", "--save", save, "--experiment-name", "base", "--train-iters", 120, "--lr", 3e-3,
-                 "--batch-size", 9, "--clip-grad", 1, "--eval-interval", 40, "--lr-decay-style", "linear", "--save-interval", 80)
+                 "--batch-size", 9, "--clip-grad", 1, "--eval-interval", 40, "--lr-decay-style", "linear")
     assert result.returncode == 0, result.stderr
     return save / "base", result
 
@@ -61,7 +84,7 @@ def test_pretraining_learns_to_look(pretrained, rows):
     train, valid = losses(folder)
     assert train[-1] < 0.3 * train[0]
     assert valid[-1]["real"] < 0.5 < valid[-1]["swapped"] and valid[-1]["blank"] > 2 * valid[-1]["real"]
-    assert sorted(p.name for p in folder.iterdir()) == ["120", "80", "latest", "log.jsonl", "loss.png"]
+    assert sorted(p.name for p in folder.iterdir()) == ["120", "40", "80", "best", "latest", "loss.png", "metrics.jsonl"]
     assert (folder / "latest").read_text() == "120" and "9 rows, 3 held out, 12 images; 120 steps of 9 rows" in result.stdout
     assistant = load_assistant(folder, device="cpu")
     assert assistant.prompt == "这张遥感图像展现了什么场景？"
@@ -91,22 +114,280 @@ def test_the_ancestors_command_line(adapter, pretrained):
             assert torch.equal(tensor, base[name.replace(".original", "")]), name
 
 
-def test_two_processes_compute_what_one_computes(pretrained, rows, tmp_path):
-    """Same global batch, ZeRO 0 and 2: the loss is a mean over the tokens of all processes."""
-    eight = json.loads((rows / "rows-train.json").read_text(encoding="utf-8"))[:8]
-    (tmp_path / "eight.json").write_text(json.dumps(eight))
-    common = ["--from_pretrained", pretrained[0], "--train-data", tmp_path / "eight.json", "--image-root", rows, "--train-iters", 3,
-              "--log-interval", 1, "--clip-grad", 0, "--lr", 0.01, "--lr-decay-style", "constant", "--save", tmp_path]
-    torchrun = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2"]
-    deepspeed = [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", "--master_port", "29741"]
-    one = run(*common, "--batch-size", 6, "--experiment-name", "one")
-    two = run(*common, "--batch-size", 3, "--experiment-name", "two", launcher=torchrun)
-    three = run(*common, "--batch-size", 3, "--experiment-name", "three", "--zero-stage", 2, launcher=deepspeed)
-    assert [r.returncode for r in (one, two, three)] == [0, 0, 0], one.stderr + two.stderr + three.stderr
-    weights = [load_file(tmp_path / name / "3" / checkpoint.ADAPTER) for name in ("one", "two", "three")]
-    for other in weights[1:]:
-        for name, tensor in weights[0].items():
-            assert torch.allclose(tensor, other[name], atol=2e-4), name
+@pytest.fixture(scope="module")
+def long_and_short(rows, tmp_path_factory):
+    """Rows whose answers differ in length, so that a mean over passes or processes would differ from one over tokens."""
+    folder = tmp_path_factory.mktemp("lengths")
+    picked = json.loads((rows / "rows-train.json").read_text(encoding="utf-8"))[:8]
+    for index, row in enumerate(picked):
+        row["label"] *= 1 + index % 4
+    (folder / "rows.json").write_text(json.dumps(picked), encoding="utf-8")
+    return ["--train-data", folder / "rows.json", "--image-root", rows, "--log-interval", 1, "--lr", 0.01, "--lr-decay-style", "constant"]
+
+
+def test_processes_accumulation_and_zero_stages_do_not_change_the_result(pretrained, long_and_short, tmp_path):
+    """Six rows a step: at once, in two passes, by two processes, with every ZeRO stage and offloading: the same losses."""
+    ways = {
+        "one": (["--batch-size", 6], {}),
+        "accumulated": (["--batch-size", 2, "--gradient-accumulation-steps", 3], {}),
+        "two": (["--batch-size", 3], {"launcher": TORCHRUN}),
+        "zero 1": (["--batch-size", 6, "--zero-stage", 1, "--offload"], {}),
+        "zero 2": (["--batch-size", 3, "--zero-stage", 2],
+                   {"launcher": [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", "--master_port", "29741"]}),
+        "zero 3": (["--batch-size", 1, "--gradient-accumulation-steps", 3, "--zero-stage", 3], {"launcher": TORCHRUN}),
+    }
+    found = {}
+    for name, (options, how) in ways.items():
+        result = run("--from_pretrained", pretrained[0], *long_and_short, *options, "--train-iters", 5, "--clip-grad", 0.5,
+                     "--save", tmp_path, "--experiment-name", name.replace(" ", ""), **how)
+        assert result.returncode == 0, name + result.stderr
+        found[name] = losses(tmp_path / name.replace(" ", ""))[0]
+        assert len(found[name]) == 5
+        stored = load_file(tmp_path / name.replace(" ", "") / "5" / checkpoint.ADAPTER)
+        assert len(stored) == 16 and all(tensor.numel() for tensor in stored.values())
+    for name, values in found.items():
+        assert values == pytest.approx(found["one"], abs=1e-5), name
+    assert found["one"][-1] < found["one"][0]
+
+
+def started(*args, until, **how):
+    """Start a run and kill it (-9, with all its processes) once its metrics have reached a step."""
+    folder = Path(args[args.index("--save") + 1]) / args[args.index("--experiment-name") + 1]
+    process = subprocess.Popen(command(*args, **how), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path, deadline = folder / "metrics.jsonl", time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        lines = path.read_text().splitlines() if path.is_file() else []
+        if any(line.endswith("}") and json.loads(line)["step"] >= until for line in lines):
+            break
+        time.sleep(0.002)
+    assert process.poll() is None, "it ended before it could be killed"
+    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+        victim.kill()
+    process.wait()
+    return folder
+
+
+@pytest.mark.parametrize("launcher, batch, more", [((sys.executable,), 4, ["--lora_dropout", 0.2]), (TORCHRUN, 2, ["--zero-stage", 2])],
+                         ids=["one process", "two processes"])
+def test_resume_is_exact(pretrained, long_and_short, tmp_path, launcher, batch, more):
+    """40 steps at one go against kill -9 after step 23 and --resume: every later loss is equal, to the last bit."""
+    common = ["--from_pretrained", pretrained[0], *long_and_short, "--batch-size", batch, "--train-iters", 40, "--save-interval", 10,
+              "--save", tmp_path, *more]
+    whole = run(*common, "--experiment-name", "whole", launcher=launcher)
+    assert whole.returncode == 0, whole.stderr
+    folder = started(*common, "--experiment-name", "killed", until=23, launcher=launcher)
+    assert (folder / "latest").read_text() in ("20", "30")
+    assert "holds a run already, at step" in run(*common, "--experiment-name", "killed").stderr
+    again = run(*common, "--experiment-name", "killed", "--resume", launcher=launcher)
+    assert again.returncode == 0 and re.search("resumed at step [23]0", again.stdout), again.stderr
+    assert losses(folder)[0] == losses(tmp_path / "whole")[0] and len(losses(folder)[0]) == 40
+    ours, theirs = (load_file(tmp_path / name / "40" / checkpoint.ADAPTER) for name in ("killed", "whole"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    done = run(*common, "--experiment-name", "killed", "--resume", launcher=launcher)
+    assert done.returncode == 0 and "is finished at step 40: nothing to do" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(pretrained, rows, tmp_path_factory):
+    """(options, --save folder) of a run of 12 steps, saved every 3."""
+    save = tmp_path_factory.mktemp("runs")
+    common = ["--from_pretrained", pretrained[0], "--train-data", rows / "rows-train.json", "--lr", 0.01, "--batch-size", 3,
+              "--log-interval", 1, "--experiment-name", "x"]
+    result = run(*common, "--train-iters", 12, "--save-interval", 3, "--keep", 3, "--eval-interval", 100, "--save", save)
+    assert result.returncode == 0, result.stderr
+    assert sorted(int(p.name) for p in (save / "x").iterdir() if p.is_dir()) == [6, 9, 12]  # --keep; best is the last
+    assert (save / "x" / "best").read_text() == (save / "x" / "latest").read_text() == "12"
+    trained = sum(t.nbytes for t in load_file(save / "x" / "12" / checkpoint.ADAPTER).values())
+    assert (save / "x" / "12" / checkpoint.ADAPTER).stat().st_size <= 1.2 * trained + 2000  # names and shapes
+    return common, save
+
+
+class TestRunFolder:
+    def copy(self, finished, tmp_path):
+        shutil.copytree(finished[1] / "x", tmp_path / "x")
+        return [*finished[0], "--train-iters", 12, "--save-interval", 3, "--keep", 3, "--save", tmp_path, "--resume"]
+
+    def test_damaged_step_is_passed_over(self, finished, tmp_path):
+        args, file = self.copy(finished, tmp_path), "state/engine/mp_rank_00_model_states.pt"
+        for name in (file, "adapter.safetensors", "complete.json"):
+            path = tmp_path / "x" / "12" / name
+            kept = path.read_bytes()
+            assert RunFolder(tmp_path / "x").damage(12) is None
+            path.write_bytes(kept[:100])
+            assert RunFolder(tmp_path / "x").damage(12) == name
+            path.write_bytes(kept)
+        (tmp_path / "x" / "12" / file).write_bytes(b"cut")
+        result = run(*args)
+        assert result.returncode == 0, result.stderr
+        assert f"12 is damaged ({file}): going back" in result.stdout and "resumed at step 9" in result.stdout
+        assert losses(tmp_path / "x")[0] == losses(finished[1] / "x")[0]
+
+    def test_nothing_whole(self, finished, tmp_path):
+        args = self.copy(finished, tmp_path)
+        for step in (6, 9, 12):
+            (tmp_path / "x" / str(step) / "complete.json").unlink()
+        assert "holds no whole step to resume from; begin anew with --overwrite" in run(*args).stderr
+        again = run(*args[:-1], "--overwrite")
+        assert again.returncode == 0 and losses(tmp_path / "x")[0] == losses(finished[1] / "x")[0]
+
+    def test_other_settings_are_refused(self, finished, tmp_path):
+        result = run(*self.copy(finished, tmp_path), "--lr", 0.5, "--lora_rank", 3)
+        assert result.returncode == 1 and re.search("--resume cannot go on with other settings: --lora_rank 10 -> 3; --lr 0.01 -> 0.5; name another "
+                                                    "--experiment-name", result.stderr.splitlines()[-1])
+
+    @pytest.mark.parametrize("change, world, words", [
+        ({"rows per step": 2}, 1, "rows per step 3 -> 2"),
+        ({"steps": 20}, 1, "steps 12 -> 20"),
+        ({"training rows": "0"}, 1, r"training rows \w+ -> 0"),
+        ({"base": "0"}, 1, r"base \w+ -> 0 \(fingerprint\)"),
+        ({"zero_stage": 1}, 1, r"saved by 1 process\(es\) with --zero-stage 0.*stage 1"),
+        ({}, 2, None),
+    ], ids=["batch", "steps", "rows", "base", "stage", "processes"])
+    def test_what_resuming_compares(self, finished, change, world, words):
+        before = json.loads((finished[1] / "x" / "12" / "state" / "progress.json").read_text())
+        now = before | {key: value for key, value in change.items() if key in before}
+        now["options"] = before["options"] | {key: value for key, value in change.items() if key in before["options"]}
+        if words is None:  # stage 0 goes on with any number of processes
+            return finetune.check_resumable(before, now, world)
+        with pytest.raises(UserError, match=words):
+            finetune.check_resumable(before, now, world)
+
+
+def test_a_full_disk_leaves_the_last_step(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "x")
+    for step in (1, 2):
+        folder.scratch(step).mkdir()
+        (folder.scratch(step) / "weights").write_text("w" * step)
+        if step == 2:
+            monkeypatch.setattr(run_folder.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(UserError, match="2 cannot be written: No space left on device; the steps before it are as they were"):
+                folder.seal(2)
+        else:
+            folder.seal(1)
+    monkeypatch.undo()
+    assert folder.steps() == [1] and (folder.folder / "latest").read_text() == "1" and folder.damage(1) is None
+    folder.clear()
+    assert list(folder.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_leave(pretrained, rows, tmp_path, number):
+    args = ["--from_pretrained", pretrained[0], "--train-data", rows / "rows-train.json", "--train-iters", 5000, "--batch-size", 2,
+            "--log-interval", 1, "--save-interval", 4000, "--eval-interval", 4000, "--save", tmp_path, "--experiment-name", "x"]
+    process = subprocess.Popen(command(*args), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "x" / "metrics.jsonl"
+    while process.poll() is None and not (path.is_file() and '"loss"' in path.read_text()):
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and re.search(r"stopped at step \d+ of 5000; the same command with --resume goes on", out)
+    assert RunFolder(tmp_path / "x").damage(int((tmp_path / "x" / "latest").read_text())) is None
+
+
+def test_gradients_that_are_not_finite(pretrained, rows, tmp_path):
+    """They never reach the weights, are counted, and stop the run when they persist."""
+    broken = shutil.copytree(pretrained[0] / "120", tmp_path / "base")
+    tensors = load_file(broken / checkpoint.FULL)
+    tensors["transformer.layers.1.mlp.dense_4h_to_h.weight"][0, 0] = float("nan")
+    save_file(tensors, broken / checkpoint.FULL)
+    result = run("--from_pretrained", broken, "--train-data", rows / "rows-train.json", "--batch-size", 3, "--train-iters", 30,
+                 "--save", tmp_path, "--experiment-name", "x", "--clip-grad", 0)
+    assert result.returncode == 1 and "the gradient was not finite in 10 steps in a row, up to step 10" in result.stderr.splitlines()[-1]
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = finetune.CheckedAdamW([weight], lr=0.1)
+    ensure_model_parallel_group()
+    for gradient, moved in (([1, 2, 3], True), ([1, float("inf"), 3], False), ([1, float("nan"), 3], False), ([1, 1, 1], True)):
+        before = weight.detach().clone()
+        weight.grad = torch.tensor(gradient, dtype=torch.float32)
+        optimizer.step()
+        assert (not torch.equal(weight, before)) == moved and torch.isfinite(weight).all()
+    assert optimizer.skipped == 2 and optimizer.in_a_row == 0
+
+
+class TestVisionCache:
+    def test_same_losses_with_and_without(self, pretrained, rows, tmp_path):
+        """And a second run finds every picture."""
+        common = ["--from_pretrained", pretrained[0], "--train-data", rows / "rows-train.json", "--valid-data", rows / "rows-val.json",
+                  "--batch-size", 3, "--train-iters", 6, "--log-interval", 1, "--lr", 0.01, "--save", tmp_path]
+        first, second = (run(*common, "--vision_cache", tmp_path / "cache", "--experiment-name", name) for name in ("first", "second"))
+        off = run(*common, "--vision_cache", "off", "--experiment-name", "off")
+        assert [r.returncode for r in (first, second, off)] == [0, 0, 0], first.stderr + second.stderr + off.stderr
+        assert "encoded 13 pictures once" in first.stdout and "encoded" not in second.stdout + off.stdout  # 12 and the blank one
+        trained, valid = losses(tmp_path / "first")
+        assert losses(tmp_path / "second") == (trained, valid)
+        without = losses(tmp_path / "off")
+        assert trained == pytest.approx(without[0], abs=1e-5)
+        for ours, theirs in zip(valid, without[1]):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+
+    def make(self, folder, pictures, **change):
+        options = dict(shape=(2, 3), dtype=torch.float32, image_size=[8, 8], mark="base") | change
+        return VisionCache(folder, pictures, **options)
+
+    def test_key_is_bytes_weights_and_preprocessing(self, rows, tmp_path):
+        class Network:
+            def image_features(self, pixels):
+                return pixels.mean((1, 2, 3))[:, None, None].expand(-1, 2, 3)
+
+        pictures = sorted((rows / "images").glob("*.tif"))
+        copy = shutil.copy(pictures[0], tmp_path / "same.tif")
+        cache = self.make(tmp_path / "c", [*pictures, copy])
+        assert len(cache.missing) == 13 and cache.room()
+        cache.fill(Network(), cache.missing, batch=5)
+        assert self.make(tmp_path / "c", pictures).missing == []
+        assert torch.equal(cache.read(copy), cache.read(pictures[0])) and not torch.equal(cache.read(pictures[1]), cache.read(pictures[0]))
+        assert torch.allclose(cache.read(pictures[0]), to_pixels(read_image(pictures[0]), [8, 8]).mean(), atol=1e-6)
+        for change in ({"mark": "other"}, {"image_size": [9, 9]}, {"dtype": torch.bfloat16}, {"shape": (3, 2)}):
+            assert len(self.make(tmp_path / "c", pictures, **change).missing) == 13
+        cut = cache.files[pictures[2]]
+        cut.write_bytes(cut.read_bytes()[:5])
+        assert self.make(tmp_path / "c", pictures).missing == [pictures[2]]
+
+    def test_full_disk_and_pruning(self, rows, tmp_path, monkeypatch):
+        class Network:
+            def image_features(self, pixels):
+                return torch.zeros(len(pixels), 2, 3)
+
+        pictures = sorted((rows / "images").glob("*.tif"))
+        old = self.make(tmp_path / "c", pictures, mark="old")
+        old.fill(Network(), old.missing)
+        for age, file in enumerate(old.files.values()):
+            os.utime(file, (age, age))
+        new = self.make(tmp_path / "c", pictures[:3])
+        new.fill(Network(), new.missing)
+        new.prune(24 * 10)  # 13 old ones and 4 of this run, 24 bytes each: the seven used longest ago go
+        assert [file.exists() for file in old.files.values()] == [False] * 7 + [True] * 6
+        new.prune(0)
+        assert new.missing and all(file.exists() for file in new.files.values()) and not any(f.exists() for f in old.files.values())
+        monkeypatch.setattr(vision_cache.shutil, "disk_usage", lambda _: type("", (), {"free": vision_cache.SPARE + 10}))
+        assert self.make(tmp_path / "c", pictures[:3]).room() and not self.make(tmp_path / "c", pictures).room()
+        with pytest.raises(UserError, match="vision cache /proc/c cannot be written"):
+            self.make(Path("/proc/c"), pictures).room()
+
+
+def test_plan_of_an_epoch():
+    """Every row once, alike lengths together, other orders in other epochs, whoever asks."""
+    lengths = [random.Random(i).randrange(20, 200) for i in range(1000)]
+    steps = plan_epoch(lengths, 8, 1, 0)
+    assert len(steps) == 125 and sorted(i for rows in steps for i in rows) == list(range(1000))
+    assert steps == plan_epoch(lengths, 8, 1, 0) != plan_epoch(lengths, 8, 1, 1)
+    spread = [max(lengths[i] for i in rows) - min(lengths[i] for i in rows) for rows in steps]
+    assert sum(spread) / len(spread) < 20
+    uneven = plan_epoch(lengths[:10], 4, 1, 0)
+    assert [len(rows) for rows in uneven] == [4, 4, 4] and {i for rows in uneven for i in rows} == set(range(10))
+    plan = lambda epoch: plan_epoch(lengths, 8, 1, epoch)
+    shares = [list(Batches(plan, 2, 2, rank, 2)) for rank in range(2)]
+    assert [shares[0][0], shares[1][0], shares[0][1], shares[1][1]] == [steps[0][i:i + 2] for i in (0, 2, 4, 6)]
+    late = Batches(plan, 2, 2, 1, 2)
+    late.start = 100
+    assert list(late) == shares[1][200:]
+
+
+@pytest.mark.parametrize("count, world", [(10, 1), (10, 3), (3, 4)])
+def test_held_out_rows_are_counted_once(count, world):
+    shares = [check_batches(count, 2, rank, world) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(i for share in shares for rows, counted in share if counted for i in rows) == list(range(count))
 
 
 @pytest.mark.parametrize("options, check", [
@@ -115,9 +396,16 @@ def test_two_processes_compute_what_one_computes(pretrained, rows, tmp_path):
     (["--train-iters", 2, "--bf16", "--lora_alpha", 8, "--lora_dropout", 0.1, "--layer_range", "0-1", "--weight_decay", 0.1],
      lambda card, t: card["method"]["dropout"] == 0.1 and all(v.dtype == torch.bfloat16 for v in t.values())),
     (["--train-iters", 2, "--use_qlora"], lambda card, t: card["method"]["name"] == "lora" and len(t) == 16),
+    (["--train-iters", 2, "--lora_targets", "mlp", "vision", "projection", "--lora_rank", 2],
+     lambda card, t: len(t) == 2 * (2 * 2 + 1) + 2 * 2 * 4 and any("vit" in name for name in t)),
+    (["--train-iters", 2, "--train", "projection", "--layer_range", "0"],
+     lambda card, t: card["method"]["parts"] == ["projection"] and len(t) == 8 + 2 and "mixins.eva.model.glm_proj.weight" in t),
+    (["--train-iters", 2, "--compile", "--checkpoint-activations"], lambda card, t: len(t) == 16),
+    (["--train-iters", 2, "--adam_beta1", 0.8, "--adam_beta2", 0.9, "--adam_eps", 1e-6, "--vision_cache_gb", 1],
+     lambda card, t: card["options"]["adam_beta1"] == 0.8),
     (["--epochs", 0.6, "--english", "--num-workers", 1, "--seed", 7, "--device", "cpu"],
      lambda card, t: card["english"] and card["step"] == 3),
-], ids=["ptuning", "bf16", "qlora", "english"])
+], ids=["ptuning", "bf16", "qlora", "targets", "parts", "compile", "adam", "english"])
 def test_options(pretrained, rows, tmp_path, options, check):
     result = run("--batch-size", 2, *options, "--from_pretrained", pretrained[0], "--train-data", rows / "rows-train.json",
                  "--save", tmp_path, "--experiment-name", "x", cwd=tmp_path)
@@ -153,6 +441,59 @@ def test_the_tiny_base_is_made_by_its_script(tmp_path, rows):
     assert all("的" not in row["label"] and "。" not in row["label"] for row in keywords if "img" in row)
     assistant = load_assistant(tmp_path / "base", device="cpu")
     assert isinstance("".join(assistant.stream("你好", read_image(rows / "images/0.tif"))), str)
+
+
+def test_early_stopping_overlap_and_report(pretrained, rows, tmp_path):
+    """Held-out rows that are training rows are counted; a rate of 1 only makes the loss worse, so the run ends early."""
+    site = tmp_path / "site" / "wandb.py"
+    site.parent.mkdir()
+    site.write_text("import json, pathlib\ndef init(dir, **settings):\n    file = open(pathlib.Path(dir) / 'tracked', 'a')\n"
+                    "    file.write(settings['name'] + '\\n')\n    class Run:\n        def log(self, measures, step):\n"
+                    "            file.write(json.dumps([step, sorted(measures)]) + '\\n'); file.flush()\n    return Run()\n")
+    result = run("--from_pretrained", pretrained[0], "--train-data", rows / "rows-train.json", "--valid-data", rows / "rows-train.json",
+                 "--batch-size", 3, "--epochs", 20, "--lr", 1, "--clip-grad", 0, "--lr-decay-style", "constant", "--warmup", 0,
+                 "--eval-interval", 2, "--early-stopping", 2, "--log-interval", 2, "--report", "wandb", "--keep", 1, "--save", tmp_path,
+                 "--experiment-name", "x", PYTHONPATH=str(site.parent))
+    assert result.returncode == 0, result.stderr
+    assert "of 9 held-out rows 9 also stand in the training rows, and 9 show a training picture" in result.stdout
+    assert re.search(r"stopped early: the held-out loss was lowest at step 0", result.stdout)
+    tracked = (tmp_path / "x" / "tracked").read_text().splitlines()
+    assert tracked[0] == "x" and json.loads(tracked[1])[1] == ["valid/blank", "valid/real", "valid/swapped"] and "loss" in tracked[2]
+    assert sum(p.is_dir() for p in (tmp_path / "x").iterdir()) == 1
+
+
+def test_frozen_parts_stay_in_a_full_checkpoint(pretrained, rows, tmp_path):
+    """--freeze: the tower's features come from the cache, its weights are saved all the same, bit for bit."""
+    result = run("--mode", "pretrain", "--freeze", "vision", "qformer", "embeddings", "--from_pretrained", pretrained[0], "--train-data",
+                 rows / "rows-train.json", "--train-iters", 3, "--batch-size", 3, "--save", tmp_path, "--experiment-name", "x", "--lr", 0.01,
+                 "--vision_cache", tmp_path / "cache")
+    assert result.returncode == 0 and "encoded 13 pictures once" in result.stdout, result.stderr
+    before, after = (load_file(folder / checkpoint.FULL) for folder in (pretrained[0] / "120", tmp_path / "x" / "3"))
+    assert set(before) == set(after)
+    for name, tensor in before.items():
+        frozen = name.startswith(("mixins.eva.model.vit.", "mixins.eva.model.qformer.", "transformer.word_embeddings."))
+        assert torch.equal(tensor, after[name]) == frozen, name
+
+
+def test_a_part_trained_beside_lora(pretrained, rows, tmp_path):
+    """It stands in the adapter, is left out with it, and merges."""
+    result = run("--train", "projection", "--lora_targets", "attention", "mlp", "--from_pretrained", pretrained[0], "--train-data",
+                 rows / "rows-train.json", "--train-iters", 3, "--batch-size", 3, "--save", tmp_path, "--experiment-name", "x", "--lr", 0.01)
+    assert result.returncode == 0, result.stderr
+    tuned, words, card = checkpoint.load(tmp_path / "x", device="cpu")
+    base = checkpoint.load(pretrained[0], device="cpu")[0]
+    weight = "mixins.eva.model.glm_proj.weight"
+    assert not torch.equal(tuned.get_parameter(weight), base.get_parameter(weight))
+    pixels = torch.linspace(-1, 1, 3 * 28 * 28).view(1, 3, 28, 28)
+    with torch.no_grad():
+        with checkpoint.without_adapter(tuned):
+            assert torch.equal(tuned.encode_images(pixels), base.encode_images(pixels))
+        whole = tuned.encode_images(pixels)
+        assert not torch.equal(whole, base.encode_images(pixels))
+        with pytest.raises(UserError, match="whole trained parts; merge it"):
+            export.to_peft(tmp_path / "peft", tuned, "x")
+        export.to_sat(tmp_path / "sat", tuned, words, card)
+        assert torch.equal(checkpoint.load(tmp_path / "sat", device="cpu")[0].encode_images(pixels), whole)
 
 
 def test_shell_script(pretrained, rows, tmp_path):
@@ -246,6 +587,13 @@ class TestRows:
     ("--mode pretrain --use_qlora", "trains all parameters"),
     ("--model_config a.json", "only --mode pretrain"),
     ("--layer_range all", "--layer_range all: expected numbers"),
+    ("--mode pretrain --train projection", "name what not to train by --freeze"),
+    ("--freeze vision", "--freeze goes with --mode pretrain"),
+    ("--resume --overwrite", "--resume and --overwrite exclude each other"),
+    ("--offload", "--offload needs --zero-stage"),
+    ("--use_qlora --zero-stage 3", "4-bit weights cannot be partitioned"),
+    ("--gradient-accumulation-steps 0", "must be above 0"),
+    ("--report tensorboard", "--report tensorboard needs its package: pip install tensorboard"),
 ])
 def test_contradictions(capsys, options, words):
     with pytest.raises(SystemExit):
@@ -262,8 +610,12 @@ def test_layer_range_forms():
     (["--from_pretrained", "nowhere"], "checkpoint nowhere: no such folder"),
     (["--save", "/proc/x"], "checkpoint folder /proc/x/RemoteGLM cannot be written"),
     (["--layer_range", "5"], r"layer_range names layers \[5\]"),
-], ids=["rows", "base", "save", "layers"])
-def test_user_errors_are_one_line(pretrained, rows, tmp_path, options, words):
+    (["--from_pretrained", PROJECT / "tests/fixtures/visualglm-sat-lora", "--tokenizer", "VOCABULARY"], "is no base to train on: it holds lora; merge"),
+    (["--mode", "pretrain", "--freeze", *finetune.PARTS], "nothing is left to train: --freeze names every part"),
+    (["--vision_cache", "/proc/x"], "vision cache /proc/x cannot be written.*--vision_cache"),
+], ids=["rows", "base", "save", "layers", "lora", "freeze", "cache"])
+def test_user_errors_are_one_line(pretrained, rows, vocabulary, tmp_path, options, words):
+    options = [{"VOCABULARY": vocabulary}.get(word, word) for word in options]
     result = run("--from_pretrained", pretrained[0], "--train-data", rows / "rows-train.json", "--save", tmp_path, *options)
     lines = [line for line in result.stderr.splitlines() if not line.startswith("[")]
     assert result.returncode == 1 and len(lines) == 1 and re.search(words, lines[0]), result.stderr

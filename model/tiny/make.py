@@ -60,7 +60,7 @@ def main(argv=None):
 
     def train(name, rows, iters, *more):
         subprocess.run([sys.executable, PROJECT / "finetune_RemoteGLM.py", "--mode", "pretrain", "--train-data",
-                        work / f"{rows}-train.json", "--train-iters", str(iters), "--experiment-name", name, "--save", work,
+                        work / f"{rows}-train.json", "--train-iters", str(iters), "--experiment-name", name, "--save", work, "--overwrite", "--keep", "1",
                         "--batch-size", "16", "--lr", "4e-4", "--warmup", "0.05", "--clip-grad", "1", "--eval-batch-size", "32",
                         "--eval-iters", "4", "--eval-interval", str(max(1, iters // 8)), *more], check=True)
 
