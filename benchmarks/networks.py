@@ -36,6 +36,29 @@ def full_size(layers=28, vit_layers=39, qformer_layers=12, vocabulary=130528):
                   qformer=(qformer_layers, 768, 12), image_size=224)
 
 
+def random_base(folder, config, device="cpu", dtype="float32"):
+    """Write a checkpoint folder of random weights, with the tiny base's vocabulary. Returns its tokenizer."""
+    import torch
+
+    from model import checkpoint, export
+    from model.tokenizer import Tokenizer
+    from model.visualglm import VisualGLM
+
+    torch.manual_seed(0)
+    network = VisualGLM(config, device, checkpoint.DTYPES[dtype])
+    words = Tokenizer(TINY / "base" / "ice_text.model", config)
+    checkpoint.write_folder(folder, card=export.full_card({}), config=config, tokenizer=words,
+                            tensors=network.state_dict())
+    return words
+
+
+def rendered(file, words, config):
+    """A row file -> its rows as ids, every one with a picture."""
+    from model.dialogue import render
+    return [render(words, row["prompt"], row["label"], image_slots=config["image_length"])
+            for row in json.loads(Path(file).read_text(encoding="utf-8"))]
+
+
 def machine(device="cpu"):
     """One line: what was measured on."""
     import torch

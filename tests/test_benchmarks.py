@@ -1,0 +1,33 @@
+"""What the benchmarks compare with: SAT's own classes must be the same network, or the comparison says nothing."""
+import sys
+
+import torch
+from conftest import PROJECT
+
+sys.path.insert(0, str(PROJECT / "benchmarks"))
+
+
+def test_stock_way_is_the_same_network(tiny_config, vocabulary):
+    import stock
+
+    from model.dialogue import render
+    from model.tokenizer import Tokenizer
+    from model.visualglm import VisualGLM
+
+    torch.manual_seed(0)
+    ours, theirs = VisualGLM(tiny_config).eval(), stock.network(tiny_config)
+    theirs.load_state_dict(ours.state_dict())
+    words = Tokenizer(vocabulary, tiny_config)
+    rows = [render(words, "图中有什么？", answer, image_slots=8) for answer in ("两块网球场。", "这是一片绿色的农田。")]
+    input_ids, labels = stock.padded(rows, tiny_config["pad_token_id"])
+    pixels, start = torch.randn(2, 3, 28, 28), rows[0].image_start
+    with torch.no_grad():
+        expected = theirs(input_ids=input_ids, pixels=pixels, image_start=start)[0]
+        prefix = torch.tensor([row.prefix for row in rows])
+        got = ours(input_ids, prefix, pixels=pixels, image_start=start)[0]
+    assert input_ids.shape == (2, 320)
+    for row, got_row, expected_row, label in zip(rows, got, expected, labels):
+        torch.testing.assert_close(got_row[:len(row.ids)], expected_row[:len(row.ids)], atol=1e-5, rtol=1e-4)
+        trained = (label[1:] != stock.IGNORED).nonzero().flatten()
+        assert trained.tolist() == list(row.target_positions)
+        assert label[1:][trained].tolist() == [row.ids[t + 1] for t in row.target_positions]
