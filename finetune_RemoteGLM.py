@@ -548,7 +548,8 @@ def train(o, unused):
             cache = None
     elif pictures and o.vision_cache != "off":
         say("the vision tower or the Q-Former is trained: pictures are encoded in every step")
-    check_images([s for s in samples + held_out if not cache or s.image in set(cache.missing)], train_file)
+    unknown = set(cache.missing if cache else pictures)
+    check_images([sample for sample in samples + held_out if sample.image in unknown], train_file)
     if cache:
         fill_cache(o, cache, network, rank, world, say)
         blank = cache.read(BLANK)
