@@ -7,6 +7,7 @@ from . import checkpoint
 from .dialogue import render
 from .generate import Sampling, generate
 from .images import to_pixels
+from .packing import pack
 
 DEFAULT_PROMPT = "这张遥感图像展现了什么场景？"
 CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned when the answer is to be English
@@ -104,4 +105,6 @@ def load_assistant(name, **options):
     device: "cuda", "mps", "cpu"; dtype: "float32", "float16", "bfloat16"; bits: 8 or 4; download: "huggingface" or
     "modelscope". None chooses, or does without.
     """
-    return Assistant(*checkpoint.load(name, **options))
+    network, tokenizer, card = checkpoint.load(name, **options)
+    pack(network)
+    return Assistant(network, tokenizer, card)

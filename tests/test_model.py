@@ -184,9 +184,10 @@ def test_sampling_follows_sat(top_k, top_p, temperature, penalty):
     """Weights against SAT's own functions, penalty on negative logits and top_p = 0 included."""
     from sat.generation.sampling_strategies.base_strategy import top_k_logits
     torch.manual_seed(2)
-    logits, used = torch.randn(3, 200) * 3, torch.rand(3, 200) < 0.2
+    logits, said = torch.randn(3, 200) * 3, torch.randint(200, (3, 40))  # some of them twice
+    used = torch.zeros(3, 200, dtype=torch.bool).scatter(1, said, True)
     theirs = top_k_logits(logits / torch.where(used, penalty * temperature, temperature), top_k, top_p).softmax(-1)
-    ids, weights = candidates(logits, used, Sampling(top_k=top_k, top_p=top_p, temperature=temperature, repetition_penalty=penalty))
+    ids, weights = candidates(logits, said, Sampling(top_k=top_k, top_p=top_p, temperature=temperature, repetition_penalty=penalty))
     ours = torch.zeros_like(logits).scatter(1, ids, weights / weights.sum(-1, keepdim=True))
     assert torch.allclose(ours, theirs, atol=1e-6)
 
