@@ -7,10 +7,12 @@ from . import checkpoint
 from .dialogue import render
 from .generate import Sampling, generate
 from .images import to_pixels
+from .packing import pack
 
 DEFAULT_PROMPT = "这张遥感图像展现了什么场景？"
 CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned when the answer is to be English
 FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
+ANSWER_SHARE = 8  # of the length limit, one part in so many is kept free of the prompt
 DATE = ("[[训练时间]]", "2023年")
 
 
@@ -52,11 +54,13 @@ class Assistant:
         size = self.network.config.eva_args["image_size"]
         return self.network.encode_images(torch.stack([to_pixels(image, size) for image in images]))
 
-    def stream(self, question, image=None, history=(), sampling=Sampling(), english=False):
+    def stream(self, question, image=None, history=(), sampling=Sampling(), english=False, on_cut=None):
         """Answer one question; yields pieces of text whose concatenation is the answer.
 
         image: PIL image (the same object in a later round is not encoded again) or None for plain text;
-        history: earlier (question, answer) pairs, the oldest left out where they do not fit.
+        history: earlier (question, answer) pairs; what a question adds changes how all before it is read, so the whole
+        dialogue is read anew, in one pass. Where it does not fit, the oldest rounds are left out, then the question's end,
+        and on_cut is called before the answer begins, with the number of rounds left out.
         """
         embeds = None
         if image is not None:
@@ -64,6 +68,8 @@ class Assistant:
                 self._last_image = (image, self.encode_images([image]))
             embeds = self._last_image[1]
         row = self._render(question, embeds is not None, history, sampling, english)
+        if row.cut and on_cut:
+            on_cut(row.dropped)
         ids, said = [], ""
         for token, in generate(self.network, [row.ids], eop=self.tokenizer.eop, sampling=sampling, image_embeds=embeds,
                                image_start=row.image_start or 0, banned=CHINESE_IDS if english else None):
@@ -93,6 +99,7 @@ class Assistant:
 
     def _render(self, question, with_image, history, sampling, english):
         limit = min(sampling.max_length, self.network.config.max_sequence_length)
+        limit -= limit // ANSWER_SHARE
         return render(self.tokenizer, question, history=history, image_slots=self.image_slots if with_image else 0,
                       english=english, max_source=limit - 1)
 
@@ -104,4 +111,6 @@ def load_assistant(name, **options):
     device: "cuda", "mps", "cpu"; dtype: "float32", "float16", "bfloat16"; bits: 8 or 4; download: "huggingface" or
     "modelscope". None chooses, or does without.
     """
-    return Assistant(*checkpoint.load(name, **options))
+    network, tokenizer, card = checkpoint.load(name, **options)
+    pack(network)
+    return Assistant(network, tokenizer, card)

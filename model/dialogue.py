@@ -16,7 +16,8 @@ class Rendered:
     ids: list  # prompt, `[gMASK] <sop>`, then for training answer and `<eop>`
     prefix: int  # index of `<sop>`: what stands before it is bidirectional, what follows is the answer
     image_start: int | None  # index of the first image slot; None without an image
-    cut: bool = False  # a length limit shortened the question or the answer
+    cut: bool = False  # a length limit shortened the question or the answer, or left out earlier rounds
+    dropped: int = 0  # earlier rounds left out
 
     @property
     def target_positions(self):
@@ -36,7 +37,7 @@ def render(tokenizer, question, answer=None, *, history=(), image_slots=0, engli
     head = tokenizer.encode("<img>") if image_slots else []
     image_start = len(head) if image_slots else None
     head += [tokenizer.pad] * image_slots
-    history, cut = list(history), False
+    history, cut, dropped = list(history), False, 0
     while True:
         rounds = "".join(f"{ask}{q}\n{reply}{a}\n" for q, a in history)
         body = tokenizer.encode(("</img>" if image_slots else "") + f"{rounds}{ask}{question}\n{reply}")
@@ -44,7 +45,7 @@ def render(tokenizer, question, answer=None, *, history=(), image_slots=0, engli
         if over <= 0 or not history:
             break
         history.pop(0)
-        cut = True
+        cut, dropped = True, dropped + 1
     if over > 0:
         cut = True
         line_break = tokenizer.encode("\n")[-1]
@@ -61,4 +62,4 @@ def render(tokenizer, question, answer=None, *, history=(), image_slots=0, engli
         if max_target and len(reply_ids) > max_target - 2:
             reply_ids, cut = reply_ids[:max_target - 2], True
         ids += reply_ids + [tokenizer.eop]
-    return Rendered(ids, prefix, image_start, cut)
+    return Rendered(ids, prefix, image_start, cut, dropped)

@@ -94,7 +94,8 @@ class Plain:
 
 class TorchInt8:
     """torch's int8 weight-only product."""
-    few = 64  # rows up to which the kernel beats making the weight again, on a CPU with bfloat16
+    few = 8  # rows up to which the kernel beats making the weight again, on a CPU with bfloat16
+    piece = 2 ** 22  # weights made again at a time: memory for more is given back to the system and cleared at every product
 
     def __init__(self, stored):
         self.weight, self.scale = stored["weight"], stored["scale"]
@@ -102,7 +103,8 @@ class TorchInt8:
     def __call__(self, x):
         x = x.to(SCALE_DTYPE)
         if x.size(0) > self.few:
-            return F.linear(x, self.weight.to(x.dtype)) * self.scale
+            pieces = self.weight.split(max(1, self.piece // self.weight.size(1)))
+            return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in pieces], 1) * self.scale
         return torch._weight_int8pack_mm(x, self.weight, self.scale)
 
 
@@ -202,8 +204,9 @@ class QuantizedLinear(torch.nn.Module):
 
     def forward(self, x):
         out = self.product(x.reshape(-1, self.in_features)).to(x.dtype)
-        out = out if self.bias is None else out + self.bias
-        return out.unflatten(0, x.shape[:-1])
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features)
 
 
 def quantized_shells(network, bits):

@@ -59,6 +59,7 @@ def _import_sat():
 _import_sat()
 
 from sat import mpu  # noqa: E402
+from sat.mpu import ColumnParallelLinear, RowParallelLinear  # noqa: E402,F401
 from sat.model.base_model import BaseMixin, BaseModel  # noqa: E402,F401
 from sat.model.finetune.lora2 import LoraLinear, LoraMixin  # noqa: E402,F401
 from sat.model.finetune.prompt_tuning import PTuningV2Mixin  # noqa: E402,F401

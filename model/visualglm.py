@@ -1,7 +1,7 @@
 """VisualGLM on SwissArmyTransformer's classes: ChatGLM language model, EVA ViT, Q-Former and the projection between.
 
 Shapes: B rows, T tokens, P image patches + 1, Q image slots (queries), D width of the language model, H heads,
-V vocabulary, N answer tokens of a batch, S positions a KV cache holds.
+V vocabulary, N answer tokens of a batch.
 Every number comes from `model_config.json`; parameter names are those of VisualGLM's SAT checkpoints.
 References: GLM https://arxiv.org/abs/2103.10360, BLIP-2 https://arxiv.org/abs/2301.12597, EVA
 https://arxiv.org/abs/2211.07636, VisualGLM-6B https://github.com/THUDM/VisualGLM-6B.
@@ -31,6 +31,7 @@ def _transformer(config, activation, device, dtype, init):
         num_layers=config.num_layers, vocab_size=config.vocab_size, hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads, max_sequence_length=config.max_sequence_length,
         layernorm_order=config.layernorm_order, activation_func=activation, params_dtype=dtype, skip_init=not init,
+        layernorm=torch.nn.LayerNorm,  # SAT's takes a detour and another epsilon for half precision on a CPU
         # SAT's 0.02 suits a width of 2,500: in a narrow network the picture's signal would start out too faint to learn.
         init_method_std=config.hidden_size ** -0.5, device=torch.device(device), **options)
     return transformer.to(device=device, dtype=dtype)  # SAT leaves norms, positions and cross attention on CPU float32
@@ -121,6 +122,8 @@ class ImageMixin(BaseMixin):
         embedded = F.embedding(input_ids.to(table.device), table).to(input_ids.device)  # [B, T, D]
         if image_embeds is None:
             return embedded
+        if image_rows is None:
+            image_rows = torch.arange(input_ids.size(0), device=input_ids.device)
         slots = torch.arange(image_start, image_start + image_embeds.size(1), device=input_ids.device)
         return embedded.index_put((image_rows[:, None], slots[None]), image_embeds.to(embedded.dtype))
 
@@ -131,8 +134,13 @@ def rotate(x, cos, sin):
     return torch.stack((a * cos - b * sin, b * cos + a * sin), -2).flatten(-3)
 
 
+def places(steps, prefix):
+    """Positions and block positions [B, T] of the tokens at steps [B, T] of rows with their `<sop>` at prefix [B]."""
+    return torch.minimum(steps, prefix[:, None] - 1), (steps - prefix[:, None] + 1).clamp(min=0)  # from `<sop>` on all stand at `[gMASK]`
+
+
 class PrefixAttention(BaseMixin):
-    """ChatGLM's attention: 2-D rotary positions, prefix mask, an optional preallocated KV cache.
+    """ChatGLM's attention: 2-D rotary positions and prefix mask.
 
     Unlike SAT's own it keeps no K/V of a training pass, builds the rotary table once for all layers, and never
     compares masks or positions on the host.
@@ -149,13 +157,11 @@ class PrefixAttention(BaseMixin):
             return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
 
-    def attention_forward(self, hidden, mask, layer_id=None, rotary=None, cache=None, **kwargs):
+    def attention_forward(self, hidden, mask, layer_id=None, rotary=None, **kwargs):
         attention = self.transformer.layers[layer_id].attention
         heads = attention.num_attention_heads_per_partition
         q, k, v = attention.query_key_value(hidden).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, T, d]
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if cache is not None:
-            k, v = cache.extend(int(layer_id), k, v)  # [B, H, S, d]
         out = attention.hooks["attention_fn"](q, k, v, mask, None, layer_id=layer_id, **kwargs)
         return attention.dense(out.transpose(1, 2).flatten(2))  # [B, T, D]
 
@@ -251,7 +257,7 @@ class VisualGLM(BaseModel):
         del self.mixins["eva"].model.vit, self.mixins["eva"].model.qformer
 
     def forward(self, input_ids, prefix, *, pixels=None, features=None, image_embeds=None, image_rows=None, image_start=0,
-                targets=None, target_positions=None, logit_positions=None, cache=None, start=None):
+                targets=None, target_positions=None, logit_positions=None):
         """Logits, and the loss where targets are given.
 
         input_ids [B, T] int64: rows padded at their end, prompt first; prefix [B] int64: index of `<sop>`, before
@@ -260,29 +266,19 @@ class VisualGLM(BaseModel):
         rows), whose slots begin at image_start.
         target_positions [N] int64: indices into the flattened rows whose next token is targets [N]; the loss is the
         mean cross entropy over them, in float32. logit_positions [N]: compute only these logits.
-        cache with start [B]: input_ids continue each row from there on (start = 0 for the prompt).
         Returns (logits [B, T, V] or [N, V], loss or None).
         """
         if pixels is not None:
             image_embeds = self.encode_images(pixels)
         if features is not None:
             image_embeds = self.mixins["eva"].model.glm_proj(features)
-        if image_embeds is not None and image_rows is None:
-            image_rows = torch.arange(input_ids.size(0), device=input_ids.device)
         steps = torch.arange(input_ids.size(1), device=input_ids.device).expand_as(input_ids)  # [B, T]
-        if start is not None:
-            steps = steps + start[:, None]
-        positions = torch.minimum(steps, prefix[:, None] - 1)  # from `<sop>` on all stand at `[gMASK]`
-        blocks = (steps - prefix[:, None] + 1).clamp(min=0)
-        keys = torch.arange(input_ids.size(1) if cache is None else cache.size, device=input_ids.device)
-        visible = (keys <= steps[..., None]) | (keys < prefix[:, None, None])  # [B, T, S]
+        visible = (steps[:, None] <= steps[..., None]) | (steps[:, None] < prefix[:, None, None])  # [B, T, T]
         head_width = self.config.hidden_size // self.config.num_attention_heads
-        rotary = self.mixins["chatglm-attn"].tables(positions, blocks, head_width, self.dtype)
-        if cache is not None:
-            cache.seek(steps)
+        rotary = self.mixins["chatglm-attn"].tables(*places(steps, prefix), head_width, self.dtype)
         logits = super().forward(
             input_ids=input_ids, position_ids=None, attention_mask=None, visible=visible[:, None], rotary=rotary,
-            cache=cache, image_embeds=image_embeds, image_rows=image_rows, image_start=image_start,
+            image_embeds=image_embeds, image_rows=image_rows, image_start=image_start,
             logit_positions=target_positions if targets is not None else logit_positions)[0]
         loss = None if targets is None else F.cross_entropy(logits.float(), targets)
         return logits, loss

@@ -8,12 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from model import Sampling, UserError, checkpoint, load_assistant
+from model.assistant import settled, tidy
+from model.decoder import Decoder
 from model.dialogue import render
 from model.generate import candidates, generate
+from model.images import to_pixels
+from model.packing import PackedLinear, pack
 from model.stored import Stored
 from model.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
+TINY = Path(__file__).parent.parent / "model" / "tiny" / "base"
 TOLERANCE = 2e-4
 IMAGE_START, PREFIX = 3, 45  # of the reference's prompts
 
@@ -138,32 +143,111 @@ class TestReference:
         assert prompt + [token for token, in steps] == expected[key].tolist()
 
 
-def long_way(network, prompt, embeds, new, penalty=1.0):
-    """Greedy ids without any cache: the whole row again for each token."""
-    ids, prefix = list(prompt), torch.tensor([len(prompt) - 1])
+def uncached(network, prompts, new, penalty, **image):
+    """Greedy ids [B, new] without any cache: all rows again for each token."""
+    said = [[] for _ in prompts]
     for _ in range(new):
+        rows = [prompt + row for prompt, row in zip(prompts, said)]
+        width = max(map(len, rows))
+        ends = torch.tensor([width * index + len(row) - 1 for index, row in enumerate(rows)])
         with torch.no_grad():
-            logits = network(torch.tensor([ids]), prefix, image_embeds=embeds, image_start=IMAGE_START)[0][0, -1]
-        for token in set(ids[len(prompt):]):
-            logits[token] /= penalty
-        ids.append(int(logits.argmax()))
-    return ids[len(prompt):]
+            logits = network(torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+                             torch.tensor([len(prompt) - 1 for prompt in prompts]), logit_positions=ends, **image)[0]
+        for row, row_logits in zip(said, logits):
+            for token in set(row):
+                row_logits[token] /= penalty
+            row.append(int(row_logits.argmax()))
+    return said
 
 
-def test_batch_equals_one_by_one_equals_uncached(network, expected):
-    """Prompts of different lengths with and without pictures, in one batch, long enough to cross a cache block."""
-    torch.manual_seed(1)
-    prompt = expected["greedy_prompt"].tolist()
-    prompts = [prompt[:35] + torch.randint(10, 240, (extra,)).tolist() + prompt[-2:] for extra in (1, 9, 30)]
+@pytest.fixture(scope="module")
+def tiny_base():
+    """The bundled base as it is loaded for training: nothing packed."""
+    return checkpoint.load_base(TINY)[0]
+
+
+@pytest.mark.parametrize("which", ["visualglm-sat", "visualglm-hf", "tiny"])
+def test_fifty_prompts_batched_and_alone_equal_uncached(which, tiny_base):
+    """Random prompts of different lengths, half of them with a picture, in one batch and one by one."""
+    network = tiny_base if which == "tiny" else reference_network(which)
+    rng, slots = torch.Generator().manual_seed(1), network.config.image_length
+    with_image = list(range(0, 50, 2))
     with torch.no_grad():
-        embeds = network.encode_images(expected["image"])
-    sampling = Sampling(max_new_tokens=40, temperature=0, repetition_penalty=1.2)
-    together = list(zip(*generate(network, prompts, eop=-1, sampling=sampling, image_embeds=embeds,
-                                  image_rows=torch.tensor([0, 2]), image_start=IMAGE_START)))
-    for index, picture in enumerate((embeds[:1], None, embeds[1:])):
-        alone = [token for token, in generate(network, [prompts[index]], eop=-1, sampling=sampling, image_embeds=picture,
-                                              image_start=IMAGE_START)]
-        assert list(together[index]) == alone == long_way(network, prompts[index], picture, 40, 1.2)
+        embeds = network.encode_images(torch.randn(len(with_image), 3, *network.config.eva_args["image_size"], generator=rng))
+    lengths = torch.randint(2, 40, (50,), generator=rng) + torch.tensor([slots + IMAGE_START, 0] * 25)
+    prompts = [torch.randint(10, network.config.vocab_size, (n,), generator=rng).tolist() for n in lengths]
+    image = {"image_embeds": embeds, "image_rows": torch.tensor(with_image), "image_start": IMAGE_START}
+    long_way = uncached(network, prompts, 6, 1.2, **image)
+    sampling = Sampling(max_new_tokens=6, temperature=0, repetition_penalty=1.2)
+    together = zip(*generate(network, prompts, eop=-1, sampling=sampling, **image))
+    assert [list(row) for row in together] == long_way
+    for index, prompt in enumerate(prompts):
+        picture = {} if index % 2 else {"image_embeds": embeds[index // 2][None], "image_start": IMAGE_START}
+        assert [token for token, in generate(network, [prompt], eop=-1, sampling=sampling, **picture)] == long_way[index]
+
+
+def decoder_error(network, rows=3, steps=3):
+    """Largest difference between the decoder's logits and the network's own, over a prompt and some tokens after it."""
+    rng = torch.Generator().manual_seed(3)
+    lengths = [9, 24, 17][:rows]
+    ids = torch.randint(10, 200, (rows, 24 + steps), generator=rng)
+    error = scale = 0.0
+    with torch.no_grad():
+        decoder = Decoder(network, lengths, steps)
+        for step in range(steps + 1):
+            if step:
+                said = torch.stack([row[n + step - 1] for row, n in zip(ids, lengths)])
+            got = decoder.step(said) if step else decoder.prefill(ids[:, :max(lengths)])
+            wanted = network(ids, torch.tensor(lengths) - 1)[0]
+            wanted = torch.stack([row[n + step - 1] for row, n in zip(wanted, lengths)])
+            error, scale = max(error, (got - wanted).abs().max().item()), max(scale, wanted.abs().max().item())
+    return error / scale
+
+
+@pytest.mark.parametrize("method, std", [(None, 0), ({"name": "lora", "rank": 3, "alpha": 2.0, "layers": [0, 2]}, 0.3),
+                                         ({"name": "ptuning", "length": 5}, 2)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_decoder_computes_what_the_network_computes(method, std, dtype, tolerance):
+    network = checkpoint.load_base(TINY, dtype=str(dtype).removeprefix("torch."))[0]
+    if method:
+        with torch.no_grad():
+            plain = network(torch.arange(10, 40)[None], torch.tensor([25]))[0]
+            checkpoint.add_method(network, method)
+            for name in checkpoint.adapter_names(network):
+                torch.nn.init.normal_(network.get_parameter(name), std=std)
+            changed = network.eval()(torch.arange(10, 40)[None], torch.tensor([25]))[0]
+        assert (changed - plain).abs().max() > 0.1 * plain.abs().max()
+        with checkpoint.without_adapter(network):
+            assert decoder_error(network) <= tolerance
+    assert decoder_error(network) <= tolerance
+    assert decoder_error(network, rows=1) <= tolerance
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_decoder_over_quantized_layers(bits):
+    assert decoder_error(checkpoint.load_base(TINY, bits=bits)[0]) <= 3e-2
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_packed_layers_compute_the_same(dtype, tolerance, monkeypatch):
+    def build():
+        return checkpoint.load_base(TINY, dtype=dtype)[0]
+
+    if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU's oneDNN has no bfloat16")
+    network, pixels = build(), torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        logits, embeds = network(torch.arange(10, 40)[None], torch.tensor([25]))[0], network.encode_images(pixels)
+        pack(network, {torch.float32: 0, torch.bfloat16: 0})
+        kinds = [type(m) for m in network.modules()]
+        assert kinds.count(PackedLinear) > 40 and torch.nn.Linear not in kinds
+        assert (network(torch.arange(10, 40)[None], torch.tensor([25]))[0] - logits).abs().max() <= tolerance * logits.abs().max()
+        assert (network.encode_images(pixels) - embeds).abs().max() <= tolerance * embeds.abs().max()
+    assert decoder_error(network) <= tolerance
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    network = build()
+    pack(network, {torch.float32: 0, torch.bfloat16: 0})
+    assert not any(isinstance(m, PackedLinear) for m in network.modules())
 
 
 def test_limits_and_stop(network, expected):
@@ -177,6 +261,8 @@ def test_limits_and_stop(network, expected):
     assert list(generate(network, [prompt], eop=-1, sampling=Sampling(max_length=10))) == []
     banned = list(generate(network, [prompt], eop=-1, sampling=Sampling(max_new_tokens=6, top_p=0), banned=slice(100, 512)))
     assert all(token < 100 for token, in banned)
+    longer = [t for t, in generate(network, [prompt], eop=stop, sampling=Sampling(min_new_tokens=5, max_new_tokens=6, top_p=0))]
+    assert len(longer) >= 5 and stop not in longer and longer[:greedy.index(stop)] == greedy[:greedy.index(stop)]
 
 
 @pytest.mark.parametrize("top_k, top_p, temperature, penalty", [(100, 0.4, 0.8, 1.2), (5, 0.9, 1.3, 1.0), (50, 0.0, 0.8, 1.5)])
@@ -184,9 +270,10 @@ def test_sampling_follows_sat(top_k, top_p, temperature, penalty):
     """Weights against SAT's own functions, penalty on negative logits and top_p = 0 included."""
     from sat.generation.sampling_strategies.base_strategy import top_k_logits
     torch.manual_seed(2)
-    logits, used = torch.randn(3, 200) * 3, torch.rand(3, 200) < 0.2
+    logits, said = torch.randn(3, 200) * 3, torch.randint(200, (3, 40))  # some of them twice
+    used = torch.zeros(3, 200, dtype=torch.bool).scatter(1, said, True)
     theirs = top_k_logits(logits / torch.where(used, penalty * temperature, temperature), top_k, top_p).softmax(-1)
-    ids, weights = candidates(logits, used, Sampling(top_k=top_k, top_p=top_p, temperature=temperature, repetition_penalty=penalty))
+    ids, weights = candidates(logits, said, Sampling(top_k=top_k, top_p=top_p, temperature=temperature, repetition_penalty=penalty))
     ours = torch.zeros_like(logits).scatter(1, ids, weights / weights.sum(-1, keepdim=True))
     assert torch.allclose(ours, theirs, atol=1e-6)
 
@@ -327,8 +414,39 @@ class TestAssistant:
             history.append((question, "".join(assistant.stream(question, image, history, sampling))))
         assert encoded == [1]
 
+    def test_later_turns_equal_the_uncached_path(self, tiny_base):
+        """Streamed through three turns about a picture: text and rounds as a network without cache or packing has them."""
+        from PIL import Image
+        assistant = load_assistant(TINY, device="cpu")
+        image = Image.new("RGB", (96, 96), "green")
+        with torch.no_grad():
+            embeds = tiny_base.encode_images(to_pixels(image, tiny_base.config.eva_args["image_size"])[None])
+        history = []
+        for question in ("这是哪里？", "有路吗？", "还有什么？"):
+            row = render(assistant.tokenizer, question, history=history, image_slots=assistant.image_slots)
+            ids, = uncached(tiny_base, [row.ids], 12, 1.2, image_embeds=embeds, image_start=row.image_start)
+            said = "".join(assistant.stream(question, image, history, Sampling(max_new_tokens=12, top_k=1)))
+            ids = ids[:ids.index(assistant.tokenizer.eop)] if assistant.tokenizer.eop in ids else ids
+            assert said == tidy(assistant.tokenizer.decode(ids))
+            history.append((question, said))
+
+    def test_rounds_that_do_not_fit_are_left_out_and_said_so(self, tiny_checkpoint, monkeypatch):
+        assistant = load_assistant(tiny_checkpoint, device="cpu")
+        asked, cuts = [], []
+        monkeypatch.setattr("model.assistant.generate", lambda network, prompts, **k: asked.append(prompts[0]) or iter(()))
+
+        def prompt(rounds):
+            return render(assistant.tokenizer, "现在呢", history=[("问", "答" * 9)] * rounds).ids
+
+        for rounds in (2, 300):
+            list(assistant.stream("现在呢", None, [("问", "答" * 9)] * rounds, on_cut=cuts.append))
+        assert asked[0] == prompt(2)
+        dropped, = cuts
+        assert asked[1] == prompt(300 - dropped) and len(asked[1]) <= 2048 * 7 // 8 < len(prompt(301 - dropped))
+        list(assistant.stream("很长的问题" * 50, None, [("问", "答")] * 3, Sampling(max_length=64), on_cut=cuts.append))
+        assert cuts[1:] == [3] and len(asked[2]) == 56
+
     def test_tidy_and_settled(self):
-        from model.assistant import settled, tidy
         assert tidy(" 农田,有路!Yes, it is:好?[[训练时间]] ") == "农田，有路！Yes, it is：好？2023年"
         for whole in ("农田,有路", "He isn 't here .", "今年是[[训练时间]]。", "a [ b"):
             said = ""
