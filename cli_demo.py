@@ -15,16 +15,18 @@ WORDS = {  # what a person sees, by --english
 }
 
 
-def add_loading_options(parser, **from_pretrained):
-    """The options by which every script finds and loads a checkpoint; `loading` hands them on."""
+def add_loading_options(parser, whole=False, **from_pretrained):
+    """The options by which every script finds and loads a checkpoint; `loading` hands them on. whole: as it is on disk."""
     add = parser.add_argument_group("checkpoint").add_argument
     add("--from_pretrained", help="checkpoint: a folder (an adapter, a full checkpoint, a base in SAT's or Hugging Face's layout) "
         "or a name such as visualglm-6b, looked up in SAT_HOME and the Hugging Face and ModelScope caches", **from_pretrained)
     add("--base_path", help="the adapter's base, if it is no longer where it was in training")
     add("--tokenizer", help="vocabulary file; default: ice_text.model in the checkpoint folder, then in those caches")
-    add("--quant", type=int, choices=(8, 4), help="weights in 8 or 4 bits: less memory; default: as they are")
     add("--download", nargs="?", const="huggingface", choices=("huggingface", "modelscope"),
         help="fetch a checkpoint that is not found (default source: huggingface, or the mirror HF_ENDPOINT names)")
+    if whole:
+        return
+    add("--quant", type=int, choices=(8, 4), help="weights in 8 or 4 bits: less memory; default: as they are")
     add("--device", help="cuda, mps or cpu; default: the first that works")
     add("--dtype", choices=("float32", "float16", "bfloat16"),
         help="default: float16 on a GPU; on a CPU float32, or bfloat16 with --quant and for large networks")

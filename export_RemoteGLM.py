@@ -11,24 +11,22 @@ from cli_demo import add_loading_options, loading
 
 FORMATS = {
     "sat": "LoRA merged into the weights, as SwissArmyTransformer stores a model",
-    "hf": "the same as THUDM/visualglm-6b on Hugging Face stores it, in safetensors",
-    "peft": "LoRA alone, as the peft library stores an adapter over those Hugging Face weights",
+    "hf": "LoRA merged into the weights, as THUDM/visualglm-6b on Hugging Face stores them, in safetensors",
+    "peft": "LoRA alone, as the peft library stores an adapter; it goes over what --format hf makes of the base",
     "int8": "merged, weights of the language model in 8 bits: loads without ever needing the full weights",
-    "int4": "the same in 4 bits",
+    "int4": "merged, weights of the language model in 4 bits: loads without ever needing the full weights",
 }
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_loading_options(parser, required=True)
+    add_loading_options(parser, whole=True, required=True)
     parser.add_argument("--format", required=True, choices=FORMATS, help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
     parser.add_argument("--output", required=True, type=Path, help="folder to write; it must not exist")
-    parser.set_defaults(dtype="stored", device="cpu")
+    parser.set_defaults(dtype="stored", device="cpu", quant=None)  # as it is on disk, changed only by the format
     args = parser.parse_args(argv)
     if args.output.exists():
         parser.error(f"--output {args.output} exists: name a new folder, or remove this one first")
-    if args.quant:
-        parser.error(f"--quant {args.quant}: exporting starts from full weights; for {args.quant} bits use --format int{args.quant}")
     return args
 
 
@@ -41,7 +39,7 @@ def export(args):
     else:
         network, tokenizer, card = checkpoint.load(args.from_pretrained, **options)
         if args.format == "peft":
-            export.to_peft(args.output, network, (card.get("base") or {}).get("path"))
+            export.to_peft(args.output, network, args.base_path or (card.get("base") or {}).get("path"))
         else:
             write = export.to_sat if args.format == "sat" else export.to_huggingface
             write(args.output, network, tokenizer, card)

@@ -14,6 +14,7 @@ import math
 import os
 import random
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -115,7 +116,7 @@ class Options:
     # What to report and keep
     experiment_name: str = option("RemoteGLM", "folder under --save")
     save: str = option(str(PROJECT / "checkpoints"), "folder of experiments")
-    resume: bool = option(False, "go on from the experiment's last whole step")
+    resume: bool = option(False, "go on, with the same settings, from the experiment's last whole step")
     overwrite: bool = option(False, "begin anew where the experiment's folder holds a run already")
     save_interval: int = option(0, "save every so many steps; 0: whenever validated, and at the end")
     keep: int = option(3, "saved steps to keep beside the best one; 0: all")
@@ -145,19 +146,21 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv=None):
     """Command line -> Options; contradictions are refused here, all in one message."""
-    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Options):
         meta, value = dict(field.metadata), default_of(field)
         flags = list(dict.fromkeys(("--" + field.name.replace("_", "-"), "--" + field.name)))
         if isinstance(value, bool):
             parser.add_argument(*flags, dest=field.name, action="store_true", help=meta["help"])
-        else:
-            plain = isinstance(value, (str, int, float))
-            parser.add_argument(*flags, dest=field.name, default=value, **({"type": type(value)} if plain else {}), **meta)
+            continue
+        if value not in ("", None, []):
+            meta["help"] += f" (default: {' '.join(value) if isinstance(value, list) else value})"
+        plain = isinstance(value, (str, int, float))
+        parser.add_argument(*flags, dest=field.name, default=value, **({"type": type(value)} if plain else {}), **meta)
     for flag, (values, why) in LEGACY.items():
         dest = flag.strip("-").replace("-", "_")
         parser.add_argument(*dict.fromkeys((flag, "--" + dest)), dest=f"legacy {flag}", help=f"no effect: {why}",
-                            **({"nargs": 1} if values else {"action": "store_true"}))
+                            **({"nargs": 1, "metavar": "VALUE"} if values else {"action": "store_true"}))
     given = vars(parser.parse_args(argv))
     unused = [flag for flag in LEGACY if given.pop(f"legacy {flag}") and flag != "--local_rank"]
     options = Options(**given)
@@ -197,8 +200,18 @@ def contradictions(o):
                  "vision_cache_gb"):
         if getattr(o, name) <= 0:
             yield f"--{name} {getattr(o, name)}: must be above 0"
+    for name in ("train_iters", "epochs", "warmup", "eval_interval", "save_interval", "eval_iters", "keep", "early_stopping", "max_source_length",
+                 "max_target_length", "weight_decay", "clip_grad", "lora_dropout", "adam_beta1", "adam_beta2"):
+        if getattr(o, name) < 0:
+            yield f"--{name} {getattr(o, name)}: must not be below 0"
+    for name in ("lora_dropout", "adam_beta1", "adam_beta2", "warmup"):
+        if getattr(o, name) >= 1:
+            yield f"--{name} {getattr(o, name)}: must be below 1"
+    if not o.vision_cache:
+        yield "--vision_cache is empty: name a folder, or off"
     try:
-        layers(o.layer_range or [])
+        if o.layer_range and not layers(o.layer_range):
+            raise ValueError
     except ValueError:
         yield f"--layer_range {' '.join(o.layer_range)}: expected numbers (0 14) or a range (0-13)"
 
@@ -268,9 +281,9 @@ def make_network(o, device, dtype):
             download=o.download or None, encoder_on_cpu=uses_vision_cache(o))
         config = stored.config
         if stored.adapter or "quantization" in stored.card:
-            held = stored.method["name"] if stored.method else "quantized weights"
-            raise UserError(f"{stored.folder} is no base to train on: it holds {held}; merge it first (export_RemoteGLM.py "
-                            "--format sat), or name the base itself")
+            raise UserError(f"{stored.folder} is no base to train on: " + (
+                f"it holds {stored.method['name']}; merge it first (export_RemoteGLM.py --format sat), or name the base itself"
+                if stored.method else "its weights are quantized; name the checkpoint they were made from (--use_qlora trains in 4 bits)"))
         card = {"base": {"path": checkpoint.portable(o.from_pretrained), "fingerprint": stored.fingerprint()}}
     if o.mode == "pretrain":
         card["method"] = {"name": "full"}
@@ -463,15 +476,16 @@ def sha256_of(path):
 
 
 # What a resumed run must share with the one it goes on from, or it would go somewhere else.
-FIXED = ("mode", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "layer_range", "pre_seq_len", "train",
-         "freeze", "max_source_length", "max_target_length", "english", "lr", "lr_decay_style", "warmup", "weight_decay", "clip_grad", "seed")
+FIXED = ("mode", "model_config", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "layer_range", "pre_seq_len", "train",
+         "freeze", "max_source_length", "max_target_length", "english", "lr", "lr_decay_style", "warmup", "weight_decay", "clip_grad", "seed", "adam_beta1", "adam_beta2",
+         "adam_eps", "fp16", "bf16")
 
 
 def check_resumable(before, now, world):
     """UserError that names what differs between the saved run and this one."""
     was = before["options"]
     changed = [f"--{name} {was[name]} -> {now['options'][name]}" for name in FIXED if was[name] != now["options"][name]]
-    changed += [f"{what} {before[what]} -> {now[what]}" for what in ("rows per step", "steps", "training rows") if before[what] != now[what]]
+    changed += [f"{what} {before[what]} -> {now[what]}" for what in ("rows per step", "steps", "training rows", "held-out rows") if before[what] != now[what]]
     if before["base"] != now["base"]:
         changed.append(f"base {before['base']} -> {now['base']} (fingerprint)")
     if changed:
@@ -520,12 +534,16 @@ def train(o, unused):
     held_out = load_rows(valid_file, o.image_root) if valid_file else []
     run = RunFolder(Path(o.save) / o.experiment_name)
     folder, found = run.folder, run.steps()
+    if Path(o.from_pretrained).is_dir() and Path(o.from_pretrained).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--from_pretrained {o.from_pretrained} lies in the folder that this run writes, {folder}; name another --experiment-name")
     if found and not (o.resume or o.overwrite):
         raise UserError(f"{folder} holds a run already, at step {found[-1]}: go on with --resume, name another --experiment-name, or "
                         "begin anew with --overwrite")
 
     rank, world = start_processes(cuda)
     main_process = rank == 0
+    if main_process:
+        run.lock()
     say = (lambda *a: tqdm.write(" ".join(map(str, a)))) if main_process else (lambda *a: None)
     if unused:
         say("no effect any more:", ", ".join(f"{flag} ({LEGACY[flag][1]})" for flag in unused))
@@ -536,6 +554,7 @@ def train(o, unused):
     network, tokenizer, config, card = make_network(o, device, dtype)
     network.mixins["chatglm-layer"].checkpoint_activations = o.checkpoint_activations
 
+    size_of_network = sum(p.numel() for p in network.parameters())
     pictures = sorted({sample.image for sample in samples + held_out if sample.image})
     cache, blank = None, torch.zeros(())
     if uses_vision_cache(o) and pictures:
@@ -574,20 +593,24 @@ def train(o, unused):
     engine, optimizer = make_engine(o, network, total, dtype)
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
 
+    everything = sum(p.numel() for p in network.parameters()) if card["method"]["name"] == "full" else 0
+    # An adapter or all weights; then weights again, and AdamW's two moments and master copy in float32, of what is trained.
+    step_bytes = (everything + sum(p.numel() for _, p in trained)) * dtype.itemsize + sum(p.numel() for _, p in trained) * (dtype.itemsize + 12)
+    run.check_room(step_bytes)
     options = dataclasses.asdict(o)
     card |= {"format": 2, "prompt": Counter(s.question for s in samples).most_common(1)[0][0], "english": o.english,
              "options": options, "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}}
-    state = {"options": options, "rows per step": size, "steps": total, "training rows": sha256_of(train_file)[:16], "world": world,
+    state = {"options": options, "rows per step": size, "steps": total, "training rows": sha256_of(train_file)[:16],
+             "held-out rows": sha256_of(valid_file)[:16] if valid_file else None, "world": world,
              "base": card["base"] and card["base"]["fingerprint"]}
     step, best, waited = 0, None, 0
     if o.resume and found:
         step, best, waited = resume(run, engine, state, rank, world, say)
-    elif main_process:
-        run.clear()
+    outdated = [] if o.resume else found  # of the run that --overwrite replaces, once there is something in its place
     if step == 0:
         torch.manual_seed(o.seed + rank)  # dropout differs between processes
 
-    describe(o, card, network, dataset, len(held_out), len(pictures), trained, device, dtype, world, size, total, say)
+    describe(o, card, network, dataset, len(held_out), len(pictures), trained, size_of_network, device, dtype, world, size, total, say)
     log = Log(folder, step, make_trackers(o.report, folder, o)) if main_process else None
 
     def validate():
@@ -602,9 +625,12 @@ def train(o, unused):
             log.draw()
 
     def save():
+        run.check_room(step_bytes)
         progress = state | {"step": step, "best": best, "waited": waited, "skipped": optimizer.skipped}
         save_step(run, step, engine, network, trained, card, config, tokenizer, progress, rank)
         if main_process:
+            run.drop(set(outdated) - {step})
+            outdated.clear()
             log.draw()
             if best and best["step"] == step:
                 run.point("best", step)
@@ -614,13 +640,14 @@ def train(o, unused):
 
     stop = []  # signals: the step under way is finished first
     handlers = {number: signal.signal(number, lambda number, _: stop.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    done = bool(o.early_stopping) and waited >= o.early_stopping  # a resumed run may have stopped early before
     if check and step == 0:
         validate()
     saved, first, meter = step, step, Meter(device)
     bar = tqdm(total=total, initial=step, disable=not main_process, unit="step", mininterval=1 if sys.stderr.isatty() else 30)
     network.train()
     try:
-        while step < total:
+        while step < total and not done:
             epoch, batches.start = divmod(step, per_epoch)
             batches.epoch = epoch
             feed = iter(loader)
@@ -632,6 +659,7 @@ def train(o, unused):
                     # The mean over the tokens of the whole step; DeepSpeed would average over passes and processes.
                     share = batch["targets"].numel() / everywhere
                     engine.backward(loss * share * world * o.gradient_accumulation_steps)
+                    rate = engine.get_lr()[0]  # of this step, which the next line ends
                     engine.step()
                     meter.add(loss.detach() * share)
                 step += 1
@@ -641,7 +669,7 @@ def train(o, unused):
                     raise UserError(f"the gradient was not finite in {PATIENCE} steps in a row, up to step {step}: none of them reached the "
                                     f"weights; lower --lr (now {o.lr:g}), set --clip-grad, or train in float32 or --bf16")
                 if step % o.log_interval == 0 or step == total:
-                    measures = meter.read() | {"lr": engine.get_lr()[0], "epoch": round(step / per_epoch, 3), "memory_gb": round(memory_gb(device), 2),
+                    measures = meter.read() | {"lr": rate, "epoch": round(step / per_epoch, 3), "memory_gb": round(memory_gb(device), 2),
                                                "seconds": round(time.perf_counter() - began, 2), "skipped": optimizer.skipped}
                     bar.set_postfix_str("loss {loss:.3f}, lr {lr:.2e}, {images_per_s:.1f} images/s, {tokens_per_s:.0f} tokens/s, "
                                         "{memory_gb:.1f} GB".format(**measures))
@@ -667,7 +695,7 @@ def train(o, unused):
     if first == total:
         say(f"{folder} is finished at step {total}: nothing to do")
     if o.early_stopping and waited >= o.early_stopping:
-        say(f"stopped early: the held-out loss was lowest at step {best['step']} ({best['loss']:.4f}): {folder / str(best['step'])}")
+        say(f"stopped early: the held-out loss was lowest at step {best['step']} ({best['loss']:.4f})")
     if optimizer.skipped:
         say(f"{optimizer.skipped} steps had a gradient that was not finite and were left out")
     torch.distributed.barrier()
@@ -675,8 +703,11 @@ def train(o, unused):
     if stop and step < total:
         say(f"stopped at step {saved} of {total}; the same command with --resume goes on")
         raise SystemExit(128 + stop[0])
+    best_folder = folder / str(best["step"]) if best and best["step"] not in (0, step) else folder
     say(f"done in {time.perf_counter() - began:.0f} s; losses: {folder / 'loss.png'}\n"
-        f"talk with it: python cli_demo.py --from_pretrained {folder}")
+        f"talk with it: python cli_demo.py --from_pretrained {shlex.quote(str(folder))}")
+    if best_folder != folder:
+        say(f"the step with the lowest held-out loss: python cli_demo.py --from_pretrained {shlex.quote(str(best_folder))}")
     return folder
 
 
@@ -763,10 +794,10 @@ def resume(run, engine, state, rank, world, say):
     return step, progress["best"], progress["waited"]
 
 
-def describe(o, card, network, dataset, held_out, pictures, trained, device, dtype, world, size, total, say):
+def describe(o, card, network, dataset, held_out, pictures, trained, everything, device, dtype, world, size, total, say):
     """The start lines: what is trained, on what, in what."""
     what = dict(card["method"])
-    count, everything = sum(p.numel() for _, p in trained), sum(p.numel() for p in network.parameters())
+    count = sum(p.numel() for _, p in trained)
     tokens, shown = dataset.lengths.mean(), sum(s.image is not None for s in dataset.samples) / len(dataset)
     say(f"{o.experiment_name}: trains {what.pop('name')} {what or ''} {count:,} parameters, {everything - count:,} frozen; "
         f"{device}, {str(dtype).removeprefix('torch.')}, {world} process(es), about {estimated_gb(network, dataset, o.batch_size):.1f} GB each")

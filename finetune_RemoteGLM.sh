@@ -10,10 +10,12 @@ export PATH
 script=$here/finetune_RemoteGLM.py
 
 if [ -n "${HOSTFILE:-}" ]; then
-    [ -r "$HOSTFILE" ] || { echo "finetune_RemoteGLM.sh: error: HOSTFILE=$HOSTFILE: no such file; expected lines like 'node1 slots=4'" >&2; exit 1; }
+    grep -qs '^[^# ][^ ]* *slots=[0-9]' "$HOSTFILE" || {
+        echo "finetune_RemoteGLM.sh: error: HOSTFILE=$HOSTFILE: no file with lines like 'node1 slots=4'" >&2; exit 1; }
     exec deepspeed --hostfile "$HOSTFILE" ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} "$script" "$@"
 fi
 gpus=${NUM_GPUS:-$(python -c 'import torch; print(torch.cuda.device_count())')}
+case $gpus in *[!0-9]*) echo "finetune_RemoteGLM.sh: error: NUM_GPUS=$gpus: expected a number" >&2; exit 1 ;; esac
 if [ "$gpus" -gt 1 ]; then
     exec torchrun --standalone --nproc_per_node "$gpus" "$script" "$@"
 fi

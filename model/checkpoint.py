@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import UserError
-from .find import VOCABULARY, find_checkpoint, find_vocabulary
+from .find import VOCABULARY, find_checkpoint, find_vocabulary, sha256
 from .quantization import BITS, QuantizedLinear, is_quantized, quantized_shells, quantized_tensors
 from .sat_import import LoraLinear, PTuningV2Mixin
 from .stored import CARD, CONFIG, FULL, Stored, read_config, read_json
@@ -255,14 +255,21 @@ def load(name, *, base=None, tokenizer=None, device=None, dtype=None, bits=None,
             _add_adapter(network, stored.method, {name: stored.read(name) for name in stored.adapter}, f"checkpoint {folder}",
                          network.device, network.dtype)
         return network.eval(), words, card
-    card = read_json(folder / CARD, "checkpoint card")
-    wanted = card["base"]["path"]
+    card = read_json(folder / CARD, "checkpoint card", dict)
+    if not {"base", "method"} <= set(card) or not card["base"]:
+        raise UserError(f"adapter {folder}: {CARD} does not say what its base is; copy the folder again")
+    wanted, given = card["base"]["path"], base
     if base is None:
         base = next((place for place in (PROJECT / wanted, folder / wanted) if place.is_dir()), wanted)
     try:
         base = find_checkpoint(base, download)
     except UserError as error:
-        raise UserError(f"adapter {folder}: its base is not at {base}; name it with --base_path. {error}") from None
+        raise UserError(f"adapter {folder}: its base is not at {base}; " + ("name it with --base_path. " if given is None else "") + str(error)) from None
+    if (base / ADAPTER).is_file():
+        raise UserError(f"adapter {folder}: {base} is an adapter, too, not its base")
+    seal = folder / "complete.json"  # of a training run, see run_folder.py
+    if seal.is_file() and read_json(seal, "list of hashes", dict).get(ADAPTER) != sha256(folder / ADAPTER):
+        raise UserError(f"adapter {folder}: {ADAPTER} is not what training wrote (its hash differs from {seal.name}); copy it again")
     network, words, stored = load_base(base, tokenizer or folder / VOCABULARY, **options)
     mark = stored.fingerprint()
     if mark != card["base"]["fingerprint"]:
@@ -279,10 +286,9 @@ def load(name, *, base=None, tokenizer=None, device=None, dtype=None, bits=None,
 
 def portable(name):
     """A base as a checkpoint names it: relative to the project where it lies inside; a looked-up name as it is."""
-    path = Path(name)
-    if not path.is_dir():
+    if not Path(name).is_dir():
         return str(name)
-    path = path.resolve()
+    path = find_checkpoint(name).resolve()  # the step that an experiment stands for today
     return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
 
 
@@ -304,7 +310,7 @@ def new_folder(folder):
             if folder.exists():
                 os.replace(folder, Path(scratch) / "old")
             os.replace(new, folder)
-    except (OSError, SafetensorError) as error:  # the latter for a full disk
+    except (OSError, SafetensorError, RuntimeError) as error:  # the latter two: a full disk, in safetensors' and torch.save's words
         raise UserError(f"checkpoint {folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 

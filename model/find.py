@@ -91,9 +91,14 @@ def find_checkpoint(name, download=None):
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        if not _has_checkpoint(path) and (path / "latest").is_file():
-            return path / (path / "latest").read_text().strip()
-        return path
+        if _has_checkpoint(path):
+            return path
+        latest = path / "latest"
+        step = path / latest.read_text(errors="replace").strip() if latest.is_file() else path
+        if step != path and _has_checkpoint(step):
+            return step
+        raise UserError(f"checkpoint {name}: not a checkpoint; expected {CONFIGS[0]} or {CONFIGS[1]} in the folder, or a `latest` that names a "
+                        "saved step")
     if path.exists():
         raise UserError(f"checkpoint {name}: a file; expected the folder with {CONFIGS[0]} and the weights")
     name = str(name)
@@ -134,14 +139,17 @@ def sha256(path):
 
 def _from_huggingface(name):
     """Fetch a repository into the Hugging Face cache; files that are there whole are not fetched again. Returns its folder."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if not endpoint.startswith(("http://", "https://")):
+        raise UserError(f"HF_ENDPOINT={endpoint}: expected an address that begins with https:// or http://")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repository = _repositories(name, HUGGINGFACE)[0]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"download of {repository} from {os.environ.get('HF_ENDPOINT', 'https://huggingface.co')} failed "
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # the last for a name no repository has
+        raise UserError(f"download of {repository} from {endpoint} failed "
                         f"({str(error).splitlines()[0]}); run it again to go on, or name a mirror with HF_ENDPOINT") from None
     damaged = []
     for file in folder.iterdir():

@@ -3,6 +3,7 @@
 A step is written beside its place, sealed with the hash of every file, and only then moved to its name: a crash at any
 moment leaves the steps before it as they were, and what a disk lost later is found by its hash.
 """
+import fcntl
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from .errors import UserError
 from .find import sha256
 
 SEAL = "complete.json"
+SPARE = 20e6  # bytes beyond a step: plot, measures, what the file system needs
 
 
 class RunFolder:
@@ -29,13 +31,25 @@ class RunFolder:
         """Saved steps, oldest first."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
 
-    def clear(self):
-        """Remove what an earlier run left."""
-        for path in self.folder.iterdir():
-            if path.name.isdigit() or path.name.startswith(".saving-"):
-                shutil.rmtree(path)
-            elif path.name in ("latest", "best", "metrics.jsonl", "loss.png"):
-                path.unlink()
+    def lock(self):
+        """Keep other runs out while this process lives. Raises UserError where one is at work."""
+        self._lock = open(self.folder / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.folder}: another run is writing there; wait for it, or name another --experiment-name") from None
+
+    def drop(self, steps):
+        """Remove these steps, and what crashed runs left unfinished."""
+        for path in [self.folder / str(step) for step in steps] + list(self.folder.glob(".saving-*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def check_room(self, size):
+        """UserError where the disk has no room for a step of this many bytes."""
+        free = shutil.disk_usage(self.folder).free
+        if free < size + SPARE:
+            raise UserError(f"checkpoint folder {self.folder}: a step takes {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; make room, "
+                            "or choose another --save; the steps saved so far are as they were")
 
     def scratch(self, step):
         """Where a step is put together."""

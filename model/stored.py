@@ -30,10 +30,13 @@ RANDOM_STATE = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, np.dtype
                 (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]
 
 
-def read_json(path, what):
-    """The object in a JSON file. Raises UserError in one line."""
+def read_json(path, what, kind=None):
+    """What a JSON file holds, of a kind (dict or list) if that is given. Raises UserError in one line."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if kind is not None and not isinstance(found, kind):
+            raise UserError(f"{what} {path}: expected a JSON {'object' if kind is dict else 'list'}, got {type(found).__name__}; copy it again")
+        return found
     except FileNotFoundError:
         raise UserError(f"{what} {path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -42,13 +45,16 @@ def read_json(path, what):
 
 def read_config(path):
     """The configuration of a network in SAT's form, checked for the keys that the network needs; Hugging Face's is turned."""
-    config = read_json(path, "network configuration")
+    config = read_json(path, "network configuration", dict)
     if Path(path).name == "config.json":
         config = {HF_PARTS.get(key, key): value for key, value in config.items()}
         config = {"residual_layers": HF_LAYERS, "layernorm_order": "post"} | config
     missing = [key for key in CONFIG_KEYS if key not in config]
     if missing:
         raise UserError(f"{path}: not the configuration of a VisualGLM network; it lacks {', '.join(missing)}")
+    odd = [key for key in CONFIG_KEYS if not isinstance(config[key], dict if key.endswith("_args") else (int, float))]
+    if odd:
+        raise UserError(f"{path}: {odd[0]} is {config[odd[0]]!r}, expected {'an object' if odd[0].endswith('_args') else 'a number'}; copy it again")
     return config
 
 
@@ -133,7 +139,7 @@ def weight_files(folder):
         if (folder / FULL).is_file():
             return [folder / FULL]
         try:
-            tag = (folder / "latest").read_text().strip()
+            tag = (folder / "latest").read_text(errors="replace").strip()
         except FileNotFoundError:
             raise UserError(f"checkpoint {folder}: no weights; expected {FULL}, or SAT's `latest` and "
                             "<step>/mp_rank_00_model_states.pt") from None
@@ -145,7 +151,9 @@ def weight_files(folder):
         present = sorted(folder.glob(pattern))
         index = folder / f"{pattern.replace('*', '')}.index.json"
         if index.is_file():
-            wanted = sorted(set(read_json(index, "list of weight files")["weight_map"].values()))
+            wanted = sorted(set(read_json(index, "list of weight files", dict).get("weight_map", {}).values()))
+            if not wanted:
+                raise UserError(f"checkpoint {folder}: {index.name} lists no weight files; fetch it again")
             missing = [name for name in wanted if not (folder / name).is_file()]
             if missing:
                 raise UserError(f"checkpoint {folder}: {len(missing)} of {len(wanted)} weight files are missing "
@@ -171,7 +179,7 @@ class Stored:
         self.folder = Path(folder)
         huggingface = not (self.folder / CONFIG).is_file() and (self.folder / "config.json").is_file()
         self.config = read_config(self.folder / ("config.json" if huggingface else CONFIG))
-        self.card = read_json(self.folder / CARD, "checkpoint card") if (self.folder / CARD).is_file() else {}
+        self.card = read_json(self.folder / CARD, "checkpoint card", dict) if (self.folder / CARD).is_file() else {}
         readers = {name: read for path in weight_files(self.folder) for name, read in _open(path).items()}
         if huggingface:
             readers = {sat_name(name): read for name, read in readers.items()}

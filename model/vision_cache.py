@@ -1,11 +1,14 @@
 """What the frozen vision tower and Q-Former say of each picture, computed once and kept on disk.
 
-One file a picture, [Q, width] in the training dtype (32 x 768 in bfloat16: 49 kB), named by the hash of the picture's bytes,
-the base's fingerprint and how pixels are made; so it may be shared by runs and processes, and removed at any time.
+One file a picture, [Q, width] in the training dtype (32 x 768 in bfloat16: 49 kB) and a checksum, named by the hash of the
+picture's bytes, the base's fingerprint and how pixels are made; so runs and processes share it. Between runs it may be removed.
 """
 import hashlib
 import os
+import re
 import shutil
+import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 from .errors import UserError
 from .images import MEAN, STD, read_image, to_pixels
 
+NAME = re.compile("[0-9a-f]{64}")
 SPARE = 200e6  # bytes left free on the disk
 BLANK = "blank"  # in place of a picture's bytes: a picture of the mean colour
 
@@ -37,13 +41,21 @@ class VisionCache:
             except OSError as error:
                 raise UserError(f"image {error.filename}: {error.strerror}") from None
         first = {file: picture for picture, file in reversed(self.files.items())}  # the same bytes under two names are one picture
-        self.missing = [picture for file, picture in first.items() if not self._whole(file)]
+        with ThreadPoolExecutor(threads) as pool:
+            whole = list(pool.map(self._whole, first))
+        self.missing = [picture for (file, picture), there in zip(first.items(), whole) if not there]
 
     def _whole(self, file):
         try:
-            return file.stat().st_size == self.bytes
+            return self._content(file) is not None
         except OSError:
             return False
+
+    def _content(self, file):
+        """The bytes of a file, None where they are not what was written."""
+        content = bytearray(file.read_bytes())
+        whole = len(content) == self.bytes + 4 and zlib.crc32(content[:-4]).to_bytes(4, "big") == content[-4:]
+        return content[:-4] if whole else None
 
     def room(self):
         """Can the disk hold what is missing? Raises UserError where the folder cannot be written."""
@@ -65,7 +77,8 @@ class VisionCache:
                     file = self.files[picture]
                     scratch = file.with_name(f".{file.name}.{os.getpid()}")
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    scratch.write_bytes(features.contiguous().view(torch.uint8).numpy().tobytes())
+                    content = features.contiguous().view(torch.uint8).numpy().tobytes()
+                    scratch.write_bytes(content + zlib.crc32(content).to_bytes(4, "big"))
                     os.replace(scratch, file)
 
     def _pixels(self, picture):
@@ -74,18 +87,24 @@ class VisionCache:
         return to_pixels(read_image(picture), self.image_size)
 
     def read(self, picture):
-        """[Q, width]"""
-        return torch.frombuffer(bytearray(self.files[picture].read_bytes()), dtype=self.dtype).view(self.shape)
+        """[Q, width]. Raises UserError where the file has gone since the run began."""
+        try:
+            content = self._content(self.files[picture])
+        except OSError:
+            content = None
+        if content is None:
+            raise UserError(f"vision cache: {self.files[picture]} was removed or damaged while the run needed it; start it again with --resume")
+        return torch.frombuffer(content, dtype=self.dtype).view(self.shape)
 
-    def prune(self, limit):
-        """Remove what has not been used for longest until the folder holds at most `limit` bytes; never what this run uses."""
-        own = set(self.files.values())
-        for file in own:
+    def prune(self, limit, idle=86400):
+        """Remove what has not been used for longest until the folder holds at most `limit` bytes; never what a run used in the
+        last `idle` seconds, nor files that are not the cache's own."""
+        for file in self.files.values():
             os.utime(file)
-        others = sorted((f for f in self.folder.glob("??/*") if f not in own), key=lambda f: f.stat().st_mtime)
-        over = sum(f.stat().st_size for f in (*others, *own)) - limit
-        for file in others:
-            if over <= 0:
+        found = sorted((file.stat().st_mtime, file) for file in self.folder.glob("??/*") if NAME.fullmatch(file.name) and file.is_file())
+        over = sum(file.stat().st_size for _, file in found) - limit
+        for used, file in found:
+            if over <= 0 or used > time.time() - idle:
                 break
             over -= file.stat().st_size
             file.unlink()

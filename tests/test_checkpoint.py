@@ -387,8 +387,10 @@ DAMAGE = {
     "unexpected tensor": (lambda f: change_tensors(f, lambda t: t.update(x=torch.ones(1))), "unexpected x"),
     "wrong shape": (lambda f: change_tensors(f, lambda t: t.update({NORM: torch.ones(3)})), r"has shape \[3\], expected \[48\]"),
     "config without keys": (lambda f: change_config(f, eva_args=None), "lacks eva_args"),
+    "config is a list": (lambda f: (f / checkpoint.CONFIG).write_text("[]"), "expected a JSON object, got list"),
+    "config with text": (lambda f: change_config(f, num_layers="2"), "num_layers is '2', expected a number"),
     "config not JSON": (lambda f: (f / checkpoint.CONFIG).write_text("{"), "not readable as JSON"),
-    "no config": (lambda f: (f / checkpoint.CONFIG).unlink(), "no such file"),
+    "no config": (lambda f: (f / checkpoint.CONFIG).unlink(), "not a checkpoint; expected model_config.json"),
     "no vocabulary": (lambda f: (f / checkpoint.VOCABULARY).unlink(), "vocabulary ice_text.model not found: looked at .*base, "),
 }
 
@@ -418,6 +420,7 @@ DAMAGE_HF = {
     "shard is a pointer": (lambda f: (f / SHARD).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), f"{SHARD}.*a Git LFS pointer"),
     "shard is a page": (lambda f: (f / SHARD).write_text("<html>"), f"{SHARD}.*an HTML page of 6 bytes"),
     "index missing": (lambda f: (f / "pytorch_model.bin.index.json").unlink(), "pytorch_model.bin.index.json, the list of its 3 weight files, is missing"),
+    "index is empty": (lambda f: (f / "pytorch_model.bin.index.json").write_text("{}"), "lists no weight files"),
     "index is a page": (lambda f: (f / "pytorch_model.bin.index.json").write_text("<html>"), "not readable as JSON.*an HTML page"),
     "no weights": (lambda f: [file.unlink() for file in f.glob("pytorch_model*")], "no weights; expected"),
     "another model": (lambda f: (f / "config.json").write_text('{"model_type": "llama"}'), "not the configuration of a VisualGLM network"),
@@ -453,6 +456,12 @@ def test_adapter_and_its_base(tiny_checkpoint, tmp_path):
     with pytest.raises(UserError, match="adapter.safetensors cannot be read"):
         checkpoint.load(tmp_path / "adapter", base=moved, **CPU)
     (tmp_path / "adapter" / checkpoint.ADAPTER).write_bytes(whole)
+    (tmp_path / "adapter" / "complete.json").write_text(json.dumps({checkpoint.ADAPTER: "0"}))
+    with pytest.raises(UserError, match="is not what training wrote"):
+        checkpoint.load(tmp_path / "adapter", base=moved, **CPU)
+    (tmp_path / "adapter" / "complete.json").unlink()
+    with pytest.raises(UserError, match="is an adapter, too, not its base"):
+        checkpoint.load(tmp_path / "adapter", base=tmp_path / "adapter", **CPU)
     change_tensors(moved, lambda t: t.update({NORM: t[NORM] + 1}))
     with pytest.raises(UserError, match="is not the base it was trained on"):
         checkpoint.load(tmp_path / "adapter", base=moved, **CPU)

@@ -160,11 +160,10 @@ def test_quantized_while_loading(adapter, rows, capsys):
 
 @pytest.mark.parametrize("options, words", [
     (["--format", "peft", "--output", "EXISTS"], "exists: name a new folder"),
-    (["--format", "hf", "--output", "new", "--quant", "8"], "for 8 bits use --format int8"),
     (["--format", "gguf", "--output", "new"], "invalid choice: 'gguf'"),
     (["--format", "hf", "--output", "/proc/new"], "checkpoint /proc/new cannot be written"),
     (["--format", "int4", "--output", "new"], "groups of 32: a layer of this network has 48 inputs"),
-], ids=["exists", "quant", "format", "unwritable", "width"])
+], ids=["exists", "format", "unwritable", "width"])
 def test_export_errors(adapter, tmp_path, monkeypatch, capsys, options, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:

@@ -227,6 +227,8 @@ class TestRunFolder:
         for step in (6, 9, 12):
             (tmp_path / "x" / str(step) / "complete.json").unlink()
         assert "holds no whole step to resume from; begin anew with --overwrite" in run(*args).stderr
+        inside = run(*args[:-1], "--overwrite", "--from_pretrained", tmp_path / "x" / "12")
+        assert "lies in the folder that this run writes" in inside.stderr and RunFolder(tmp_path / "x").steps() == [6, 9, 12]
         again = run(*args[:-1], "--overwrite")
         assert again.returncode == 0 and losses(tmp_path / "x")[0] == losses(finished[1] / "x")[0]
 
@@ -266,8 +268,15 @@ def test_a_full_disk_leaves_the_last_step(tmp_path, monkeypatch):
             folder.seal(1)
     monkeypatch.undo()
     assert folder.steps() == [1] and (folder.folder / "latest").read_text() == "1" and folder.damage(1) is None
-    folder.clear()
-    assert list(folder.folder.iterdir()) == []
+    folder.lock()
+    with pytest.raises(UserError, match="another run is writing there"):
+        RunFolder(tmp_path / "x").lock()
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: type("", (), {"free": run_folder.SPARE + 10}))
+    folder.check_room(10)
+    with pytest.raises(UserError, match="the disk has 0.02 GB free; make room, or choose another --save"):
+        folder.check_room(11)
+    folder.drop([1])
+    assert folder.steps() == [] and not list(folder.folder.glob(".saving-*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -339,9 +348,13 @@ class TestVisionCache:
         assert torch.allclose(cache.read(pictures[0]), to_pixels(read_image(pictures[0]), [8, 8]).mean(), atol=1e-6)
         for change in ({"mark": "other"}, {"image_size": [9, 9]}, {"dtype": torch.bfloat16}, {"shape": (3, 2)}):
             assert len(self.make(tmp_path / "c", pictures, **change).missing) == 13
-        cut = cache.files[pictures[2]]
-        cut.write_bytes(cut.read_bytes()[:5])
-        assert self.make(tmp_path / "c", pictures).missing == [pictures[2]]
+        for damage in (lambda content: content[:5], lambda content: bytes(len(content))):  # cut short; zeros, as after a power cut
+            kept = cache.files[pictures[2]].read_bytes()
+            cache.files[pictures[2]].write_bytes(damage(kept))
+            assert self.make(tmp_path / "c", pictures).missing == [pictures[2]]
+            with pytest.raises(UserError, match="was removed or damaged while the run needed it"):
+                cache.read(pictures[2])
+            cache.files[pictures[2]].write_bytes(kept)
 
     def test_full_disk_and_pruning(self, rows, tmp_path, monkeypatch):
         class Network:
@@ -355,9 +368,14 @@ class TestVisionCache:
             os.utime(file, (age, age))
         new = self.make(tmp_path / "c", pictures[:3])
         new.fill(Network(), new.missing)
-        new.prune(24 * 10)  # 13 old ones and 4 of this run, 24 bytes each: the seven used longest ago go
+        foreign = tmp_path / "c" / "ab" / "thesis.txt"
+        foreign.parent.mkdir(exist_ok=True)
+        foreign.touch()
+        os.utime(foreign, (0, 0))
+        new.prune(28 * 10)  # 13 old ones and 4 of this run, 28 bytes each: the seven used longest ago go
         assert [file.exists() for file in old.files.values()] == [False] * 7 + [True] * 6
         new.prune(0)
+        assert foreign.exists()
         assert new.missing and all(file.exists() for file in new.files.values()) and not any(f.exists() for f in old.files.values())
         monkeypatch.setattr(vision_cache.shutil, "disk_usage", lambda _: type("", (), {"free": vision_cache.SPARE + 10}))
         assert self.make(tmp_path / "c", pictures[:3]).room() and not self.make(tmp_path / "c", pictures).room()
@@ -457,6 +475,7 @@ def test_early_stopping_overlap_and_report(pretrained, rows, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "of 9 held-out rows 9 also stand in the training rows, and 9 show a training picture" in result.stdout
     assert re.search(r"stopped early: the held-out loss was lowest at step 0", result.stdout)
+    assert (tmp_path / "x" / "latest").read_text() == "4"
     tracked = (tmp_path / "x" / "tracked").read_text().splitlines()
     assert tracked[0] == "x" and json.loads(tracked[1])[1] == ["valid/blank", "valid/real", "valid/swapped"] and "loss" in tracked[2]
     assert sum(p.is_dir() for p in (tmp_path / "x").iterdir()) == 1
@@ -593,6 +612,8 @@ class TestRows:
     ("--offload", "--offload needs --zero-stage"),
     ("--use_qlora --zero-stage 3", "4-bit weights cannot be partitioned"),
     ("--gradient-accumulation-steps 0", "must be above 0"),
+    ("--train-iters -3 --lora_dropout 2 --warmup 7", "--train_iters -3: must not be below 0; --lora_dropout 2.0: must be below 1; --warmup 7.0"),
+    ("--layer_range 3-0", "--layer_range 3-0: expected numbers"),
     ("--report tensorboard", "--report tensorboard needs its package: pip install tensorboard"),
 ])
 def test_contradictions(capsys, options, words):
