@@ -15,49 +15,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-from networks import TINY, PeakMemory, machine, mid_size, table
+from networks import TINY, PeakMemory, machine, mid_size, random_base, table
 
 WAYS = {"stock float32": None, "float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"bits": 8}, "int4": {"bits": 4}}
 TEXT, ANSWER = 30, 60  # tokens of a question and of an earlier answer
+IMAGE_START = 3
 PENALTY = 1.2
-
-
-def stock(network):
-    """The network with SAT's own attention, rotary embedding, activation and cache in place of this project's."""
-    import torch
-    from sat.model.base_model import BaseModel
-    from sat.model.cached_autoregressive_model import CachedAutoregressiveMixin
-    from sat.model.official.chatglm_model import ChatGLMAttnMixin, ChatGLMModel, gelu
-
-    from model.visualglm import VisualGLM
-
-    class Stock(VisualGLM):
-        get_inputs, get_masks, get_position_ids = ChatGLMModel.get_inputs, ChatGLMModel.get_masks, ChatGLMModel.get_position_ids
-        get_pad_length = ChatGLMModel.get_pad_length
-
-        def forward(self, input_ids, **kwargs):
-            if input_ids.size(1) > 1 and kwargs.get("pixels") is not None:  # at every turn, as upstream does
-                kwargs["image_embeds"] = self.encode_images(kwargs["pixels"])
-            return BaseModel.forward(self, input_ids=input_ids, **kwargs)
-
-    config = network.config
-    network.__class__ = Stock
-    network.del_mixin("chatglm-attn")
-    network.add_mixin("chatglm-attn", ChatGLMAttnMixin(config.hidden_size, config.num_attention_heads))
-    network.add_mixin("auto-regressive", CachedAutoregressiveMixin())
-    for layer in network.transformer.layers:
-        layer.mlp.activation_func = gelu
-    for name in ("bos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id"):
-        setattr(network, name, getattr(config, name))
-    encoder = network.mixins["eva"].model
-    for part in (encoder.vit, encoder.qformer):
-        part.del_mixin("attention")
-    everything = torch.ones(1, 1)
-    encoder.qformer.forward = lambda image: BaseModel.forward(
-        encoder.qformer, input_ids=torch.arange(encoder.qformer.queries).expand(image.size(0), -1), position_ids=None,
-        attention_mask=None, encoder_outputs=image, cross_attention_mask=everything)[0]
-    return network
 
 
 class Ours:
@@ -72,7 +37,7 @@ class Ours:
         if pixels is not None:
             embeds = self.encode(pixels)
         ids, times = [], []
-        for token, in generate(self.network, [prompt], eop=-1, image_embeds=embeds, image_start=3, sampling=Sampling(
+        for token, in generate(self.network, [prompt], eop=-1, image_embeds=embeds, image_start=IMAGE_START, sampling=Sampling(
                 max_new_tokens=tokens, temperature=0, repetition_penalty=PENALTY)):
             ids.append(token)
             times.append(time.perf_counter() - start)
@@ -101,8 +66,21 @@ class Ours:
 
 
 class Stock:
-    def __init__(self, network):
-        self.network = stock(network)
+    def __init__(self, folder):
+        import stock
+        from safetensors.torch import load_file
+        from sat.model.cached_autoregressive_model import CachedAutoregressiveMixin
+
+        from model.checkpoint import CONFIG, FULL, read_config
+        self.network = stock.network(read_config(folder / CONFIG))
+        self.network.load_state_dict(load_file(folder / FULL))
+        self.network.add_mixin("auto-regressive", CachedAutoregressiveMixin())
+
+    def parameters(self):
+        return self.network.parameters()
+
+    def __call__(self, input_ids, pixels, **kwargs):
+        return self.network(input_ids=input_ids, pixels=pixels if input_ids.size(1) > 1 else None, **kwargs)
 
     def answer(self, prompt, tokens, pixels):
         import torch
@@ -120,25 +98,24 @@ class Stock:
         start = time.perf_counter()
         with torch.inference_mode():
             out = filling_sequence(
-                self.network, torch.tensor(prompt + [-1] * tokens), batch_size=1, pixels=pixels, image_start=3,
+                self, torch.tensor(prompt + [-1] * tokens), batch_size=1, pixels=pixels, image_start=IMAGE_START,
                 strategy=Timed(temperature=1.0, top_k=1, repetition_penalty=PENALTY),
                 get_masks_and_position_ids=lambda seq: (seq[None], *self.network.get_inputs(seq[None])))[0]
         return out[0, len(prompt):].tolist(), times
 
 
 def load(folder, way):
-    from model import checkpoint, load_assistant
+    from model import load_assistant
     if WAYS[way] is None:
-        return Stock(checkpoint.load_base(folder)[0])
+        return Stock(Path(folder))
     return Ours(load_assistant(folder, device="cpu", **WAYS[way]).network)
 
 
-def dialogue(network):
+def dialogue(config):
     """Prompts of a first and a third turn of random words, and the picture's pixels."""
     import torch
-    config = network.config
     words = torch.randint(10, config.gmask_token_id - 100, (3 * TEXT + 2 * ANSWER,), generator=torch.Generator().manual_seed(1)).tolist()
-    head, end = [5, 6, 7] + [3] * config.image_length, [config.gmask_token_id, config.bos_token_id]
+    head, end = words[:IMAGE_START] + [3] * config.image_length, [config.gmask_token_id, config.bos_token_id]
     height, width = config.eva_args["image_size"]
     return head + words[:TEXT] + end, head + words + end, torch.randn(1, 3, height, width)
 
@@ -146,7 +123,7 @@ def dialogue(network):
 def measure(name, folder, args):
     """Rows of the table for one network."""
     runs = {way: load(folder, way) for way in WAYS}
-    first, third, pixels = dialogue(runs["float32"].network)
+    first, third, pixels = dialogue(runs["float32"].network.config)
     seconds = {way: {"token": [], "first": [], "third": [], "products": []} for way in WAYS}
     for reading in range(args.readings + 1):  # the first warms up and is compared
         said = {}
@@ -174,7 +151,7 @@ def measure(name, folder, args):
         row["share"] = f"{typical['products'] / typical['token']:.0%}" if "products" in typical else ""
         for what in ("first", "third"):
             row[f"{what} turn, ms"] = f"{typical[what] * 1e3:.0f} ({base[what] / typical[what]:.2f}x)"
-        rows.append(row | {"peak, MB": f"{int(peak) / 1e6:.0f}"})
+        rows.append(row | {"peak, MB": f"{int(peak.split()[-1]) / 1e6:.0f}"})
     return rows
 
 
@@ -185,25 +162,17 @@ def main():
     parser.add_argument("--memory", nargs=2, metavar=("WAY", "FOLDER"), help="print the peak memory of one answer, in bytes")
     args = parser.parse_args()
 
-    import torch
+    from model.checkpoint import CONFIG, read_config
 
-    from model import checkpoint, export
-    from model.tokenizer import Tokenizer
-    from model.visualglm import VisualGLM
-
-    torch.manual_seed(0)
     if args.memory:
         way, folder = args.memory
         run = load(folder, way)
-        prompt, _, pixels = dialogue(run.network)
+        prompt, _, pixels = dialogue(SimpleNamespace(**read_config(Path(folder) / CONFIG)))
         with PeakMemory() as memory:
             run.answer(prompt, args.tokens, pixels)
         return print(memory.peak)
     with tempfile.TemporaryDirectory() as folder:
-        config = mid_size()
-        words = Tokenizer(TINY / "base" / "ice_text.model", config)
-        checkpoint.write_folder(Path(folder) / "base", card=export.full_card({}), config=config, tokenizer=words,
-                                tensors=VisualGLM(config).state_dict())
+        random_base(Path(folder) / "base", mid_size())
         rows = measure("mid-size", Path(folder) / "base", args) + measure("tiny", TINY / "base", args)
     print(f"{machine()}; batch 1, answers of {args.tokens} tokens\n")
     table(rows)
