@@ -7,6 +7,7 @@ from . import checkpoint
 from .dialogue import render
 from .generate import Sampling, generate
 from .images import to_pixels
+from .stored import fingerprint
 
 DEFAULT_PROMPT = "这张遥感图像展现了什么场景？"
 CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned when the answer is to be English
@@ -42,6 +43,20 @@ class Assistant:
     def image_slots(self):
         return self.network.config.image_length
 
+    @property
+    def has_adapter(self):
+        """Whether there is something that `untuned` switches off."""
+        return bool(checkpoint.adapter_names(self.network))
+
+    @property
+    def is_base(self):
+        """Whether nothing has been fine-tuned: no adapter, and no question that the weights were trained on."""
+        return not self.has_adapter and "prompt" not in self.card
+
+    def fingerprint(self):
+        """A short hash of all weights as they are in memory."""
+        return fingerprint(self.network.state_dict())
+
     def untuned(self):
         """Context in which the base answers, as if nothing had been fine-tuned."""
         return checkpoint.without_adapter(self.network)
@@ -76,10 +91,14 @@ class Assistant:
         if len(text) > len(said):
             yield text[len(said):]
 
-    def answer_batch(self, questions, images, sampling=Sampling(), english=False):
-        """Answers to a list of questions about a list of PIL images (None: no picture), in one batch."""
+    def answer_batch(self, questions, images, sampling=Sampling(), english=False, histories=None):
+        """Answers to a list of questions about a list of PIL images (None: no picture), in one batch.
+
+        histories: for each, its earlier (question, answer) pairs.
+        """
         shown = [i for i, image in enumerate(images) if image is not None]
-        rows = [self._render(q, image is not None, (), sampling, english) for q, image in zip(questions, images)]
+        rows = [self._render(q, image is not None, history, sampling, english)
+                for q, image, history in zip(questions, images, histories or [()] * len(questions))]
         embeds = self.encode_images([images[i] for i in shown]) if shown else None
         ids = [[] for _ in rows]
         for tokens in generate(self.network, [row.ids for row in rows], eop=self.tokenizer.eop, sampling=sampling,
