@@ -1,11 +1,21 @@
 """Talk about an aerial image in the terminal.
 
-    python cli_demo.py --from_pretrained checkpoints/demo                                   # a dialogue
-    python cli_demo.py --from_pretrained checkpoints/demo --image a.tif --prompt 这是哪里？   # one answer
+    python cli_demo.py --from_pretrained checkpoints/demo                                         # a dialogue
+    python cli_demo.py --from_pretrained checkpoints/demo --image a.tif --prompt 这是哪里？         # one answer
+    python cli_demo.py --from_pretrained checkpoints/demo --input rows.json --output answers.jsonl # answers to a file
+
+Images are files or http(s) addresses. In a dialogue Ctrl-C stops the answer and Ctrl-D leaves; what was typed
+is kept for the arrow keys in ~/.remoteglm_history.
 """
 import argparse
 import json
+import os
 import sys
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+
+HISTORY = "~/.remoteglm_history"
 
 WORDS = {  # what a person sees, by --english
     False: {"image": "请输入图像路径（回车进入纯文本对话，stop 退出）：", "user": "用户：", "model": "RemoteGLM：", "base": "微调前：",
@@ -37,13 +47,31 @@ def loading(args):
             "device": args.device, "dtype": args.dtype}
 
 
+def add_bands_option(parser):
+    parser.add_argument("--bands", type=int, nargs=3, metavar=("R", "G", "B"), help="bands shown as red, green and blue, counted "
+                        "from 1, such as 4 3 2; needs rasterio. Default: what the image says, else its first three")
+
+
+def compares(args, assistant):
+    """Whether the untuned base is to answer as well, as --base asks; one line where there is none apart."""
+    if args.base and not assistant.has_adapter:
+        print(f"--base is left out: {args.from_pretrained} has no adapter that could be switched off", file=sys.stderr)
+    return args.base and assistant.has_adapter
+
+
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add_loading_options(parser, default="checkpoints/RemoteGLM")
     add("--base", action="store_true", help="show the answer of the untuned base as well")
     add("--image", help="with --prompt: one question about this image, then leave")
-    add("--prompt", help="one question, then leave; default with --image: the one the checkpoint was trained on")
+    add("--prompt", help="one question, then leave; default with --image: the one the checkpoint was trained on; with --input: "
+        "for the rows without one")
+    add("--input", help='answer the rows of this .json or .jsonl file: {"img", "prompt"}, or dialogues (their last question)')
+    add("--output", help="file of those answers, one JSON object a line, appended as they come: a second run goes on")
+    add("--image-root", default="", help="folder of relative images in rows; default: beside the rows, then the project root")
+    add("--batch-size", type=int, default=4, help="rows answered together (%(default)s)")
+    add_bands_option(parser)
     add("--prompt_zh", help="first question of a dialogue; default: the one the checkpoint was trained on")
     add("--prompt_en", default="Describe the image.", help="the same with --english (%(default)s)")
     add("--english", action="store_true", help="ask and answer in English")
@@ -55,12 +83,15 @@ def parse(argv=None):
     add("--repetition_penalty", type=float, default=1.2, help="1: none (%(default)s)")
     add("--seed", type=int, help="makes sampled answers repeatable")
     args = parser.parse_args(argv)
-    for name, low, high in (("max_length", 2, None), ("top_p", 0, 1), ("top_k", 0, None), ("temperature", 0, None)):
-        value = getattr(args, name)
+    for name, low, high in (("max_length", 2, None), ("top_p", 0, 1), ("top_k", 0, None), ("temperature", 0, None),
+                            ("batch-size", 1, None)):
+        value = getattr(args, name.replace("-", "_"))
         if value < low or high is not None and value > high:
             parser.error(f"--{name} {value}: must be at least {low}" + (f" and at most {high}" if high else ""))
     if args.repetition_penalty <= 0:
         parser.error(f"--repetition_penalty {args.repetition_penalty}: must be above 0")
+    if bool(args.input) != bool(args.output) or args.input and (args.image or args.json):
+        parser.error("--input and --output go together, and without --image and --json")
     if args.json and not (args.image or args.prompt):
         parser.error("--json needs --image or --prompt")
     return args
@@ -68,80 +99,154 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    # Imported here: --help and wrong options answer at once, without loading torch.
-    from model import Sampling, UserError, load_assistant, read_image
-
-    words = WORDS[args.english]
-    sampling = Sampling(max_length=args.max_length, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
-                        repetition_penalty=args.repetition_penalty, seed=args.seed)
-
-    def say(name, pieces):
-        """Print an answer as it comes; return it whole."""
-        print(words[name], end="", flush=True)
-        answer = ""
-        for piece in pieces:
-            print(piece, end="", flush=True)
-            answer += piece
-        print()
-        return answer
-
-    def both(question, image, history=()):
-        """The checkpoint's answer, after the untuned base's where that was asked for."""
-        if args.base:
-            with assistant.untuned():
-                say("base", assistant.stream(question, image, history, sampling, args.english))
-        return say("model", assistant.stream(question, image, history, sampling, args.english))
-
     try:
-        image = read_image(args.image) if args.image else None
-        assistant = load_assistant(args.from_pretrained, **loading(args))
-        first = args.prompt_en if args.english else args.prompt_zh or assistant.prompt
-        if not (args.image or args.prompt):
-            return converse(both, first, words, read_image, UserError)
-        question = args.prompt or first
-        if not args.json:
-            both(question, image)
-            return
-        result = {"image": args.image, "prompt": question}
-        if args.base:
-            with assistant.untuned():
-                result["base_answer"] = "".join(assistant.stream(question, image, (), sampling, args.english))
-        result["answer"] = "".join(assistant.stream(question, image, (), sampling, args.english))
-        print(json.dumps(result, ensure_ascii=False))
+        # Imported here: --help and wrong options answer at once, without loading torch.
+        from model import UserError
+
+        run(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except UserError as error:
         sys.exit(f"cli_demo.py: error: {error}")
 
 
-def converse(ask, first, words, read_image, UserError):
-    """Image after image, question after question, until `stop` or Ctrl-D."""
+def run(args):
+    from model import Sampling, load_assistant, read_image
+    from model.batch import AnswerFile
+    from model.rows import load_rows
+
+    sampling = Sampling(max_length=args.max_length, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
+                        repetition_penalty=args.repetition_penalty, seed=args.seed)
+    # What can be wrong with the user's files shows before the weights are read.
+    image = read_image(args.image, args.bands) if args.image else None
+    rows = (load_rows(args.input, args.image_root, questions=True), AnswerFile(args.output)) if args.input else None
+    assistant = load_assistant(args.from_pretrained, **loading(args))
+    first = args.prompt_en if args.english else args.prompt_zh or assistant.prompt
+    base = compares(args, assistant)
+    if rows:
+        return answer_file(args, assistant, *rows, args.prompt or first, sampling, base)
+
+    def stream(question, image, history=()):
+        return assistant.stream(question, image, history, sampling, args.english)
+
+    words, dialogue = WORDS[args.english], not (args.image or args.prompt)
+
+    def ask(*asked):
+        """Print the checkpoint's answer, after the untuned base's where that was asked for; return it."""
+        if base:
+            with assistant.untuned():
+                say(words["base"], stream(*asked), stoppable=dialogue)
+        return say(words["model"], stream(*asked), stoppable=dialogue)
+
+    if dialogue:
+        try:
+            with line_history():
+                return converse(ask, partial(read_image, bands=args.bands), first, words)
+        except EOFError:  # Ctrl-D
+            return print()
+    question = args.prompt or first
+    if not args.json:
+        return ask(question, image)
+    result = {"image": args.image, "prompt": question}
+    if base:
+        with assistant.untuned():
+            result["base_answer"] = "".join(stream(question, image))
+    result["answer"] = "".join(stream(question, image))
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def answer_file(args, assistant, samples, file, first, sampling, base):
+    """Answer rows into a file. Raises UserError at the end if some have no answer."""
+    from model import UserError
+    from model.batch import answer_rows
+    from tqdm import tqdm
+
+    samples = [replace(sample, question=sample.question or first) for sample in samples]
+    with file:
+        entries = [entry for untuned in ([True] if base else []) + [False]
+                   for entry in answer_rows(assistant, samples, file, checkpoint=args.from_pretrained, base=untuned,
+                                            sampling=sampling, english=args.english, bands=args.bands,
+                                            batch_size=args.batch_size, progress=partial(tqdm, unit="batch"))]
+    failed = [entry["error"] for entry in entries if "error" in entry]
+    print(f"{len(entries) - len(failed)} answers: {args.output}")
+    if failed:
+        raise UserError(f'{len(failed)} of {len(entries)} rows have no answer but "error"; the first: {failed[0]}')
+
+
+def say(name, pieces, stoppable):
+    """Print an answer as it comes; return what came of it. Ctrl-C stops one that is stoppable."""
+    answer = ""
     try:
-        import readline  # noqa: F401  (line editing and history of input(); Windows has none)
-    except ImportError:
-        pass
-    try:
-        while (path := input(words["image"]).strip().strip("'\"")) != "stop":
+        for piece in pieces:
+            print(piece if answer else name + piece, end="", flush=True)
+            answer += piece
+    except KeyboardInterrupt:
+        if not stoppable:
+            raise
+    print("" if answer else name)
+    return answer
+
+
+def converse(ask, read, first, words):
+    """Image after image, question after question, until `stop`. Raises EOFError at Ctrl-D."""
+    from model import UserError
+
+    def line(prompt):
+        while True:
             try:
-                image = read_image(path) if path else None
+                typed = input(words[prompt])
+                typed.encode()
+                return typed.strip()
+            except KeyboardInterrupt:  # drops the line, as a shell does
+                print()
+            except UnicodeError as error:
+                print(f"{words['error']}not UTF-8 ({error})")
+
+    while (path := line("image").strip("'\"")) != "stop":
+        try:
+            image = read(path) if path else None
+        except KeyboardInterrupt:
+            print()
+            continue
+        except UserError as error:
+            print(f"{words['error']}{error}")
+            continue
+        print(words["hint"])
+        history, question = [], first
+        if image is None:
+            question = line("user")
+        else:
+            print(words["user"] + question)
+        while question not in ("clear", "stop"):
+            try:
+                if question and (answer := ask(question, image, history)):
+                    history.append((question, answer))
             except UserError as error:
-                print(words["error"] + str(error))
-                continue
-            print(words["hint"])
-            history, question = [], first
-            if image is None:
-                question = input(words["user"]).strip()
-            else:
-                print(words["user"] + question)
-            while question not in ("clear", "stop"):
-                if question:
-                    try:
-                        history.append((question, ask(question, image, history)))
-                    except KeyboardInterrupt:
-                        print()
-                question = input(words["user"]).strip()
-            if question == "stop":
-                return
-    except (EOFError, KeyboardInterrupt):
-        print()
+                print(f"{words['error']}{error}")
+            question = line("user")
+        if question == "stop":
+            return
+
+
+@contextmanager
+def line_history():
+    """Line editing in a terminal, with what was typed in earlier dialogues."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        readline = None
+    if not (readline and sys.stdin.isatty()):
+        yield
+        return
+    path = os.path.expanduser(HISTORY)
+    with suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(1000)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            readline.write_history_file(path)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ Answers are greedy, kept in predictions.jsonl as they come (a second run goes on
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cli_demo import add_loading_options, loading
+from cli_demo import add_bands_option, add_loading_options, compares, loading
 
 PROJECT = Path(__file__).resolve().parent
 LEXICON = PROJECT / "data" / "lexicon.json"
@@ -23,27 +24,15 @@ def first_scene(text, scenes):
     return min(found)[2] if found else None
 
 
-def read_answers(path, checkpoint):
-    """Answers this checkpoint gave in an earlier run, (img, prompt, system) -> answer; a line torn by a crash is left out."""
-    answers = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry["checkpoint"] == checkpoint:
-                answers[entry["img"], entry["prompt"], entry["system"]] = entry["answer"]
-    return answers
-
-
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add_loading_options(parser, required=True)
     add("--data", required=True, help="rows to answer: what data/generate_prompt.py writes")
     add("--image-root", default="", help="folder of relative images; default: beside the rows, then the project root")
-    add("--output", type=Path, help="folder of predictions.jsonl and metrics.json; default: <checkpoint>/eval-<rows>")
+    add_bands_option(parser)
+    add("--output", type=Path, help="folder of predictions.jsonl and metrics.json; default: <checkpoint>/eval-<rows>; of a "
+        "base: checkpoints/eval-<base>-<rows>")
     add("--base", action="store_true", help="measure the untuned base as well")
     add("--batch-size", type=int, default=16, help="rows answered together (%(default)s)")
     add("--max_new_tokens", type=int, default=128, help="length limit of an answer, in tokens (%(default)s)")
@@ -55,58 +44,43 @@ def parse(argv=None):
 
 
 def evaluate(args):
-    from model import Sampling, UserError, load_assistant, read_image
+    from model import Sampling, UserError, load_assistant
+    from model.batch import AnswerFile, answer_rows
     from model.find import find_checkpoint
     from model.rows import check_images, load_rows
 
     samples = [s for s in load_rows(args.data, args.image_root) if not s.history][:args.limit or None]
-    check_images(samples, args.data)
+    check_images(samples, args.data, args.bands)
     scenes = json.loads(LEXICON.read_text(encoding="utf-8"))["scenes"]
     folder = find_checkpoint(args.from_pretrained, args.download)
     assistant = load_assistant(folder, **loading(args))
-    output = args.output or folder / f"eval-{Path(args.data).stem}"
-    predictions = output / "predictions.jsonl"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        answers = read_answers(predictions, str(folder))
-        journal = open(predictions, "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"output {output} cannot be written: {error.strerror}") from None
-
+    rows = Path(args.data).stem
+    # A base is somebody else's folder.
+    output = args.output or (PROJECT / "checkpoints" / f"eval-{Path(args.from_pretrained).name}-{rows}" if assistant.is_base
+                             else folder / f"eval-{rows}")
     sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=args.max_new_tokens)
-    systems = (["base"] if args.base else []) + ["tuned"]
+    texts = {}  # system -> answers
+    with AnswerFile(output / "predictions.jsonl") as file:
+        for system in (["base"] if assistant.is_base else ["base", "tuned"] if compares(args, assistant) else ["tuned"]):
+            entries = answer_rows(assistant, samples, file, checkpoint=folder, base=system == "base", sampling=sampling,
+                                  bands=args.bands, batch_size=args.batch_size,
+                                  progress=partial(tqdm, desc=system, unit="batch"))
+            if failed := [entry["error"] for entry in entries if "error" in entry]:
+                raise UserError(f"{len(failed)} of {len(samples)} rows have no answer; the first: {failed[0]}")
+            texts[system] = [entry["answer"] for entry in entries]
 
-    def answer(system):
-        left = [s for s in samples if (str(s.image), s.question, system) not in answers]
-        for start in tqdm(range(0, len(left), args.batch_size), desc=system, unit="batch", disable=not left):
-            batch = left[start:start + args.batch_size]
-            images = [read_image(s.image) if s.image else None for s in batch]
-            for s, text in zip(batch, assistant.answer_batch([s.question for s in batch], images, sampling)):
-                answers[str(s.image), s.question, system] = text
-                entry = {"img": str(s.image), "prompt": s.question, "system": system, "answer": text, "label": s.answer,
-                         "checkpoint": str(folder)}
-                journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            journal.flush()
-
-    with journal:
-        if args.base:
-            with assistant.untuned():
-                answer("base")
-        answer("tuned")
-
-    named = [s for s in samples if first_scene(s.answer, scenes)]
+    named = [i for i, s in enumerate(samples) if first_scene(s.answer, scenes)]
     metrics = {"data": str(args.data), "checkpoint": str(folder), "rows": len(samples), "rows_with_scene": len(named)}
-    for system in systems:
-        texts = [answers[str(s.image), s.question, system] for s in samples]
-        right = sum(first_scene(answers[str(s.image), s.question, system], scenes) == first_scene(s.answer, scenes) for s in named)
+    for system, said in texts.items():
+        right = sum(first_scene(said[i], scenes) == first_scene(samples[i].answer, scenes) for i in named)
         metrics[system] = {"scene_accuracy": right / len(named) if named else None,
-                           "distinct_answers": len(set(texts)) / len(texts)}
+                           "distinct_answers": len(set(said)) / len(said)}
         print(f"{system:>5}: scene named rightly in {right} of {len(named)} rows"
-              + (f" ({right / len(named):.1%})" if named else "") + f", {len(set(texts))} distinct answers")
-    example = max(samples, key=lambda s: answers[str(s.image), s.question, "tuned"] != answers.get((str(s.image), s.question, "base")))
-    print(f"example {example.image}\n  label: {example.answer}")
-    for system in systems:
-        print(f"  {system}: {answers[str(example.image), example.question, system]}")
+              + (f" ({right / len(named):.1%})" if named else "") + f", {len(set(said))} distinct answers")
+    example = max(range(len(samples)), key=lambda i: len({said[i] for said in texts.values()}))
+    print(f"example {samples[example].image}\n  label: {samples[example].answer}")
+    for system, said in texts.items():
+        print(f"  {system}: {said[example]}")
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False), encoding="utf-8")
     print(f"answers and measures: {output}")
     return metrics
@@ -114,9 +88,12 @@ def evaluate(args):
 
 def main(argv=None):
     args = parse(argv)
-    from model import UserError
     try:
+        from model import UserError
+
         return evaluate(args)
+    except KeyboardInterrupt:  # what is answered is kept
+        sys.exit(130)
     except UserError as error:
         sys.exit(f"evaluate_RemoteGLM.py: error: {error}")
 

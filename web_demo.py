@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cli_demo import add_loading_options, loading
+from cli_demo import add_bands_option, add_loading_options, loading
 
 LOGO = Path(__file__).resolve().parent / "images" / "logo.svg"
 PREVIEW = 1024  # longest side of the preview, in pixels; the model reads the picture itself
@@ -45,6 +45,7 @@ def parse(argv=None):
     add_loading_options(parser, default="checkpoints/RemoteGLM")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine (%(default)s)")
     add("--port", type=int, default=7860, help="port to listen on, 1 to 65535 (%(default)s)")
+    add_bands_option(parser)
     add("--english", action="store_true", help="page, questions and answers in English")
     args = parser.parse_args(argv)
     if not 1 <= args.port <= 65535:
@@ -59,8 +60,8 @@ def rounds(chat):
             if (asks, answers) == ("user", "assistant") and answer]
 
 
-def build(assistant, english=False):
-    """The page, not yet served. Its only named endpoint is /answer."""
+def build(assistant, english=False, bands=None):
+    """The page, not yet served. Its only named endpoint is /answer. bands: see read_image."""
     import gradio as gr
 
     from model import Sampling, UserError, read_image
@@ -68,7 +69,7 @@ def build(assistant, english=False):
     words, default = WORDS[english], Sampling()
     first = words["prompt"] or assistant.prompt
     # One picture is one object as long as it is the latest: the assistant encodes it once for all its rounds.
-    read = functools.lru_cache(maxsize=1)(read_image)
+    read = functools.lru_cache(maxsize=1)(functools.partial(read_image, bands=bands))
 
     def notice(error, path=None):
         """A message of the page itself; it follows no question, so it is no part of the dialogue's history."""
@@ -133,11 +134,11 @@ def build(assistant, english=False):
     return page.queue(max_size=16)
 
 
-def serve(assistant, host, port, english=False):
+def serve(assistant, host, port, english=False, bands=None):
     """Start to serve the page in the background; returns it, `local_url` is its address. Raises OSError."""
     # Gradio asks its own page whether it is up: never through a proxy.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
-    page = build(assistant, english)
+    page = build(assistant, english, bands)
     import gradio as gr
 
     font = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "sans-serif"]
@@ -164,7 +165,7 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="remoteglm-") as uploads:  # what people upload goes when the page goes
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = serve(assistant, args.host, args.port, args.english)
+        page = serve(assistant, args.host, args.port, args.english, args.bands)
         print(WORDS[args.english]["open"].format(page.local_url), flush=True)
         page.block_thread()
 

@@ -8,6 +8,7 @@ from .dialogue import render
 from .generate import Sampling, generate
 from .images import to_pixels
 from .packing import pack
+from .stored import fingerprint
 
 DEFAULT_PROMPT = "这张遥感图像展现了什么场景？"
 CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned when the answer is to be English
@@ -33,16 +34,26 @@ def settled(text):
 
 
 class Assistant:
-    """network, its tokenizer and the settings of the checkpoint (`card`)."""
+    """network, its tokenizer, the settings of the checkpoint (`card`) and a short hash that tells its weights apart."""
 
-    def __init__(self, network, tokenizer, card):
-        self.network, self.tokenizer, self.card = network, tokenizer, card
+    def __init__(self, network, tokenizer, card, fingerprint):
+        self.network, self.tokenizer, self.card, self.fingerprint = network, tokenizer, card, fingerprint
         self.prompt = card.get("prompt", DEFAULT_PROMPT)  # the question it was trained on
         self._last_image = (None, None)
 
     @property
     def image_slots(self):
         return self.network.config.image_length
+
+    @property
+    def has_adapter(self):
+        """Whether there is something that `untuned` switches off."""
+        return bool(checkpoint.adapter_names(self.network))
+
+    @property
+    def is_base(self):
+        """Whether nothing has been fine-tuned: no adapter, and no question that the weights were trained on."""
+        return not self.has_adapter and "prompt" not in self.card
 
     def untuned(self):
         """Context in which the base answers, as if nothing had been fine-tuned."""
@@ -82,10 +93,14 @@ class Assistant:
         if len(text) > len(said):
             yield text[len(said):]
 
-    def answer_batch(self, questions, images, sampling=Sampling(), english=False):
-        """Answers to a list of questions about a list of PIL images (None: no picture), in one batch."""
+    def answer_batch(self, questions, images, sampling=Sampling(), english=False, histories=None):
+        """Answers to a list of questions about a list of PIL images (None: no picture), in one batch.
+
+        histories: for each, its earlier (question, answer) pairs.
+        """
         shown = [i for i, image in enumerate(images) if image is not None]
-        rows = [self._render(q, image is not None, (), sampling, english) for q, image in zip(questions, images)]
+        rows = [self._render(q, image is not None, history, sampling, english)
+                for q, image, history in zip(questions, images, histories or [()] * len(questions))]
         embeds = self.encode_images([images[i] for i in shown]) if shown else None
         ids = [[] for _ in rows]
         for tokens in generate(self.network, [row.ids for row in rows], eop=self.tokenizer.eop, sampling=sampling,
@@ -112,5 +127,6 @@ def load_assistant(name, **options):
     "modelscope". None chooses, or does without.
     """
     network, tokenizer, card = checkpoint.load(name, **options)
+    mark = f"{fingerprint(network.state_dict())}-{network.bits or network.dtype}"  # before packing hides the weights
     pack(network)
-    return Assistant(network, tokenizer, card)
+    return Assistant(network, tokenizer, card, mark)

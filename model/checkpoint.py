@@ -116,6 +116,7 @@ def load_base(name, tokenizer_path=None, device=torch.device("cpu"), dtype=None,
     if device.type == "cuda" and (bits == 4 or encoder_on_cpu):
         network.keep_on_cpu(embeddings=bits == 4)
     _fill(network, stored, device, dtype, bits)
+    network.bits = bits
     return network.eval(), tokenizer, stored
 
 

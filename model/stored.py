@@ -104,7 +104,7 @@ def fingerprint(tensors):
     digest = hashlib.sha256()
     for name in sorted(tensors):
         flat = tensors[name].reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].float().numpy()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode() + sample.tobytes())
     return digest.hexdigest()[:16]
 

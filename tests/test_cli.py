@@ -2,18 +2,23 @@
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+import torch
 
 import cli_demo
 import evaluate_RemoteGLM as evaluation
 import export_RemoteGLM
-from model import Sampling, checkpoint, load_assistant, read_image
+from model.assistant import DEFAULT_PROMPT
+from model import Assistant, Sampling, UserError, load_assistant, read_image
 
 PROJECT = Path(__file__).resolve().parent.parent
 GREEDY = ["--temperature", "0", "--max_length", "60", "--device", "cpu"]
@@ -71,12 +76,266 @@ def test_dialogue(adapter, rows, monkeypatch, capsys):
     assert "错误：image nowhere.tif: no such file" in out and next(typed, None) is None
 
 
-def test_ctrl_d_leaves(adapter, monkeypatch, capsys):
-    def end(prompt=""):
+class Terminal:
+    """cli_demo.py in a terminal of its own."""
+
+    def __init__(self, home, *argv):
+        import pty
+
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            os.environ |= {"HOME": str(home), "TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+            os.execv(sys.executable, [sys.executable, str(PROJECT / "cli_demo.py"), *map(str, argv)])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.terminal)
+
+    def read(self, until, again=""):
+        """What is shown up to this text. While nothing comes, `again` is typed now and then: a Ctrl-C between two of
+        readline's calls is noticed with the next key only."""
+        data, end = b"", time.monotonic() + 90
+        while until not in (shown := data.decode(errors="replace").replace("\r\n", "\n")):
+            assert time.monotonic() < end, f"{until!r} did not come: {shown}"
+            if select.select([self.terminal], [], [], 2)[0]:
+                data += os.read(self.terminal, 1)
+            else:
+                self.type(again)
+        return shown
+
+    def type(self, text):
+        os.write(self.terminal, text.encode())
+
+    def status(self):
+        """The exit status, once it has left."""
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.pid = None
+        return status
+
+
+@pytest.fixture(scope="module")
+def endless(tiny_checkpoint, tmp_path_factory):
+    """A checkpoint that never ends an answer: the logit of `<eop>` is always 0, and some other one is above."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("endless") / "a")
+    tensors = load_file(folder / checkpoint.FULL)
+    tensors["mixins.chatglm-final.lm_head.weight"][json.loads((folder / checkpoint.CONFIG).read_text())["eos_token_id"]] = 0
+    save_file(tensors, folder / checkpoint.FULL)
+    return folder
+
+
+ENDLESS = ["--temperature", "0", "--repetition_penalty", "1", "--max_length", "2048", "--device", "cpu"]
+IMAGE, USER = "stop 退出）：", "用户："
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_in_a_terminal(endless, rows, tmp_path):
+    """Ctrl-C stops an answer, which then belongs to the dialogue, or drops a line; Ctrl-D leaves; the next run has the history."""
+    picture = rows / "images/0.tif"
+    with Terminal(tmp_path, "--from_pretrained", endless, *ENDLESS) as terminal:
+        terminal.read(IMAGE)
+        terminal.type("half a na\x03")
+        terminal.read(IMAGE, again="\x03")  # the line is dropped, the chat goes on
+        terminal.type(f"{tmp_path}\n")
+        assert f"错误：image {tmp_path}: a folder; name one picture in it\n" in terminal.read(IMAGE)
+        terminal.type(f"{picture}\n")
+        terminal.read("RemoteGLM：")
+        time.sleep(0.3)
+        terminal.type("\x03")
+        stopped = terminal.read("\n" + USER).replace("^C", "").removesuffix("\n" + USER)
+        assert len(stopped) > 5
+        whole = "".join(load_assistant(endless, device="cpu").stream(DEFAULT_PROMPT, read_image(picture), (),
+                                                                             Sampling(temperature=0, repetition_penalty=1, max_length=2048)))
+        assert whole.startswith(stopped) and len(whole) > len(stopped)
+        terminal.type("第二问？\n")
+        terminal.read("RemoteGLM：")
+        terminal.type("\x03")
+        terminal.read("\n" + USER)
+        terminal.type("\x04")
+        assert terminal.status() == 0
+    assert (tmp_path / ".remoteglm_history").read_text().splitlines() == [str(tmp_path), str(picture), "第二问？"]
+    with Terminal(tmp_path, "--from_pretrained", endless, *GREEDY) as terminal:
+        terminal.read(IMAGE)
+        terminal.type("\x10\x10\n")  # Ctrl-P, as arrow up: the line before the last
+        terminal.read(USER + DEFAULT_PROMPT)
+        terminal.read("\n" + USER)
+        terminal.type("stop\n")
+        assert terminal.status() == 0
+
+
+def test_ctrl_c_ends_a_single_answer(endless, rows, tmp_path):
+    with Terminal(tmp_path, "--from_pretrained", endless, "--image", rows / "images/0.tif", *ENDLESS) as terminal:
+        terminal.read("RemoteGLM：")
+        terminal.type("\x03")
+        assert terminal.status() == 130
+
+
+def test_what_was_stopped_belongs_to_the_dialogue(adapter, rows, monkeypatch, capsys):
+    asked = []
+
+    def stream(self, question, image, history, sampling, english):
+        asked.append((question, list(history)))
+        if question == "坏":
+            raise UserError("too long")
+        yield "一"
+        if question == "停":
+            raise KeyboardInterrupt
+        yield "二"
+    monkeypatch.setattr("model.Assistant.stream", stream)
+    typed = iter([str(rows / "images/0.tif"), "停", "坏", "再问"])
+
+    def type_in(prompt):
+        for line in typed:
+            return line
         raise EOFError
-    monkeypatch.setattr("builtins.input", end)
+    monkeypatch.setattr("builtins.input", type_in)
     cli_demo.main(["--from_pretrained", str(adapter), *GREEDY])
-    assert capsys.readouterr().out.endswith("\n")
+    assert asked == [("有什么？", []), ("停", [("有什么？", "一二")]), ("坏", [("有什么？", "一二"), ("停", "一")]),
+                     ("再问", [("有什么？", "一二"), ("停", "一")])]
+    assert capsys.readouterr().out.endswith("RemoteGLM：一二\nRemoteGLM：一\n错误：too long\nRemoteGLM：一二\n\n")
+
+
+def test_bytes_that_are_no_text(adapter):
+    """A terminal that sends another encoding than it says."""
+    result = subprocess.run([sys.executable, PROJECT / "cli_demo.py", "--from_pretrained", adapter, *GREEDY], capture_output=True,
+                            input="你好\n".encode("gbk") + b"stop\n", env=os.environ | {"PYTHONUTF8": "1"})
+    assert result.returncode == 0 and "错误：not UTF-8" in result.stdout.decode(), result.stderr.decode()
+
+
+def test_a_base_is_not_compared_with_itself(adapter, tiny_checkpoint, rows, capsys):
+    argv = ["--from_pretrained", str(tiny_checkpoint), "--image", str(rows / "images/0.tif"), "--base", "--prompt", "x", *GREEDY]
+    for more in ([], ["--json"]):
+        cli_demo.main([*argv, *more])
+        said = capsys.readouterr()
+        assert said.err == f"--base is left out: {tiny_checkpoint} has no adapter that could be switched off\n"
+        assert "微调前" not in said.out and "base_answer" not in said.out
+
+
+def test_an_error_is_not_led_in_as_an_answer(adapter, rows, capsys):
+    with pytest.raises(SystemExit, match="a limit of 4 tokens"):
+        cli_demo.main(["--from_pretrained", str(adapter), "--image", str(rows / "images/0.tif"), "--max_length", "5", "--device", "cpu"])
+    assert capsys.readouterr().out == ""
+
+
+def test_bands_reach_the_reader(adapter, rows, monkeypatch):
+    import web_demo
+
+    seen = []
+
+    def read(source, bands=None):
+        seen.append(bands)
+        return read_image(source)
+    monkeypatch.setattr("model.read_image", read)
+    for module in ("batch", "rows"):
+        monkeypatch.setattr(f"model.{module}.read_image", read)
+    picture, val = str(rows / "images/0.tif"), str(rows / "rows-val.json")
+    cli_demo.main(["--from_pretrained", str(adapter), "--image", picture, "--bands", "4", "3", "2", *GREEDY])
+    typed = iter([picture, "stop"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    cli_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", *GREEDY])
+    assert seen == [[4, 3, 2]] * 2
+    evaluation.main(["--from_pretrained", str(adapter), "--data", val, "--bands", "4", "3", "2", "--max_new_tokens", "2", "--device", "cpu"])
+    assert seen == [[4, 3, 2]] * 8
+    monkeypatch.setattr(web_demo, "serve", lambda assistant, host, port, english, bands: sys.exit(str(bands)))
+    with pytest.raises(SystemExit, match=r"^\[4, 3, 2\]$"):
+        web_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", "--device", "cpu", "--port", "7899"])
+
+
+class TestRowsOfAFile:
+    """--input, --output"""
+    ROWS = [{"img": "images/0.tif", "prompt": "红色吗？", "label": "是"}, {"img": "images/1.tif", "label": ""},
+            {"img": "images/gone.tif", "prompt": "有什么？"}, {"prompt": "你好"},
+            {"img": "images/2.tif", "conversations": [{"role": "user", "content": "有什么？"}, {"role": "assistant", "content": "一条河。"},
+                                                     {"role": "user", "content": "蓝色吗？"}]},
+            {"img": "images/3.tif", "conversations": [{"role": "user", "content": "有什么？"}, {"role": "assistant", "content": "屋顶。"}]}]
+
+    @pytest.fixture
+    def argv(self, adapter, rows, tmp_path):
+        """Three rows at a time, one of the pictures missing."""
+        (rows / "questions.json").write_text(json.dumps(self.ROWS), encoding="utf-8")
+        return ["--from_pretrained", str(adapter), "--input", str(rows / "questions.json"), "--output", str(tmp_path / "out/answers.jsonl"),
+                "--batch-size", "3", *GREEDY]
+
+    def lines(self, argv):
+        return [json.loads(line) for line in Path(argv[5]).read_bytes().splitlines()]
+
+    def run(self, argv):
+        with pytest.raises(SystemExit) as end:
+            cli_demo.main(argv)
+        return end.value.code
+
+    def test_answers_of_one_by_one(self, argv, adapter, rows, capsys):
+        assert self.run(argv) == ('cli_demo.py: error: 1 of 6 rows have no answer but "error"; the first: '
+                                  f"image {rows}/images/gone.tif: no such file")
+        said = capsys.readouterr()
+        assert said.out == f"5 answers: {argv[5]}\n" and "2/2" in said.err
+        lines = self.lines(argv)
+        pictures = [rows / row["img"] if "img" in row else None for row in self.ROWS]
+        assert [line["img"] for line in lines] == [picture and str(picture) for picture in pictures]
+        assert [line["prompt"] for line in lines] == ["红色吗？", "有什么？", "有什么？", "你好", "蓝色吗？", "有什么？"]
+        assert [line.get("label") for line in lines] == ["是", None, None, None, None, "屋顶。"]
+        assert lines[2]["error"] == f"image {rows}/images/gone.tif: no such file" and "answer" not in lines[2]
+        assert lines[4]["history"] == [["有什么？", "一条河。"]] and "history" not in lines[5]
+        for line, picture in zip(lines, pictures):
+            if "answer" in line:
+                assert line["answer"] == answer(adapter, line["prompt"], picture and read_image(picture), line.get("history", ()))
+
+    def test_goes_on_after_a_crash(self, argv, rows, monkeypatch):
+        """Answered rows are kept, a torn line is mended, errors are asked again, other settings are answers of their own."""
+        self.run(argv)
+        path, lines = Path(argv[5]), self.lines(argv)
+        lines[0]["answer"] = "kept"
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[:4])
+        path.write_text(text + json.dumps(lines[4], ensure_ascii=False)[:50], encoding="utf-8")
+        asked, whole = [], Assistant.answer_batch
+        monkeypatch.setattr(Assistant, "answer_batch", lambda self, questions, *rest: asked.append(questions) or whole(self, questions, *rest))
+        self.run(argv)
+        assert asked == [["蓝色吗？", "有什么？"]]  # with the missing picture as the third of its batch
+        assert self.lines(argv) == [*lines[:4], lines[2], *lines[4:]] and path.read_text(encoding="utf-8").startswith(text)
+        for more in (["--seed", "1"], ["--max_length", "50"], ["--english"], ["--dtype", "bfloat16"], ["--prompt", "x"]):
+            before, asked[:] = len(self.lines(argv)), []
+            self.run(argv + more)
+            assert sum(map(len, asked)) == (1 if more[0] == "--prompt" else 5), more
+            assert len(self.lines(argv)) == before + (2 if more[0] == "--prompt" else 6)
+
+    def test_base(self, argv, adapter, tiny_checkpoint, rows, capsys):
+        self.run(argv + ["--base"])
+        lines = self.lines(argv)
+        assert [line["settings"]["system"] for line in lines] == ["base"] * 6 + ["tuned"] * 6
+        assert lines[0]["answer"] == answer(tiny_checkpoint, "红色吗？", read_image(rows / "images/0.tif")) != lines[6]["answer"]
+        assert capsys.readouterr().out == f"10 answers: {argv[5]}\n"
+
+    @pytest.mark.parametrize("content", ['[\n    {"img": "a.tif", "prompt": "x"}\n]', '[{"img": "a.tif", "prompt": "x"}]',
+                                         '{"img": "a.tif", "prompt": "x"}\n', '{"img": "a.tif", "prompt": "x"}', "words", "[\n", '{"img": \n'])
+    def test_a_file_of_something_else_is_not_touched(self, argv, content):
+        Path(argv[5]).parent.mkdir()
+        Path(argv[5]).write_text(content)
+        assert re.search(r"answers.jsonl: line 1 is no answer of an earlier run; name another file$", self.run(argv))
+        assert Path(argv[5]).read_text() == content
+
+    def test_too_little_memory_is_one_line(self, argv, monkeypatch):
+        def refuse(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        monkeypatch.setattr(Assistant, "answer_batch", refuse)
+        assert re.search("too little memory for 2 rows together; lower --batch-size, the same command goes on$", self.run(argv))
+
+    @pytest.mark.parametrize("rows_of_it, words", [
+        ([{"img": 5}], "row 0: img must be a path, got 5"), ([{"label": "x"}], "row 0: has keys label"), ([], "expected a list of"),
+        ([{"img": "a.tif", "conversations": [{"role": "assistant", "content": "x"}]}], "expected user"),
+        ([{"img": "a.tif", "prompt": " "}], "row 0: has keys img, prompt")])
+    def test_wrong_rows(self, argv, tmp_path, rows_of_it, words):
+        (tmp_path / "rows.json").write_text(json.dumps(rows_of_it))
+        assert words in self.run([*argv[:3], str(tmp_path / "rows.json"), *argv[4:]])
+
+    def test_folder_of_the_images_and_json_lines(self, argv, rows, tmp_path):
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"img": "0.tif", "prompt": "有\u2028什么？"}, ensure_ascii=False) + "\n", encoding="utf-8")
+        cli_demo.main([*argv[:3], str(tmp_path / "rows.jsonl"), *argv[4:], "--image-root", str(rows / "images")])
+        line, = self.lines(argv)
+        assert line["img"] == str(rows / "images/0.tif") and line["prompt"] == "有\u2028什么？" and line["answer"]
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -96,7 +355,9 @@ def test_user_errors(argv, words):
 @pytest.mark.parametrize("argv, words", [
     (["--top_p", "1.5"], "--top_p 1.5: must be at least 0 and at most 1"), (["--temperature", "-1"], "--temperature -1.0"),
     (["--max_length", "1"], "--max_length 1"), (["--repetition_penalty", "0"], "--repetition_penalty 0.0"),
-    (["--json"], "--json needs --image or --prompt"),
+    (["--json"], "--json needs --image or --prompt"), (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+    (["--input", "a.json"], "--input and --output go together"), (["--output", "a.jsonl"], "--input and --output go together"),
+    (["--input", "a.json", "--output", "b", "--image", "c"], "without --image and --json"),
 ])
 def test_wrong_options(argv, words, capsys):
     with pytest.raises(SystemExit):
@@ -194,10 +455,10 @@ class TestEvaluation:
                 "--max_new_tokens", "20", "--batch-size", "2", "--device", "cpu"]
         metrics = evaluation.main(argv)
         lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert [line["system"] for line in lines] == ["base"] * 3 + ["tuned"] * 3 and metrics["rows_with_scene"] == 2
+        assert [line["settings"]["system"] for line in lines] == ["base"] * 3 + ["tuned"] * 3 and metrics["rows_with_scene"] == 2
         sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=20)
         for line in lines:
-            folder = adapter if line["system"] == "tuned" else tiny_checkpoint
+            folder = adapter if line["settings"]["system"] == "tuned" else tiny_checkpoint
             alone = load_assistant(folder, device="cpu").stream(line["prompt"], read_image(line["img"]), (), sampling)
             assert line["answer"] == "".join(alone)
         out = capsys.readouterr().out
@@ -209,10 +470,26 @@ class TestEvaluation:
         again = evaluation.main(argv)  # asks only for the missing line, believes the rest
         assert again["tuned"] == {"scene_accuracy": 0.5, "distinct_answers": 2 / 3}
 
+    def test_a_base(self, tiny_checkpoint, rows, tmp_path, monkeypatch, capsys):
+        """Its answers are not called tuned, and its folder is not written into."""
+        before = sorted(tiny_checkpoint.iterdir())
+        monkeypatch.setattr(evaluation, "PROJECT", tmp_path)
+        metrics = evaluation.main(["--from_pretrained", str(tiny_checkpoint), "--data", str(rows / "rows-val.json"), "--max_new_tokens", "5",
+                                   "--device", "cpu", "--base"])
+        assert "base" in metrics and "tuned" not in metrics and sorted(tiny_checkpoint.iterdir()) == before
+        assert (tmp_path / "checkpoints/eval-base-rows-val/metrics.json").is_file()
+
+    def test_a_picture_lost_on_the_way(self, adapter, rows, tmp_path, monkeypatch):
+        def lost(*_):
+            raise UserError("image lost.tif: no such file")
+        monkeypatch.setattr("model.batch.read_image", lost)
+        with pytest.raises(SystemExit, match="3 of 3 rows have no answer; the first: image lost.tif: no such file"):
+            evaluation.main(["--from_pretrained", str(adapter), "--data", str(rows / "rows-val.json"), "--output", str(tmp_path)])
+
     @pytest.mark.parametrize("argv, words", [
         (["--from_pretrained", "nowhere", "--data", "VAL"], "checkpoint nowhere: no such folder"),
         (["--from_pretrained", "CK", "--data", "no.json"], "rows no.json: no such file"),
-        (["--from_pretrained", "CK", "--data", "VAL", "--output", "/proc/x"], "output /proc/x cannot be written"),
+        (["--from_pretrained", "CK", "--data", "VAL", "--output", "/proc/x"], "output /proc/x/predictions.jsonl cannot be written"),
         (["--from_pretrained", "CK", "--data", "VAL", "--image-root", "/nowhere"], "3 of 3 wrong"),
     ])
     def test_user_errors(self, adapter, rows, argv, words):

@@ -359,8 +359,8 @@ def test_options_reach_the_loader(monkeypatch):
     with pytest.raises(SystemExit) as end:
         web_demo.main("--from_pretrained a --base_path b --tokenizer c --device d --dtype bfloat16 --port".split()
                       + [str(free_port())])
-    assert end.value.code == ("web_demo.py: error: a " + str({"base": "b", "tokenizer": "c", "device": "d",
-                                                              "dtype": "bfloat16"}))
+    assert end.value.code == ("web_demo.py: error: a " + str({"base": "b", "tokenizer": "c", "bits": None, "download": None,
+                                                              "device": "d", "dtype": "bfloat16"}))
 
 
 def test_an_unknown_checkpoint_is_one_line():

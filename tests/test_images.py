@@ -1,0 +1,510 @@
+"""Pictures of every kind, from files and from addresses, against values computed apart from Pillow's and rasterio's readers.
+
+Tests that need rasterio are skipped where it is not installed: pip install rasterio
+"""
+import io
+import itertools
+import re
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model import UserError, fetch, images, read_image
+from model import rows as model_rows
+
+PROJECT = Path(__file__).resolve().parent.parent
+Y, X = np.mgrid[0:60, 0:80]
+RGB = np.stack([X * 3, Y * 4, (X + Y)], axis=-1).astype(np.uint8)
+SENSOR = np.stack([X * 25 + 300, Y * 31 + 300, X + Y + 300, X * Y + 300]).astype(np.uint16)  # 11 bits and more
+SENSOR[:, :, :9] = 0  # nodata
+
+
+def stretched(band, valid):
+    """The rule, computed anew: 2nd to 98th percentile of the valid pixels to 0..255, cut off, the rest white."""
+    low, high = np.percentile(band[valid].astype(float), (2, 98))
+    return np.where(valid, np.clip((band - low) / (high - low) * 255, 0, 255), 255)
+
+
+def close(image, expected, tolerance=1.01):
+    assert image.mode == "RGB"
+    return np.abs(np.asarray(image, dtype=float) - expected).max() <= tolerance
+
+
+@pytest.fixture
+def no_rasterio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+
+
+@pytest.fixture
+def write_raster(tmp_path):
+    """Writes [bands, height, width] as a GeoTIFF; skips the test without rasterio."""
+    rasterio = pytest.importorskip("rasterio")
+
+    def write(values, name="scene.tif", **options):
+        place = rasterio.Affine(10, 0, 4e5, 0, -10, 3e6)
+        with rasterio.open(tmp_path / name, "w", driver="GTiff", count=len(values), height=values.shape[1], width=values.shape[2],
+                           dtype=values.dtype, transform=place, **options) as file:
+            file.write(values)
+        return tmp_path / name
+    return write
+
+
+class TestPillow:
+    def save(self, tmp_path, image, name, **options):
+        image.save(tmp_path / name, **options)
+        return tmp_path / name
+
+    @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.ppm", "a.tga"])
+    def test_eight_bit_pictures_stay_as_they_are(self, tmp_path, name):
+        assert close(read_image(self.save(tmp_path, Image.fromarray(RGB), name)), RGB, 0)
+
+    def test_cmyk_jpeg(self, tmp_path):
+        path = self.save(tmp_path, Image.fromarray(RGB).convert("CMYK"), "a.jpg", quality=100, subsampling=0)
+        assert Image.open(path).mode == "CMYK" and close(read_image(path), RGB, 6)
+
+    def test_first_frame_of_an_animation(self, tmp_path):
+        frames = [Image.new("RGB", (80, 60), colour) for colour in ("red", "blue", "black")]
+        for name in ("a.gif", "a.webp", "a.png"):
+            path = self.save(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
+            assert Image.open(path).n_frames == 3 and close(read_image(path), np.array([255, 0, 0]), 2)
+
+    @pytest.mark.parametrize("orientation, turned", [
+        (1, RGB), (2, RGB[:, ::-1]), (3, RGB[::-1, ::-1]), (4, RGB[::-1]), (5, RGB.transpose(1, 0, 2)),
+        (6, RGB[::-1].transpose(1, 0, 2)), (7, RGB[::-1, ::-1].transpose(1, 0, 2)), (8, RGB.transpose(1, 0, 2)[::-1])])
+    def test_exif_orientation(self, tmp_path, orientation, turned):
+        exif = Image.Exif()
+        exif[274] = orientation
+        assert close(read_image(self.save(tmp_path, Image.fromarray(RGB), "a.png", exif=exif)), turned, 0)
+
+    def test_transparency_becomes_white(self, tmp_path):
+        alpha = (X * 3).astype(np.uint8)
+        path = self.save(tmp_path, Image.fromarray(np.dstack([RGB, alpha])), "a.png")
+        share = alpha[:, :, None] / 255
+        assert close(read_image(path), RGB * share + 255 * (1 - share))
+        palette = Image.fromarray((X % 3).astype(np.uint8))
+        palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+        colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
+        assert close(read_image(self.save(tmp_path, palette, "p.png", transparency=1)), colours[X % 3], 0)
+
+    def test_infrared_labelled_alpha_is_no_transparency(self, tmp_path):
+        infrared = (X + 1).astype(np.uint8)
+        infrared[:, :5] = 0
+        path = self.save(tmp_path, Image.fromarray(np.dstack([RGB, infrared])), "a.tif")
+        assert close(read_image(path), np.where(infrared[:, :, None] > 0, RGB, 255), 0)
+
+    @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+    def test_a_deep_band_is_stretched_and_nodata_left_out(self, tmp_path, kind):
+        band = SENSOR[3].astype(kind)
+        valid = band != 0
+        path = self.save(tmp_path, Image.fromarray(band), "a.tif", tiffinfo={42113: "0"})
+        assert close(read_image(path), stretched(band, valid)[:, :, None])
+        if kind == np.float32:
+            band[~valid] = np.nan
+            assert close(read_image(self.save(tmp_path, Image.fromarray(band), "a.tif")), stretched(band, valid)[:, :, None])
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("band, value", [(np.full((9, 9), np.nan, np.float32), 255), (np.full((9, 9), 7, np.uint16), 0)])
+    def test_a_band_with_nothing_to_stretch(self, tmp_path, band, value):
+        assert close(read_image(self.save(tmp_path, Image.fromarray(band), "a.tif")), value, 0)
+
+    def test_long_pictures_are_shrunk_by_averaging(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(images, "LONGEST", 20)
+        path = self.save(tmp_path, Image.fromarray(RGB), "a.png")
+        assert close(read_image(path), RGB.reshape(15, 4, 20, 4, 3).mean((1, 3)))
+
+    def test_a_huge_jpeg_is_decoded_reduced(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(images, "LONGEST", 10)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        path = self.save(tmp_path, Image.fromarray(RGB), "a.jpg", quality=100, subsampling=0)
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(path)
+        assert close(read_image(path), blocks(RGB, 8), 4)
+        self.save(tmp_path, Image.fromarray(RGB), "p.jpg", progressive=True)
+        with pytest.raises(UserError, match="p.jpg: a progressive JPEG of 80 x 60 pixels; cut it into tiles$"):
+            read_image(tmp_path / "p.jpg")
+
+    @pytest.mark.parametrize("name, content, words", [
+        ("nowhere.png", None, "no such file"), ("", None, "a folder; name one picture in it"), ("a\0b.png", None, "cannot be opened"),
+        ("a.tif", "text of no picture\n" * 50, "not a picture Pillow can read"), ("a.png", "", "not a picture Pillow can read"),
+        ("a.eps", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "an EPS file"),
+        ("ftp://host/a.png", None, "expected an http:// or https:// address"), ("file:///etc/hosts", None, "expected an http://"),
+    ])
+    def test_what_is_no_picture_is_one_line(self, tmp_path, name, content, words):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        source = name if "://" in name else f"{tmp_path}/{name}"
+        with pytest.raises(UserError) as caught:
+            read_image(source)
+        assert re.match(re.escape(f"image {source}: {words}"), str(caught.value)) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg", "a.gif"])
+    def test_truncated_files_are_one_line(self, tmp_path, name):
+        path = self.save(tmp_path, Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)), name)
+        whole = path.read_bytes()
+        for share in (0.2, 0.5, 0.9):
+            path.write_bytes(whole[:int(len(whole) * share)])
+            with pytest.raises(UserError, match=f"{name}: cannot be read .*truncated.*; copy or download it again$"):
+                read_image(path)
+
+    def test_a_picture_of_400_million_pixels_is_one_line_without_rasterio(self, tmp_path, no_rasterio):
+        (tmp_path / "a.png").write_bytes(png(20000, 20000, []))
+        with pytest.raises(UserError, match=r"a.png: Image size \(400000000 pixels\) exceeds limit .*: pip install rasterio$"):
+            read_image(tmp_path / "a.png")
+
+    def test_a_huge_picture_of_another_kind_is_one_line(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(UserError, match="a.gif: Image size .*; a reduced reading is not possible for files of this kind; convert"):
+            read_image(self.save(tmp_path, Image.fromarray(RGB), "a.gif"))
+
+    def test_what_needs_rasterio_says_so(self, tmp_path, no_rasterio):
+        path = self.save(tmp_path, Image.fromarray(RGB), "a.tif")
+        with pytest.raises(UserError, match="a.tif: a choice of bands needs rasterio: pip install rasterio$"):
+            read_image(path, bands=[3, 2, 1])
+        path.write_bytes(tiff16(SENSOR[:3]))
+        with pytest.raises(UserError, match="a.tif: several bands, of which .* needs rasterio: pip install rasterio$"):
+            read_image(path)
+        path.write_bytes(tiff16(SENSOR))
+        with pytest.raises(UserError, match="a.tif: a TIFF that Pillow cannot read; .* needs rasterio: pip install rasterio$"):
+            read_image(path)
+
+
+def blocks(values, size):
+    """Averages of squares; what sticks out at the edges is averaged alone."""
+    height, width = values.shape[:2]
+    return np.array([[values[y:y + size, x:x + size].mean((0, 1)) for x in range(0, width, size)] for y in range(0, height, size)])
+
+
+def png(width, height, lines):
+    """A PNG of 8-bit RGB, from an iterable of lines of 3 * width bytes."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    packer = zlib.compressobj(1)
+    data = b"".join(packer.compress(b"\0" + line) for line in lines) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def tiff16(bands):
+    """An uncompressed TIFF of 16-bit bands, written by hand: three are RGB, others mean nothing in particular."""
+    count, height, width = bands.shape
+    tags = [(256, 4, width), (257, 4, height), (258, 3, None), (259, 3, 1), (262, 3, 2 if count == 3 else 1), (273, 4, 512), (277, 3, count),
+            (278, 4, height), (279, 4, bands.nbytes)]
+    out = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, kind, value in tags:
+        out += struct.pack("<HHII", tag, kind, count, 256) if value is None else struct.pack("<HHII", tag, kind, 1, value)
+    out = out.ljust(256, b"\0") + struct.pack(f"<{count}H", *[16] * count)
+    return out.ljust(512, b"\0") + bands.transpose(1, 2, 0).astype("<u2").tobytes()
+
+
+class TestRasterio:
+    def scene(self, bands, valid):
+        return np.dstack([stretched(SENSOR[band - 1], valid) for band in bands])
+
+    @pytest.mark.parametrize("options", [{}, {"compress": "lzw", "predictor": 2, "tiled": True, "blockxsize": 16, "blockysize": 16},
+                                         {"interleave": "band"}], ids=["plain", "tiled", "planar"])
+    def test_four_bands_of_sixteen_bits(self, write_raster, options):
+        path = write_raster(SENSOR, nodata=0, **options)
+        assert close(read_image(path), self.scene((1, 2, 3), X >= 9))
+        assert close(read_image(path, bands=[4, 3, 2]), self.scene((4, 3, 2), X >= 9))
+
+    def test_a_tiff_written_by_hand(self, tmp_path):
+        pytest.importorskip("rasterio")
+        (tmp_path / "a.tif").write_bytes(tiff16(SENSOR))
+        assert close(read_image(tmp_path / "a.tif"), self.scene((1, 2, 3), X >= 0))
+        (tmp_path / "a.tif").write_bytes(tiff16(SENSOR[:3]))
+        assert close(read_image(tmp_path / "a.tif"), self.scene((1, 2, 3), X >= 0))
+
+    def test_floats_with_nan_and_bands_named_by_the_file(self, write_raster):
+        rasterio = pytest.importorskip("rasterio")
+        values = SENSOR.astype(np.float32) / 1e4
+        values[:, X < 9] = np.nan
+        path = write_raster(values)
+        with rasterio.open(path, "r+") as file:
+            file.colorinterp = [getattr(rasterio.enums.ColorInterp, name) for name in ("blue", "green", "red", "undefined")]
+        assert close(read_image(path), self.scene((3, 2, 1), X >= 9))
+
+    def test_eight_bits_are_not_stretched(self, write_raster):
+        values = np.stack([RGB[:, :, i] for i in (0, 1, 2, 0, 1, 2)])
+        path = write_raster(values)
+        assert close(read_image(path), RGB, 0) and close(read_image(path, bands=[3, 2, 1]), RGB[:, :, ::-1], 0)
+
+    def test_wrong_bands_and_numbers(self, write_raster):
+        path = write_raster(SENSOR)
+        for bands, shown in (([5, 1, 1], "5 1 1"), ([0, 1, 2], "0 1 2")):
+            with pytest.raises(UserError, match=f"scene.tif: bands {shown} were asked for, it has 1 to 4$"):
+                read_image(path, bands)
+        with pytest.raises(UserError, match="complex numbers"):
+            read_image(write_raster(SENSOR[:1].astype(np.complex64)))
+
+    def test_a_scene_is_read_reduced(self, write_raster, monkeypatch):
+        monkeypatch.setattr(images, "LONGEST", 20)
+        path = write_raster(SENSOR[:, :, 8:72].copy(), tiled=True, blockxsize=16, blockysize=16)
+        image = read_image(path)
+        small = np.stack([blocks(band[:, :, None], 3)[:, :, 0] for band in SENSOR[:3, :, 8:72].astype(float)])
+        assert image.size == (22, 20)
+        # GDAL's samples are 64 / 22 wide, these are 3
+        assert close(image, np.dstack([stretched(band, band >= 0) for band in small]), 40)
+
+    def test_overviews_are_used(self, write_raster, monkeypatch):
+        rasterio = pytest.importorskip("rasterio")
+        monkeypatch.setattr(images, "LONGEST", 20)
+        path = write_raster(SENSOR[:3], tiled=True, blockxsize=16, blockysize=16)
+        monkeypatch.setattr(images, "MAX_SCENE", 1000)
+        with pytest.raises(UserError, match="80 x 60 pixels without overviews, .* `gdal_translate -of COG`"):
+            read_image(path)
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([4], rasterio.enums.Resampling.average)
+        assert read_image(path).size == (20, 15)
+        monkeypatch.setattr(images, "MAX_BLOCK", 100)
+        with pytest.raises(UserError, match="in blocks of 0 MB"):
+            read_image(path)
+
+    @pytest.mark.parametrize("form", ["png", "tif", "bmp"])
+    def test_too_large_for_pillow(self, tmp_path, monkeypatch, form):
+        pytest.importorskip("rasterio")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        Image.fromarray(RGB).save(tmp_path / f"a.{form}")
+        assert close(read_image(tmp_path / f"a.{form}"), RGB, 0)
+        palette = Image.fromarray((X % 3).astype(np.uint8))
+        palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+        palette.save(tmp_path / f"p.{form}")
+        assert close(read_image(tmp_path / f"p.{form}"), np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[X % 3], 0)
+
+    def test_a_description_of_other_files_is_not_followed(self, write_raster, tmp_path):
+        rasterio = pytest.importorskip("rasterio")
+        secret = write_raster(SENSOR[:1])
+        trap = tmp_path / "trap.tif"
+        trap.write_text('<VRTDataset rasterXSize="80" rasterYSize="60"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+                        f"<SourceFilename>{secret}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>")
+        with rasterio.open(trap) as file:
+            assert file.read().any()  # GDAL, left to itself, does follow it
+        for bands in (None, [1, 1, 1]):
+            with pytest.raises(UserError):
+                read_image(trap, bands)
+
+    def test_truncated(self, write_raster):
+        path = write_raster(SENSOR, compress="lzw")
+        whole = path.read_bytes()
+        for share in (0.01, 0.5, 0.9):
+            path.write_bytes(whole[:int(len(whole) * share)])
+            with pytest.raises(UserError, match="scene.tif: cannot be read .*; copy or download it again$") as caught:
+                read_image(path)
+            assert "\n" not in str(caught.value)
+
+    @pytest.mark.slow
+    def test_a_picture_of_400_million_pixels(self, tmp_path):
+        """Four coloured quarters; memory beyond what the imports take stays bounded."""
+        pytest.importorskip("rasterio")
+        half = 10000
+        top, low = (b"\xff\0\0" * half + b"\0\xff\0" * half), (b"\0\0\xff" * half + b"\xff\xff\0" * half)
+        (tmp_path / "a.png").write_bytes(png(2 * half, 2 * half, itertools.chain([top] * half, [low] * half)))
+        code = ("import resource, sys, rasterio\nfrom model import read_image\nrss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+                "before = rss(); i = read_image(sys.argv[1]); w, h = i.size\n"
+                "print([i.getpixel(p) for p in ((9, 9), (w - 9, 9), (9, h - 9), (w - 9, h - 9))], rss() - before < 200_000)")
+        result = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], cwd=PROJECT, capture_output=True, text=True)
+        assert result.stdout == "[(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)] True\n", result.stderr
+
+
+class Handler(BaseHTTPRequestHandler):
+    picture = io.BytesIO()
+    Image.fromarray(RGB).save(picture, "PNG")
+
+    def do_GET(self):
+        self.server.asked.append((self.path, self.headers["Host"]))
+        way, _, target = self.path[1:].partition("?")
+        body = self.picture.getvalue()
+        if way == "to":
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.end_headers()
+            return
+        self.send_response(404 if way == "missing" else 200)
+        length = {"huge": 2**40, "endless": None, "short": len(body) + 9}.get(way, len(body))
+        if length:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        try:
+            if way == "slow":
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
+            while way == "endless":
+                self.wfile.write(bytes(2**16))
+            self.wfile.write(b"<html>".ljust(len(body)) if way == "page" else body)
+        except OSError:
+            self.server.hung_up.set()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked, server.hung_up, server.daemon_threads = [], threading.Event(), True
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Host names of the test's own: name -> a list of addresses, or of such lists, one a look-up."""
+    table, looked, real = {}, [], socket.getaddrinfo
+
+    def look_up(host, port, *args, **options):
+        looked.append(host)
+        found = table.get(host)
+        if found is None:
+            return real(host, port, *args, **options)
+        if isinstance(found[0], list):
+            found = found.pop(0)
+        return [(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in found]
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    table["looked"] = looked
+    return table
+
+
+@pytest.fixture
+def wires(monkeypatch, server):
+    """Connections to 93.184.216.34, a public address, end at the test's server; `wires` lists all that were opened."""
+    opened = []
+
+    class Wire(socket.socket):
+        def connect(self, address):
+            opened.append(address[0])
+            super().connect(("127.0.0.1", server.server_port) if address[0] == PUBLIC else address)
+    monkeypatch.setattr(socket, "socket", Wire)
+    return opened
+
+
+PUBLIC = "93.184.216.34"
+
+
+class TestAddresses:
+    def test_a_picture(self, server):
+        assert close(read_image(f"{server.url}/a.png"), RGB, 0)
+        assert close(read_image(f"{server.url}/图像 1.png?名=值&b=%20"), RGB, 0)
+        assert server.asked[1][0] == "/%E5%9B%BE%E5%83%8F%201.png?%E5%90%8D=%E5%80%BC&b=%20"
+
+    def test_redirects(self, server):
+        assert close(read_image(f"{server.url}/to?/to?/a.png"), RGB, 0)
+        for target, words in (("file:///etc/hosts", "expected an http:// or https:// address, got file:///etc/hosts"),
+                              ("ftp://127.0.0.1/a", "expected an http://"), ("", "the server answered 302")):
+            with pytest.raises(UserError, match=f"^image {server.url}/to.*: {words}"):
+                read_image(f"{server.url}/to?{target}")
+        server.asked.clear()
+        with pytest.raises(UserError, match="more than 5 redirects$"):
+            read_image(server.url + "/to?" * 9 + "/a.png")
+        assert len(server.asked) == 6
+
+    @pytest.mark.parametrize("path, words", [
+        ("missing", "the server answered 404 Not Found"), ("page", "not a picture Pillow can read"),
+        ("huge", "more than 0 MB; download it yourself"), ("endless", "more than 0 MB; download it yourself"),
+        ("short", "the connection broke, 9 bytes are missing"), ("slow", "no answer for 15 s, or not complete after 1 s"),
+    ])
+    def test_what_goes_wrong_is_one_line(self, server, monkeypatch, path, words):
+        monkeypatch.setattr(fetch, "MAX_BYTES", 10**5)
+        monkeypatch.setattr(fetch, "SECONDS", 1)
+        begun = time.monotonic()
+        with pytest.raises(UserError, match=f"^image {server.url}/{path}: {words}[^\n]*$"):
+            read_image(f"{server.url}/{path}")
+        assert time.monotonic() - begun < 5
+        if path in ("slow", "endless"):
+            assert server.hung_up.wait(5)  # nothing goes on behind our back
+
+    @pytest.mark.parametrize("url, words", [
+        ("http://", "expected an http"), ("http://[::1", "cannot be downloaded"), ("http://host:99999/", "cannot be downloaded"),
+        ("http://nowhere.invalid/", "the host nowhere.invalid is not known here"), ("http://" + "a" * 70 + ".com", "the host a+.com is not known"),
+    ])
+    def test_wrong_addresses(self, url, words):
+        with pytest.raises(UserError, match=words) as caught:
+            read_image(url)
+        assert "\n" not in str(caught.value)
+
+    def test_nobody_listens(self):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        with pytest.raises(UserError, match="cannot be downloaded .*refused"):
+            read_image(f"http://127.0.0.1:{port}/")
+
+    def test_rows_of_a_file_may_be_addresses(self, server, tmp_path):
+        (tmp_path / "rows.json").write_text(f'[{{"img": "{server.url}/a.png"}}]')
+        sample, = model_rows.load_rows(tmp_path / "rows.json", questions=True)
+        assert close(read_image(sample.image), RGB, 0)
+
+    def test_https_verifies_the_name(self, server, names, tmp_path, monkeypatch):
+        key, certificate = tmp_path / "key", tmp_path / "certificate"
+        made = subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "1",
+                               "-subj", "/CN=right.example", "-addext", "subjectAltName=DNS:right.example"], capture_output=True)
+        if made.returncode:
+            pytest.skip("no openssl to make a certificate with")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        real = ssl.create_default_context
+        monkeypatch.setattr(ssl, "create_default_context", lambda: real(cafile=certificate))
+        names |= {"right.example": ["127.0.0.1"], "wrong.example": ["127.0.0.1"]}
+        assert close(read_image(f"https://right.example:{server.server_port}/a.png"), RGB, 0)
+        with pytest.raises(UserError, match="CERTIFICATE_VERIFY_FAILED"):
+            read_image(f"https://wrong.example:{server.server_port}/a.png")
+
+
+class TestGuard:
+    @pytest.mark.parametrize("host", [
+        "127.0.0.1", "127.1", "2130706433", "017700000001", "0177.0.0.1", "0x7f.1", "localhost", "0.0.0.0", "0", "[::1]", "[::]",
+        "[::ffff:127.0.0.1]", "[::ffff:a00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "169.254.169.254", "[fe80::1]",
+        "[fd00::1]", "[fec0::1]", "[ff02::1]", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "198.18.0.1", "224.0.0.1",
+        "240.0.0.1", "255.255.255.255", "someone:word@127.0.0.1", "93.184.216.34@127.0.0.1"])
+    def test_addresses_that_are_not_public(self, host, wires):
+        with pytest.raises(UserError, match="is not on the public network|is not known here"):
+            read_image(f"http://{host}:80/a.png", public_only=True)
+        assert wires == []
+
+    @pytest.mark.parametrize("ip, public", [(PUBLIC, True), ("8.8.8.8", True), ("2606:4700::1111", True), ("::ffff:8.8.8.8", True),
+                                            ("fe80::1%eth0", False), ("::ffff:10.0.0.1", False), ("172.32.0.1", True)])
+    def test_public_or_not(self, ip, public):
+        assert fetch._is_public(ip) == public
+
+    def test_a_public_name(self, server, names, wires):
+        names["pictures.example"] = [PUBLIC]
+        assert close(read_image("http://pictures.example/a.png", public_only=True), RGB, 0)
+        assert wires == [PUBLIC] and server.asked == [("/a.png", "pictures.example")]
+
+    @pytest.mark.parametrize("addresses", [["127.0.0.1"], [PUBLIC, "127.0.0.1"], ["::ffff:127.0.0.1"], ["192.168.0.9"]])
+    def test_a_name_that_leads_inside(self, server, names, wires, addresses):
+        names["trap.example"] = addresses
+        with pytest.raises(UserError, match="^image http://trap.example/: trap.example is not on the public network"):
+            read_image("http://trap.example/", public_only=True)
+        assert wires == [] and server.asked == []
+
+    def test_a_name_is_looked_up_once(self, server, names, wires):
+        """DNS that answers with a public address first and with the loopback afterwards."""
+        names["trap.example"] = [[PUBLIC], ["127.0.0.1"]]
+        assert close(read_image("http://trap.example/a.png", public_only=True), RGB, 0)
+        assert wires == [PUBLIC] and names["looked"] == ["trap.example"]
+
+    @pytest.mark.parametrize("target", ["http://127.0.0.1:{}/a.png", "http://inside.example:{}/a.png", "//localhost:{}/a.png"])
+    def test_a_redirect_inside(self, server, names, wires, target):
+        names |= {"pictures.example": [PUBLIC], "inside.example": ["127.0.0.1"]}
+        with pytest.raises(UserError, match="is not on the public network"):
+            read_image("http://pictures.example/to?" + target.format(server.server_port), public_only=True)
+        assert wires == [PUBLIC] and len(server.asked) == 1
+
+    def test_files_are_refused(self, tmp_path):
+        Image.fromarray(RGB).save(tmp_path / "a.png")
+        for source in (tmp_path / "a.png", f"file://{tmp_path}/a.png"):
+            with pytest.raises(UserError, match="expected an http:// or https:// address"):
+                read_image(source, public_only=True)
