@@ -17,6 +17,7 @@ import torch
 import cli_demo
 import evaluate_RemoteGLM as evaluation
 import export_RemoteGLM
+from model import checkpoint
 from model.assistant import DEFAULT_PROMPT
 from model import Assistant, Sampling, UserError, load_assistant, read_image
 
