@@ -30,7 +30,7 @@ def main():
     shutil.copy(RUN / "loss.png", HERE / "loss.png")
     step = (RUN / "latest").read_text()
     lines = (RUN / step / "eval-demo-prompt-test" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    answers = {(Path(e["img"]).name, e["system"]): e["answer"] for e in map(json.loads, lines)}
+    answers = {(Path(e["img"]).name, e["settings"]["system"]): e["answer"] for e in map(json.loads, lines)}
     shown = sorted({name for name, _ in answers if name.endswith("_test_000.tif")})
     rows = -(-len(shown) // COLUMNS)
     width, height = (TILE + 12) * SCALE, (TILE + TEXT) * SCALE

@@ -175,7 +175,7 @@ def collate(items):
     return batch
 
 
-def plan_epoch(lengths, size, seed, epoch, pool=32):
+def plan_epoch(lengths, size, seed, epoch, pool=8):
     """Rows of every optimizer step of an epoch: lists of `size` indices.
 
     A function of its arguments alone, so that any number of processes and a resumed run take the same steps. Rows of alike
