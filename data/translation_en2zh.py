@@ -262,6 +262,8 @@ def check(args):
     if args.input is None and not (DATA / (name := args.dataset or DEFAULT_SET) / f"{name}-en.json").exists():
         args.reads = "captions"
     args.output = args.output or args.check.with_name(f"{args.check.stem}-checked{args.check.suffix}")
+    if args.output.exists() and args.check.exists() and args.output.samefile(args.check):
+        raise StageError(f"output {args.output} is the file that is checked: name another by --output")
     resolve_paths(args)
     english = english_of(args.input)
     allowance = STYLES[args.style][1]
