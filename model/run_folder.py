@@ -22,8 +22,9 @@ class RunFolder:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / ".writable").touch()
-            (self.folder / ".writable").unlink()
+            probe = self.folder / f".writable-{os.getpid()}"  # every process of a run tries at the same time
+            probe.touch()
+            probe.unlink()
         except OSError as error:
             raise UserError(f"checkpoint folder {folder} cannot be written: {error.strerror}; choose another --save") from None
 
