@@ -561,6 +561,9 @@ def train(o, unused):
         shape = config["qformer_args"]["vocab_size"], config["qformer_args"]["hidden_size"]
         mark = card["base"]["fingerprint"] if card["base"] else f"{o.seed} {sha256_of(o.model_config)}"
         cache = VisionCache(o.vision_cache, pictures, shape=shape, dtype=dtype, image_size=config["eva_args"]["image_size"], mark=mark)
+        found_missing = [cache.missing]
+        torch.distributed.broadcast_object_list(found_missing, 0)  # one list for all: a process that looks later finds less missing
+        cache.missing = found_missing[0]
         if not cache.room():
             say(f"the disk of {o.vision_cache} is too full for {len(cache.missing):,} pictures of {cache.bytes / 1e3:.0f} kB: the vision tower "
                 "runs in every step instead")
