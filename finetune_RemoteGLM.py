@@ -6,7 +6,6 @@ best, loss.png, metrics.jsonl. The same command with --resume goes on exactly wh
 """
 import argparse
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import logging
@@ -33,6 +32,7 @@ import deepspeed  # noqa: E402
 
 from model import checkpoint
 from model.errors import UserError
+from model.find import sha256
 from model.quantization import to_nf4
 from model.rows import Batches, RowDataset, check_batches, check_images, collate, load_rows, plan_epoch
 from model.run_folder import RunFolder
@@ -471,10 +471,6 @@ def estimated_gb(network, dataset, batch_size):
     return (weights + trained * 16 + kept + logits) / 1e9
 
 
-def sha256_of(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 # What a resumed run must share with the one it goes on from, or it would go somewhere else.
 FIXED = ("mode", "model_config", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "layer_range", "pre_seq_len", "train",
          "freeze", "max_source_length", "max_target_length", "english", "lr", "lr_decay_style", "warmup", "weight_decay", "clip_grad", "seed", "adam_beta1", "adam_beta2",
@@ -559,7 +555,7 @@ def train(o, unused):
     cache, blank = None, torch.zeros(())
     if uses_vision_cache(o) and pictures:
         shape = config["qformer_args"]["vocab_size"], config["qformer_args"]["hidden_size"]
-        mark = card["base"]["fingerprint"] if card["base"] else f"{o.seed} {sha256_of(o.model_config)}"
+        mark = card["base"]["fingerprint"] if card["base"] else f"{o.seed} {sha256(o.model_config)}"
         cache = VisionCache(o.vision_cache, pictures, shape=shape, dtype=dtype, image_size=config["eva_args"]["image_size"], mark=mark)
         found_missing = [cache.missing]
         torch.distributed.broadcast_object_list(found_missing, 0)  # one list for all: a process that looks later finds less missing
@@ -603,8 +599,8 @@ def train(o, unused):
     options = dataclasses.asdict(o)
     card |= {"format": 2, "prompt": Counter(s.question for s in samples).most_common(1)[0][0], "english": o.english,
              "options": options, "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}}
-    state = {"options": options, "rows per step": size, "steps": total, "training rows": sha256_of(train_file)[:16],
-             "held-out rows": sha256_of(valid_file)[:16] if valid_file else None, "world": world,
+    state = {"options": options, "rows per step": size, "steps": total, "training rows": sha256(train_file)[:16],
+             "held-out rows": sha256(valid_file)[:16] if valid_file else None, "world": world,
              "base": card["base"] and card["base"]["fingerprint"]}
     step, best, waited = 0, None, 0
     if o.resume and found:
