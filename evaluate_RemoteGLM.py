@@ -1,100 +1,256 @@
-"""Answer every row of a file with a checkpoint and measure: how often is the scene named rightly?
+"""Measure a checkpoint: does it describe well, does it invent things, does it look at the picture?
 
     python evaluate_RemoteGLM.py --from_pretrained checkpoints/demo --data data/demo/demo-prompt-test.json --base
+    python evaluate_RemoteGLM.py --predictions answers.jsonl --data data/UCM/UCM-prompt-val.json     # without a model
 
-Answers are greedy, kept in predictions.jsonl as they come (a second run goes on from there), measures in metrics.json.
+Every picture is described, once more with a blank picture and with another one in its place, and asked about by yes / no
+questions. Answers are greedy and kept as they come: a second run goes on from there. Writes metrics.json, table.md and report.html.
 """
 import argparse
 import json
 import sys
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-
-from tqdm import tqdm
 
 from cli_demo import add_bands_option, add_loading_options, compares, loading
 
 PROJECT = Path(__file__).resolve().parent
-LEXICON = PROJECT / "data" / "lexicon.json"
+CONTROLS = ("blank image", "swapped images")
+PACKAGES = ("torch", "numpy", "sacrebleu", "jieba")
 
 
-def first_scene(text, scenes):
-    """The scene a Chinese text names first; where two begin together the longer word wins. None if it names none."""
-    found = [(text.index(word), -len(word), scene) for scene, words in scenes.items() for word in words["zh"] if word in text]
-    return min(found)[2] if found else None
+@dataclass
+class System:
+    """The answers of one column of the table: one an image, and to yes / no questions."""
+    name: str
+    answers: list
+    controls: dict = field(default_factory=dict)   # name of the control -> answers
+    replies: dict = field(default_factory=dict)    # (image, question) -> answer
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add_loading_options(parser, required=True)
-    add("--data", required=True, help="rows to answer: what data/generate_prompt.py writes")
+    add_loading_options(parser)
+    add("--data", required=True, help="rows to answer: what data/generate_prompt.py writes; those that ask for a description count")
+    add("--base", nargs="?", const=True, help="measure the untuned base as well; with a value that checkpoint as the base")
+    add("--predictions", type=Path, nargs="+", help='measure existing answers without a model: .jsonl of {"img", "prompt", "answer"}, '
+        "as cli_demo.py --output and this script write them; each file is a system")
+    add("--references", type=Path, help="caption set as distributed (dataset.json): its sentences are further references; those of "
+        "another language only say what is there")
+    add("--split", help="only images of this split; needs --references")
+    add("--train-data", help="training rows, for the reference rows and for copied captions; default: the -train file beside the rows")
     add("--image-root", default="", help="folder of relative images; default: beside the rows, then the project root")
     add_bands_option(parser)
-    add("--output", type=Path, help="folder of predictions.jsonl and metrics.json; default: <checkpoint>/eval-<rows>; of a "
-        "base: checkpoints/eval-<base>-<rows>")
-    add("--base", action="store_true", help="measure the untuned base as well")
+    add("--output", type=Path, help="folder of the answers and the report; default: <checkpoint>/eval-<rows>; of a "
+        "base: checkpoints/eval-<base>-<rows>; with --predictions: eval-<rows> beside the first of them")
+    add("--english", action="store_true", help="ask in English")
+    add("--existence", type=int, default=3, help="yes / no questions per image about objects that are there, and as many about ones that "
+        "are not, of each kind; 0: none (%(default)s)")
+    add("--no-controls", action="store_true", help="leave the blank and the swapped images out: a third of the time")
     add("--batch-size", type=int, default=16, help="rows answered together (%(default)s)")
     add("--max_new_tokens", type=int, default=128, help="length limit of an answer, in tokens (%(default)s)")
-    add("--limit", type=int, default=0, help="only the first rows; 0: all")
+    add("--limit", type=int, default=0, help="only the first images; 0: all")
+    add("--gallery", type=int, default=100, help="pictures in the report, the worst first; 0: all (%(default)s)")
+    add("--resamples", type=int, default=1000, help="of the 95 %% intervals and tests (%(default)s)")
+    add("--seed", type=int, default=0, help="of swapped images, questions and resamples (%(default)s)")
     args = parser.parse_args(argv)
-    if args.batch_size < 1 or args.max_new_tokens < 1:
-        parser.error("--batch-size and --max_new_tokens must be at least 1")
+    if bool(args.from_pretrained) == bool(args.predictions):
+        parser.error("give either --from_pretrained or --predictions")
+    if args.predictions and args.base:
+        parser.error("--base goes with --from_pretrained; name the base's answers as a further file of --predictions")
+    if args.split and not args.references:
+        parser.error("--split needs --references, which says which image belongs to which split")
+    for name, least in (("batch-size", 1), ("max_new_tokens", 1), ("existence", 0), ("limit", 0), ("gallery", 0), ("resamples", 100), ("seed", 0)):
+        if getattr(args, name.replace("-", "_")) < least:
+            parser.error(f"--{name} {getattr(args, name.replace('-', '_'))}: must be at least {least}")
     return args
 
 
-def evaluate(args):
+def described(path, image_root):
+    """The rows of a file that ask for a description -> ([Sample], one a picture; {picture: its descriptions})."""
+    from evaluation.hallucination import QUESTIONS
+    from model import UserError
+    from model.rows import load_rows
+
+    samples = [sample for sample in load_rows(path, image_root) if sample.image and not sample.history]
+    questions = {sample.question for sample in samples}
+    asked = [sample for sample in samples if len(questions) == 1 or sample.question in QUESTIONS["description"]]
+    if not asked:
+        raise UserError(f"rows {path}: none asks for a description of a picture; make them with data/generate_prompt.py, with --tasks "
+                        "name description among them")
+    texts = defaultdict(list)
+    for sample in asked:
+        if sample.answer not in texts[sample.image]:
+            texts[sample.image].append(sample.answer)
+    return list({sample.image: sample for sample in reversed(asked)}.values())[::-1], texts
+
+
+def add_references(args, samples, texts):
+    """Add the sentences of --references to the texts of each picture; returns the samples of --split."""
+    from generate_prompt import read_captions
+    from model import UserError
+
+    splits, sentences = read_captions(args.references, True)
+    kept, unknown = [], []
+    for sample in samples:
+        parts = Path(sample.image).parts
+        name = next((name for name in ("/".join(parts[i:]) for i in range(len(parts))) if name in sentences), None)
+        if name is None:
+            unknown.append(str(sample.image))
+        elif not args.split or splits[name] == args.split:
+            kept.append(sample)
+            texts[sample.image] += [text for text in sentences[name] if text.strip() and text not in texts[sample.image]]
+    if unknown:
+        raise UserError(f"--references {args.references} lacks {len(unknown)} of {len(samples)} images, such as {unknown[0]}")
+    if not kept:
+        raise UserError(f"--split {args.split}: {args.references} has {', '.join(sorted(set(map(str, splits.values()))))}")
+    return kept
+
+
+def ask(args, samples, asked, output):
+    """Answer everything with the checkpoint, and with the base where that is asked for -> [System]."""
+    from PIL import Image
+
     from model import Sampling, UserError, load_assistant
     from model.batch import AnswerFile, answer_rows
-    from model.find import find_checkpoint
-    from model.rows import check_images, load_rows
+    from model.images import MEAN
+    from model.rows import swap_images
 
-    samples = [s for s in load_rows(args.data, args.image_root) if not s.history][:args.limit or None]
-    check_images(samples, args.data, args.bands)
-    scenes = json.loads(LEXICON.read_text(encoding="utf-8"))["scenes"]
-    folder = find_checkpoint(args.from_pretrained, args.download)
-    assistant = load_assistant(folder, **loading(args))
-    rows = Path(args.data).stem
-    # A base is somebody else's folder.
-    output = args.output or (PROJECT / "checkpoints" / f"eval-{Path(args.from_pretrained).name}-{rows}" if assistant.is_base
-                             else folder / f"eval-{rows}")
+    pictures = {}
+    if not args.no_controls:
+        blank = output / "blank.png"
+        Image.new("RGB", (224, 224), tuple(round(255 * mean) for mean in MEAN)).save(blank)
+        pictures[CONTROLS[0]] = [replace(sample, image=blank) for sample in samples]
+        if len(samples) > 1:
+            pictures[CONTROLS[1]] = swap_images(samples, args.seed)
+    asked = sorted(asked)  # (image, question), each once
     sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=args.max_new_tokens)
-    texts = {}  # system -> answers
-    with AnswerFile(output / "predictions.jsonl") as file:
-        for system in (["base"] if assistant.is_base else ["base", "tuned"] if compares(args, assistant) else ["tuned"]):
-            entries = answer_rows(assistant, samples, file, checkpoint=folder, base=system == "base", sampling=sampling,
-                                  bands=args.bands, batch_size=args.batch_size,
-                                  progress=partial(tqdm, desc=system, unit="batch"))
-            if failed := [entry["error"] for entry in entries if "error" in entry]:
-                raise UserError(f"{len(failed)} of {len(samples)} rows have no answer; the first: {failed[0]}")
-            texts[system] = [entry["answer"] for entry in entries]
+    systems = []
 
-    named = [i for i, s in enumerate(samples) if first_scene(s.answer, scenes)]
-    metrics = {"data": str(args.data), "checkpoint": str(folder), "rows": len(samples), "rows_with_scene": len(named)}
-    for system, said in texts.items():
-        right = sum(first_scene(said[i], scenes) == first_scene(samples[i].answer, scenes) for i in named)
-        metrics[system] = {"scene_accuracy": right / len(named) if named else None,
-                           "distinct_answers": len(set(said)) / len(said)}
-        print(f"{system:>5}: scene named rightly in {right} of {len(named)} rows"
-              + (f" ({right / len(named):.1%})" if named else "") + f", {len(set(said))} distinct answers")
-    example = max(range(len(samples)), key=lambda i: len({said[i] for said in texts.values()}))
-    print(f"example {samples[example].image}\n  label: {samples[example].answer}")
-    for system, said in texts.items():
-        print(f"  {system}: {said[example]}")
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False), encoding="utf-8")
-    print(f"answers and measures: {output}")
-    return metrics
+    def answer(assistant, name, checkpoint, untuned, file):
+        def answers(chosen, what):
+            entries = answer_rows(assistant, chosen, file, checkpoint=checkpoint, base=untuned, sampling=sampling, english=args.english,
+                                  bands=args.bands, batch_size=args.batch_size, progress=partial(tqdm, desc=f"{name}, {what}", unit="batch"))
+            if failed := [entry["error"] for entry in entries if "error" in entry]:
+                raise UserError(f"{len(failed)} of {len(chosen)} rows have no answer; the first: {failed[0]}")
+            return [entry["answer"] for entry in entries]
+
+        system = System(name, answers(samples, "pictures"))
+        system.controls = {control: answers(chosen, control) for control, chosen in pictures.items()}
+        rows = [replace(samples[index], question=question, answer=None) for index, question in asked]
+        system.replies = dict(zip(asked, answers(rows, "yes / no")))
+        systems.append(system)
+
+    from tqdm import tqdm
+
+    with AnswerFile(output / "predictions.jsonl") as file:
+        if args.base and args.base is not True:
+            assistant = load_assistant(args.base, **loading(args) | {"base": None, "tokenizer": None})
+            answer(assistant, "base", args.base, True, file)
+            del assistant
+        assistant = load_assistant(args.from_pretrained, **loading(args))
+        if args.base is True and compares(args, assistant):
+            answer(assistant, "base", args.from_pretrained, True, file)
+        answer(assistant, "base" if assistant.is_base else "tuned", args.from_pretrained, False, file)
+    return systems
+
+
+def read_predictions(path, samples, asked):
+    """A System of a file's answers. Raises UserError where a picture has none."""
+    from model import UserError
+
+    answers = {}
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+            if line.strip():
+                entry = json.loads(line)
+                answers[Path(entry["img"]).name if entry.get("img") else None, entry["prompt"]] = entry.get("answer")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"predictions {path}: cannot be read ({error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'predictions {path}: line {number} is no {{"img", "prompt", "answer"}} ({type(error).__name__}: {error})') from None
+
+    def of(sample, question):
+        return answers.get((Path(sample.image).name, question))
+
+    found = [of(sample, sample.question) for sample in samples]
+    if missing := [sample for sample, text in zip(samples, found) if text is None]:
+        raise UserError(f"predictions {path}: {len(missing)} of {len(samples)} pictures have no answer to the question of their row, such as "
+                        f"{Path(missing[0].image).name}: {missing[0].question}")
+    replies = {(index, question): of(samples[index], question) for index, question in asked}
+    return System(path.stem, found, replies=replies if None not in replies.values() else {})
+
+
+def folder_of(args):
+    """Where the results go. A base is somebody else's folder: they go beside it under checkpoints/."""
+    from model.find import find_checkpoint
+    from model.stored import CARD, read_json
+
+    rows = f"eval-{Path(args.data).stem}"
+    if args.predictions:
+        return args.output or args.predictions[0].parent / rows
+    args.from_pretrained = find_checkpoint(args.from_pretrained, args.download)
+    card = args.from_pretrained / CARD
+    if card.is_file() and "prompt" in read_json(card, "checkpoint card", dict):
+        return args.output or args.from_pretrained / rows
+    return args.output or PROJECT / "checkpoints" / f"eval-{args.from_pretrained.name}-{Path(args.data).stem}"
+
+
+def training_captions(args):
+    """{picture: its descriptions} of the training rows, empty where there are none."""
+    beside = Path(args.data).with_name(Path(args.data).name.replace("-val", "-train").replace("-test", "-train"))
+    if not args.train_data and (beside == Path(args.data) or not beside.is_file()):
+        return {}
+    return described(args.train_data or beside, args.image_root)[1]
+
+
+def evaluate(args):
+    from evaluation.hallucination import existence_questions, truth
+    from evaluation.score import Scores
+    from model import UserError, read_image
+    from model.rows import check_images
+
+    samples, texts = described(args.data, args.image_root)
+    if args.references:
+        samples = add_references(args, samples, texts)
+    samples = samples[:args.limit or None]
+    train, output = training_captions(args), folder_of(args)
+    check_images(samples, args.data, args.bands)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made: {error.strerror}") from None
+
+    references = [texts[sample.image] for sample in samples]
+    truths = list(map(truth, references))
+    questions = existence_questions(truths, args.existence, args.seed, "en" if args.english else "zh")
+    asked = {(index, question) for kind in questions.values() for index, _, _, question in kind}
+    systems = [read_predictions(path, samples, asked) for path in args.predictions] if args.predictions else ask(args, samples, asked, output)
+    scores = Scores([sample.image for sample in samples], references, truths, questions, train, partial(read_image, bands=args.bands),
+                    seed=args.seed, resamples=args.resamples)
+    for system in systems:
+        scores.add(system)
+    scores.add_reference_rows()
+    settings = {key: list(map(str, value)) if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+                for key, value in vars(args).items()}
+    return scores.write(output, systems, settings, {package: version(package) for package in PACKAGES}, args.gallery)
 
 
 def main(argv=None):
     args = parse(argv)
     try:
         from model import UserError
+        from evaluation.score import Scores  # noqa: F401  (data/ is importable from here on)
+        from records import StageError
 
         return evaluate(args)
     except KeyboardInterrupt:  # what is answered is kept
         sys.exit(130)
-    except UserError as error:
+    except (UserError, StageError) as error:
         sys.exit(f"evaluate_RemoteGLM.py: error: {error}")
 
 

@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -34,7 +34,7 @@ from model import checkpoint
 from model.errors import UserError
 from model.find import sha256
 from model.quantization import to_nf4
-from model.rows import Batches, RowDataset, check_batches, check_images, collate, load_rows, plan_epoch
+from model.rows import Batches, RowDataset, check_batches, check_images, collate, load_rows, plan_epoch, swap_images
 from model.run_folder import RunFolder
 from model.sat_import import leave_process_group
 from model.vision_cache import BLANK, VisionCache
@@ -67,6 +67,8 @@ class Options:
     max_target_length: int = option(256, "tokens of an answer; longer ones are cut, counted and reported")
     english: bool = option(False, "frame questions with Q: / A: instead of 问： / 答：")
     num_workers: int = option(-1, "processes that read images; -1: 4 with a GPU, else 0")
+    augment: bool = option(False, "turn, mirror, crop and relight training pictures at random, otherwise in every epoch (rows that speak of "
+                                  "a direction are not turned); no vision cache then")
     vision_cache: str = option(str(PROJECT / "checkpoints" / "vision-cache"), "folder of what the frozen vision tower says of each "
                                "picture, computed once; off: computed in every step")
     vision_cache_gb: float = option(20.0, "what was used longest ago is removed beyond this size")
@@ -312,10 +314,10 @@ def make_network(o, device, dtype):
 
 
 def uses_vision_cache(o):
-    """Are vision tower and Q-Former frozen, so that each picture needs them only once?"""
+    """Are vision tower, Q-Former and pictures always the same, so that each picture needs them only once?"""
     changing = {"vision", "qformer"} & {*o.train, *(o.lora_targets if not o.use_ptuning else ()),
                                         *(set(PARTS) - set(o.freeze) if o.mode == "pretrain" else ())}
-    return o.vision_cache != "off" and not changing
+    return o.vision_cache != "off" and not changing and not o.augment
 
 
 def make_engine(o, network, total, dtype):
@@ -349,17 +351,6 @@ def make_engine(o, network, total, dtype):
 
 def to_device(batch, device):
     return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
-
-
-def swap_images(samples, seed):
-    """The same questions and answers, each with another sample's picture."""
-    shown = [i for i, s in enumerate(samples) if s.image]
-    random.Random(seed).shuffle(shown)
-    swapped = list(samples)
-    for k, i in enumerate(shown):
-        others = (samples[shown[(k + step) % len(shown)]].image for step in range(1, len(shown)))
-        swapped[i] = replace(samples[i], image=next((o for o in others if o != samples[i].image), samples[i].image))
-    return swapped
 
 
 class Validation:
@@ -472,14 +463,14 @@ def estimated_gb(network, dataset, batch_size):
 
 
 # What a resumed run must share with the one it goes on from, or it would go somewhere else.
-FIXED = ("mode", "model_config", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "layer_range", "pre_seq_len", "train",
+FIXED = ("mode", "augment", "model_config", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "layer_range", "pre_seq_len", "train",
          "freeze", "max_source_length", "max_target_length", "english", "lr", "lr_decay_style", "warmup", "weight_decay", "clip_grad", "seed", "adam_beta1", "adam_beta2",
          "adam_eps", "fp16", "bf16")
 
 
 def check_resumable(before, now, world):
     """UserError that names what differs between the saved run and this one."""
-    was = before["options"]
+    was = dataclasses.asdict(Options()) | before["options"]  # a run of an older version lacks newer options
     changed = [f"--{name} {was[name]} -> {now['options'][name]}" for name in FIXED if was[name] != now["options"][name]]
     changed += [f"{what} {before[what]} -> {now[what]}" for what in ("rows per step", "steps", "training rows", "held-out rows") if before[what] != now[what]]
     if before["base"] != now["base"]:
@@ -565,7 +556,7 @@ def train(o, unused):
                 "runs in every step instead")
             cache = None
     elif pictures and o.vision_cache != "off":
-        say("the vision tower or the Q-Former is trained: pictures are encoded in every step")
+        say(f"{'pictures vary' if o.augment else 'the vision tower or the Q-Former is trained'}: they are encoded in every step")
     unknown = set(cache.missing if cache else pictures)
     check_images([sample for sample in samples + held_out if sample.image in unknown], train_file)
     if cache:
@@ -574,16 +565,17 @@ def train(o, unused):
         if card["method"]["name"] != "full":
             network.drop_encoder()
 
-    def dataset_of(chosen):
+    def dataset_of(chosen, augment=None):
         return RowDataset(chosen, tokenizer, config, max_source=o.max_source_length or None, max_target=o.max_target_length,
-                          english=o.english, cache=cache)
+                          english=o.english, cache=cache, augment=augment)
 
-    dataset, workers = dataset_of(samples), o.num_workers if o.num_workers >= 0 else 4 if cuda else 0
+    dataset, workers = dataset_of(samples, o.seed if o.augment else None), o.num_workers if o.num_workers >= 0 else 4 if cuda else 0
     size = o.batch_size * world * o.gradient_accumulation_steps
     per_epoch = math.ceil(len(dataset) / size)
     total = o.train_iters or math.ceil((o.epochs or 3) * per_epoch)
     every = o.eval_interval or per_epoch
-    batches = Batches(lambda epoch: plan_epoch(dataset.lengths, size, o.seed, epoch), o.batch_size, o.gradient_accumulation_steps, rank, world)
+    batches = Batches(lambda epoch: plan_epoch(dataset.lengths, size, o.seed, epoch), len(dataset), o.batch_size,
+                      o.gradient_accumulation_steps, rank, world)
     loader = make_loader(dataset, batches, workers)
     check = Validation(o, held_out, dataset_of, rank, world, workers, blank) if held_out else None
     if o.compile:

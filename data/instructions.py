@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cache
 
-from lexicon import SOME, Mention, closure, find, load, named
+from lexicon import SOME, Mention, closure, find, language, load, named
 
 NEGATIVES = ("balanced", "random", "popular", "adversarial")
 COUNTED = "架个艘座辆台列把栋棵条"  # counters of what can be counted; 片 and 丛 are areas
@@ -68,13 +68,13 @@ def agreed_counts(texts, english):
 
 
 def facts(caption, sentences=()):
-    """Facts of a picture from its Chinese description and, where they are known, its English sentences.
+    """Facts of a picture from its description and, where they are known, further sentences; Chinese or English, each by itself.
 
     Where there are sentences an object is there if two of them name it, or one and the description; and nothing is absent
     that any text names. Without them the description alone is believed.
     """
-    objects, chinese, english = load()["objects"], find(caption, "zh"), [find(sentence, "en") for sentence in sentences]
-    texts = [chinese, *english]
+    objects = load()["objects"]
+    chinese, *english = texts = [find(text, language(text)) for text in (caption, *sentences)]
     votes = Counter(name for mentions in english for name in named(mentions))
     if english:
         present = {name for name, count in votes.items() if count > 1 or name in closure(chinese)}

@@ -55,6 +55,11 @@ def load():
     return lexicon
 
 
+def language(text):
+    """"zh" of a text with any Chinese character, else "en"."""
+    return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
+
+
 def plural(word):
     if re.search(r"[^aeiou]y$", word):
         return word[:-1] + "ies"

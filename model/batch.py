@@ -82,7 +82,9 @@ def answer_rows(assistant, samples, file, *, checkpoint, base=False, sampling=Sa
             entries[-1]["history"] = [list(pair) for pair in sample.history]
         if sample.answer:
             entries[-1]["label"] = sample.answer
-    left = [(sample, entry) for sample, entry in zip(samples, entries) if _key(entry, settings) not in known]
+    keys = [_key(entry, settings) for entry in entries]
+    asked_once = {key: pair for key, *pair in zip(reversed(keys), reversed(samples), reversed(entries)) if key not in known}
+    left = list(asked_once.values())[::-1]
 
     def read(pair):
         """The picture, None without one, or what is wrong with it."""
@@ -113,4 +115,4 @@ def answer_rows(assistant, samples, file, *, checkpoint, base=False, sampling=Sa
             for _, entry in batch:
                 entry["settings"] = settings
             file.append([entry for _, entry in batch])
-    return [known.get(_key(entry, settings), entry) for entry in entries]
+    return [known[key] if key in known else asked_once[key][1] for key in keys]

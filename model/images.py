@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from .errors import UserError
 from .fetch import fetch
@@ -179,6 +179,25 @@ def _read_scene(file, bands, need):
         valid &= np.isfinite(values)
         values = np.stack([_stretch(*band) for band in zip(values, valid)], axis=-1)
     return _on_white(Image.fromarray(values), valid.any(axis=0))
+
+
+def augment(image, rng, turn=True):
+    """A training picture as it might also have been taken: turned and mirrored, cropped a little, in another light.
+
+    image: PIL RGB; rng: random.Random; turn=False keeps up, down, left and right where they are.
+    From above no side is up, and a quarter turn changes no pixel. Crops keep four fifths of each side, so that what a
+    description names is seldom cut away.
+    """
+    if turn:
+        image = image.rotate(90 * rng.randrange(4), expand=True)
+        image = ImageOps.mirror(image) if rng.random() < 0.5 else image
+    share = rng.uniform(0.8, 1)
+    width, height = round(image.width * share), round(image.height * share)
+    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+    image = image.crop((left, top, left + width, top + height))
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = change(image).enhance(rng.uniform(0.75, 1.25))
+    return image
 
 
 def to_pixels(image, size):

@@ -5,9 +5,10 @@ lies on its own answer. Images are read when a sample is asked for, never all at
 """
 import json
 import random
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from .checkpoint import PROJECT, read_json
 from .dialogue import render
 from .errors import UserError
-from .images import read_image, to_pixels
+from .images import augment, read_image, to_pixels
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
 QUESTION_FORMS = '{"img", "prompt"}, {"img"} or {"img", "conversations": [{"role", "content"}, ...]}'
+# Words of rows whose pictures must not be turned: left, right, the points of the compass, the upper and the lower part
+DIRECTION = re.compile(r"[左右东西南北]|[上下顶底][方部侧边端半角]|\b(?:left|right|north|south|east|west|top|bottom|upper|lower)\b", re.I)
 SHOWN = 5  # problems named in one message
 
 
@@ -99,6 +102,17 @@ def load_rows(path, image_root=None, questions=False):
     return samples
 
 
+def swap_images(samples, seed):
+    """The same questions and answers, each with another sample's picture."""
+    shown = [i for i, s in enumerate(samples) if s.image]
+    random.Random(seed).shuffle(shown)
+    swapped = list(samples)
+    for k, i in enumerate(shown):
+        others = (samples[shown[(k + step) % len(shown)]].image for step in range(1, len(shown)))
+        swapped[i] = replace(samples[i], image=next((o for o in others if o != samples[i].image), samples[i].image))
+    return swapped
+
+
 def check_images(samples, source, bands=None, workers=8):
     """Open and decode every picture once, before hours of work hang on it. Raises UserError; returns how many.
 
@@ -128,10 +142,12 @@ class RowDataset(torch.utils.data.Dataset):
     """Samples -> {"row": Rendered, "pixels": [3, height, width] or "features": [Q, width]}.
 
     cache: a filled VisionCache in place of the pictures. lengths and targets: tokens and trained tokens of each row.
+    augment: seed of pictures varied at random, None: as they are. Index i + n * len(dataset) is row i in epoch n, each
+    epoch varied otherwise and a resumed one as before. Rows that speak of a direction are not turned.
     """
 
-    def __init__(self, samples, tokenizer, config, *, max_source=None, max_target=None, english=False, cache=None):
-        self.samples, self.image_size, self.cache = samples, config["eva_args"]["image_size"], cache
+    def __init__(self, samples, tokenizer, config, *, max_source=None, max_target=None, english=False, cache=None, augment=None):
+        self.samples, self.image_size, self.cache, self.augment = samples, config["eva_args"]["image_size"], cache, augment
         self.rows, self.cut = [], 0
         for s in samples:
             row = render(tokenizer, s.question, s.answer, history=s.history, english=english, max_source=max_source,
@@ -145,11 +161,16 @@ class RowDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index):
-        item, image = {"row": self.rows[index]}, self.samples[index].image
+        sample = self.samples[index % len(self)]
+        item, image = {"row": self.rows[index % len(self)]}, sample.image
         if image and self.cache:
             item["features"] = self.cache.read(image)
         elif image:
-            item["pixels"] = to_pixels(read_image(image), self.image_size)
+            picture = read_image(image)
+            if self.augment is not None:
+                said = "".join(chain(*sample.history, (sample.question, sample.answer)))
+                picture = augment(picture, random.Random(f"{self.augment} {index}"), turn=not DIRECTION.search(said))
+            item["pixels"] = to_pixels(picture, self.image_size)
         return item
 
 
@@ -195,17 +216,20 @@ def plan_epoch(lengths, size, seed, epoch, pool=8):
 
 
 class Batches:
-    """Sampler of one process's batches: from each planned step its share, `parts` of them, from step `start` of an epoch on."""
+    """Sampler of one process's batches: from each planned step its share, `parts` of them, from step `start` of an epoch on.
 
-    def __init__(self, plan, batch_size, parts, rank, world):
-        self.plan, self.batch_size, self.parts, self.rank, self.world = plan, batch_size, parts, rank, world
+    plan: epoch -> steps (see plan_epoch) of `count` rows; indices count on through the epochs (see RowDataset).
+    """
+
+    def __init__(self, plan, count, batch_size, parts, rank, world):
+        self.plan, self.count, self.batch_size, self.parts, self.rank, self.world = plan, count, batch_size, parts, rank, world
         self.epoch, self.start = 0, 0
 
     def __iter__(self):
         for rows in self.plan(self.epoch)[self.start:]:
             for part in range(self.parts):
                 first = (part * self.world + self.rank) * self.batch_size
-                yield rows[first:first + self.batch_size]
+                yield [row + self.epoch * self.count for row in rows[first:first + self.batch_size]]
 
 
 def check_batches(count, batch_size, rank, world):

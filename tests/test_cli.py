@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import torch
 
 import cli_demo
-import evaluate_RemoteGLM as evaluation
+import evaluate_RemoteGLM
 import export_RemoteGLM
 from model import checkpoint
 from model.assistant import DEFAULT_PROMPT
@@ -239,8 +239,9 @@ def test_bands_reach_the_reader(adapter, rows, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     cli_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", *GREEDY])
     assert seen == [[4, 3, 2]] * 2
-    evaluation.main(["--from_pretrained", str(adapter), "--data", val, "--bands", "4", "3", "2", "--max_new_tokens", "2", "--device", "cpu"])
-    assert seen == [[4, 3, 2]] * 8
+    evaluate_RemoteGLM.main(["--from_pretrained", str(adapter), "--data", val, "--bands", "4", "3", "2", "--max_new_tokens", "2", "--device", "cpu",
+                             "--no-controls", "--existence", "0", "--resamples", "100"])
+    assert seen == [[4, 3, 2]] * 11  # 3 pictures: checked, answered about, shown in the report
     monkeypatch.setattr(web_demo, "serve", lambda assistant, host, port, english, bands: sys.exit(str(bands)))
     with pytest.raises(SystemExit, match=r"^\[4, 3, 2\]$"):
         web_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", "--device", "cpu", "--port", "7899"])
@@ -433,68 +434,3 @@ def test_export_errors(adapter, tmp_path, monkeypatch, capsys, options, words):
     said = capsys.readouterr().err + str(caught.value)
     assert caught.value.code and re.search(words, said)
     assert not (tmp_path / "new").exists()
-
-
-class TestEvaluation:
-    SCENES = {"parking lot": {"zh": ["停车场"]}, "airport": {"zh": ["机场", "停机坪"]}, "baseball": {"zh": ["棒球场"]},
-              "court": {"zh": ["球场"]}}
-
-    @pytest.mark.parametrize("text, scene", [("机场旁的停车场", "airport"), ("停车场里有车", "parking lot"), ("一辆车", None),
-                                             ("一个棒球场", "baseball"), ("球场和棒球场", "court")])
-    def test_first_scene(self, text, scene):
-        assert evaluation.first_scene(text, self.SCENES) == scene
-
-    def test_lexicon_names_each_scene_of_the_demo(self):
-        import demo_scenes
-        scenes = json.loads(evaluation.LEXICON.read_text(encoding="utf-8"))["scenes"]
-        named = {evaluation.first_scene(demo_scenes.SCENES[key].zh if hasattr(demo_scenes.SCENES[key], "zh") else demo_scenes.SCENES[key][1], scenes)
-                 for key in demo_scenes.SCENES}
-        assert len(named) == 12 and None not in named
-
-    def test_run_and_resume(self, adapter, tiny_checkpoint, rows, tmp_path, capsys):
-        argv = ["--from_pretrained", str(adapter), "--data", str(rows / "rows-val.json"), "--base", "--output", str(tmp_path),
-                "--max_new_tokens", "20", "--batch-size", "2", "--device", "cpu"]
-        metrics = evaluation.main(argv)
-        lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert [line["settings"]["system"] for line in lines] == ["base"] * 3 + ["tuned"] * 3 and metrics["rows_with_scene"] == 2
-        sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=20)
-        for line in lines:
-            folder = adapter if line["settings"]["system"] == "tuned" else tiny_checkpoint
-            alone = load_assistant(folder, device="cpu").stream(line["prompt"], read_image(line["img"]), (), sampling)
-            assert line["answer"] == "".join(alone)
-        out = capsys.readouterr().out
-        assert " base: scene named rightly in 0 of 2 rows (0.0%)" in out and json.loads((tmp_path / "metrics.json").read_text()) == metrics
-
-        lines[-1]["answer"] = lines[-2]["answer"] = "绿色的农田。"
-        kept = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[1:]) + '{"img": "torn'
-        (tmp_path / "predictions.jsonl").write_text(kept, encoding="utf-8")
-        again = evaluation.main(argv)  # asks only for the missing line, believes the rest
-        assert again["tuned"] == {"scene_accuracy": 0.5, "distinct_answers": 2 / 3}
-
-    def test_a_base(self, tiny_checkpoint, rows, tmp_path, monkeypatch, capsys):
-        """Its answers are not called tuned, and its folder is not written into."""
-        before = sorted(tiny_checkpoint.iterdir())
-        monkeypatch.setattr(evaluation, "PROJECT", tmp_path)
-        metrics = evaluation.main(["--from_pretrained", str(tiny_checkpoint), "--data", str(rows / "rows-val.json"), "--max_new_tokens", "5",
-                                   "--device", "cpu", "--base"])
-        assert "base" in metrics and "tuned" not in metrics and sorted(tiny_checkpoint.iterdir()) == before
-        assert (tmp_path / "checkpoints/eval-base-rows-val/metrics.json").is_file()
-
-    def test_a_picture_lost_on_the_way(self, adapter, rows, tmp_path, monkeypatch):
-        def lost(*_):
-            raise UserError("image lost.tif: no such file")
-        monkeypatch.setattr("model.batch.read_image", lost)
-        with pytest.raises(SystemExit, match="3 of 3 rows have no answer; the first: image lost.tif: no such file"):
-            evaluation.main(["--from_pretrained", str(adapter), "--data", str(rows / "rows-val.json"), "--output", str(tmp_path)])
-
-    @pytest.mark.parametrize("argv, words", [
-        (["--from_pretrained", "nowhere", "--data", "VAL"], "checkpoint nowhere: no such folder"),
-        (["--from_pretrained", "CK", "--data", "no.json"], "rows no.json: no such file"),
-        (["--from_pretrained", "CK", "--data", "VAL", "--output", "/proc/x"], "output /proc/x/predictions.jsonl cannot be written"),
-        (["--from_pretrained", "CK", "--data", "VAL", "--image-root", "/nowhere"], "3 of 3 wrong"),
-    ])
-    def test_user_errors(self, adapter, rows, argv, words):
-        names = {"VAL": str(rows / "rows-val.json"), "CK": str(adapter)}
-        with pytest.raises(SystemExit, match=words) as caught:
-            evaluation.main([names.get(word, word) for word in argv])
-        assert "\n" not in caught.value.code

@@ -4,11 +4,7 @@ import re
 import pytest
 
 import lexicon
-from lexicon import SOME, closure, colours, find, named, numbers
-
-
-def language(text):
-    return "zh" if re.search("[一-鿿]", text) else "en"
+from lexicon import SOME, closure, colours, find, language, named, numbers
 
 
 def objects(text):

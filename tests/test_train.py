@@ -394,11 +394,13 @@ def test_plan_of_an_epoch():
     uneven = plan_epoch(lengths[:10], 4, 1, 0)
     assert [len(rows) for rows in uneven] == [4, 4, 4] and {i for rows in uneven for i in rows} == set(range(10))
     plan = lambda epoch: plan_epoch(lengths, 8, 1, epoch)
-    shares = [list(Batches(plan, 2, 2, rank, 2)) for rank in range(2)]
+    shares = [list(Batches(plan, 1000, 2, 2, rank, 2)) for rank in range(2)]
     assert [shares[0][0], shares[1][0], shares[0][1], shares[1][1]] == [steps[0][i:i + 2] for i in (0, 2, 4, 6)]
-    late = Batches(plan, 2, 2, 1, 2)
+    late = Batches(plan, 1000, 2, 2, 1, 2)
     late.start = 100
     assert list(late) == shares[1][200:]
+    late.epoch, late.start = 3, 124  # indices say which epoch they belong to
+    assert list(late) == [[3000 + i for i in plan(3)[124][first:first + 2]] for first in (2, 6)]
 
 
 @pytest.mark.parametrize("count, world", [(10, 1), (10, 3), (3, 4)])

@@ -1,0 +1,92 @@
+"""The measures as a Markdown table and as one HTML page that holds everything, pictures included."""
+import base64
+import io
+import math
+from html import escape
+
+from .hallucination import objects_of
+
+THUMBNAIL = 224  # pixels
+STYLE = """
+body { font: 15px/1.6 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222; background: #fff }
+h1, h2 { line-height: 1.25 } h2 { margin-top: 2em }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff } small { color: #777; display: block }
+.warning { border-left: 4px solid #c33; background: #fdf0ef; padding: .6em 1em }
+.bar { background: #eee; width: 10em; height: .8em; display: inline-block; vertical-align: middle } .bar i { display: block; height: 100%; background: #3572b0 }
+.bar.bad i { background: #c4554d }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(30em, 1fr)); gap: 1.2em }
+.card { border: 1px solid #ddd; border-radius: 6px; padding: .8em; display: flex; gap: .9em; align-items: flex-start } .card img { width: 9em; flex: none; image-rendering: auto }
+.card p { margin: 0 0 .5em; overflow-wrap: anywhere } .card b { color: #555; font-weight: 600 } mark { background: #f6c1bc } mark.scene { background: #fbe3a6 }
+@media (max-width: 40em) { .gallery { grid-template-columns: 1fr } .card { flex-direction: column } }
+"""
+
+
+def number(value):
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def markdown(columns, rows):
+    """columns: names of systems; rows: [(measure, {column: (value, interval)})] of texts -> a Markdown table."""
+    def cell(value="-", interval=""):
+        return f"{value} ({interval})" if interval else value
+
+    lines = [["measure", *columns], ["---", *["---"] * len(columns)]]
+    lines += [[name, *(cell(*cells.get(column, ())) for column in columns)] for name, cells in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    return "\n".join("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |" for line in lines)
+
+
+def thumbnail(image):
+    """PIL RGB image -> data URI of a small JPEG."""
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def marked(text, known):
+    """HTML of an answer, its hallucinated objects and its wrong scene marked."""
+    spans = [(start, end, "", name) for name, start, end, right in objects_of(text, known) if not right]
+    html, last = "", 0
+    for start, end, kind, name in sorted(spans):
+        if start >= last:
+            html += f'{escape(text[last:start])}<mark title="{escape(name)}">{escape(text[start:end])}</mark>'
+            last = end
+    return html + escape(text[last:])
+
+
+def bars(shares, better):
+    """[(label, share in % or None, count)] -> HTML table with a bar each."""
+    kind = "bar" if better else "bar bad"
+    return "<table>" + "".join(
+        f"<tr><td>{escape(label)}</td><td>{count}</td><td>{number(share)} %</td><td><span class='{kind}'><i style='width:{share or 0:.1f}%'>"
+        "</i></span></td></tr>" for label, share, count in shares) + "</table>"
+
+
+def html_page(*, title, lines, warnings, columns, rows, classes, cards):
+    """The whole report. lines: what was measured how; warnings: what is wrong with a system; columns, rows: as in markdown();
+    classes: [(heading, better, [(label, share, count)])]; cards: [(image or None, name, references, [(system, text)], Truth)]."""
+    parts = [f"<!doctype html><html lang='zh'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+             f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"]
+    parts += [f"<p class='warning'>{escape(text)}</p>" for text in warnings]
+    parts.append("<h2>Measures</h2><div class='scroll'><table><tr><th>measure</th>" + "".join(f"<th>{escape(name)}</th>" for name in columns) + "</tr>")
+    for name, cells in rows:
+        parts.append(f"<tr><td>{escape(name)}</td>")
+        for column in columns:
+            value, interval = cells.get(column, ("-", ""))
+            parts.append(f"<td>{value}<small>{interval}</small></td>")
+        parts.append("</tr>")
+    parts.append("</table></div>")
+    parts += [f"<p>{escape(line)}</p>" for line in lines]
+    for heading, better, shares in classes:
+        parts.append(f"<h2>{escape(heading)}</h2>{bars(shares, better)}")
+    parts.append("<h2>Answers, the worst first</h2><p>Marked: objects that no reference names.</p><div class='gallery'>")
+    for image, name, references, answers, known in cards:
+        shown = f"<img alt='{escape(name)}' src='{thumbnail(image)}'>" if image else ""
+        parts.append(f"<div class='card'>{shown}<div><p><b>{escape(name)}</b></p>")
+        parts += [f"<p><b>{escape(system)}</b> {marked(text, known) or '(empty)'}</p>" for system, text in answers]
+        parts.append("<p><b>references</b> " + "<br>".join(map(escape, references)) + "</p></div></div>")
+    parts.append("</div></html>")
+    return "\n".join(parts)
