@@ -439,12 +439,14 @@ class TestAssistant:
             return render(assistant.tokenizer, "现在呢", history=[("问", "答" * 9)] * rounds).ids
 
         for rounds in (2, 300):
-            list(assistant.stream("现在呢", None, [("问", "答" * 9)] * rounds, on_cut=cuts.append))
+            list(assistant.stream("现在呢", None, [("问", "答" * 9)] * rounds, on_cut=lambda *cut: cuts.append(cut)))
         assert asked[0] == prompt(2)
-        dropped, = cuts
-        assert asked[1] == prompt(300 - dropped) and len(asked[1]) <= 2048 * 7 // 8 < len(prompt(301 - dropped))
-        list(assistant.stream("很长的问题" * 50, None, [("问", "答")] * 3, Sampling(max_length=64), on_cut=cuts.append))
-        assert cuts[1:] == [3] and len(asked[2]) == 56
+        (dropped, shortened), = cuts
+        assert shortened == 0 and asked[1] == prompt(300 - dropped) and len(asked[1]) <= 2048 * 7 // 8 < len(prompt(301 - dropped))
+        long = "很长的问题" * 50
+        list(assistant.stream(long, None, [("问", "答")] * 3, Sampling(max_length=64), on_cut=lambda *cut: cuts.append(cut)))
+        whole = len(render(assistant.tokenizer, long).ids)
+        assert cuts[1:] == [(3, whole - 56)] and len(asked[2]) == 56
 
     def test_tidy_and_settled(self):
         assert tidy(" 农田,有路!Yes, it is:好?[[训练时间]] ") == "农田，有路！Yes, it is：好？2023年"
