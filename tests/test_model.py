@@ -1,6 +1,7 @@
 """The network against the official code's values, and every shortcut against the long way."""
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,20 @@ def test_packed_layers_compute_the_same(dtype, tolerance, monkeypatch):
     network = build()
     pack(network, {torch.float32: 0, torch.bfloat16: 0})
     assert not any(isinstance(m, PackedLinear) for m in network.modules())
+
+
+def test_packing_never_holds_the_weights_twice(monkeypatch):
+    """Each layer is gone before the next one's turn: the real network's take 15 GB."""
+    network, left = checkpoint.load_base(TINY)[0], []
+    layers = [weakref.ref(module) for module in network.modules() if getattr(module, "weight", torch.zeros(0)).ndim == 2]
+
+    class Watched(PackedLinear):
+        def __init__(self, *given):
+            super().__init__(*given)
+            left.append(sum(layer() is not None for layer in layers))
+    monkeypatch.setattr("model.packing.PackedLinear", Watched)
+    pack(network, {torch.float32: 0})
+    assert len(left) > 40 and left == list(range(left[0], left[0] - len(left), -1))
 
 
 def test_limits_and_stop(network, expected):
