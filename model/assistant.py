@@ -1,5 +1,6 @@
 """A loaded checkpoint that answers questions about pictures: what the demos and the evaluation use."""
 import re
+from contextlib import contextmanager
 
 import torch
 
@@ -39,7 +40,7 @@ class Assistant:
     def __init__(self, network, tokenizer, card, fingerprint):
         self.network, self.tokenizer, self.card, self.fingerprint = network, tokenizer, card, fingerprint
         self.prompt = card.get("prompt", DEFAULT_PROMPT)  # the question it was trained on
-        self._last_image = (None, None)
+        self._last_image, self._last_image_untuned = (None, None), (None, None)  # a picture and its embeddings
 
     @property
     def image_slots(self):
@@ -55,9 +56,18 @@ class Assistant:
         """Whether nothing has been fine-tuned: no adapter, and no question that the weights were trained on."""
         return not self.has_adapter and "prompt" not in self.card
 
+    @contextmanager
     def untuned(self):
         """Context in which the base answers, as if nothing had been fine-tuned."""
-        return checkpoint.without_adapter(self.network)
+        def exchange():  # fine-tuning may have changed what is seen of a picture, too
+            self._last_image, self._last_image_untuned = self._last_image_untuned, self._last_image
+
+        exchange()
+        try:
+            with checkpoint.without_adapter(self.network):
+                yield
+        finally:
+            exchange()
 
     @torch.inference_mode()
     def encode_images(self, images):
