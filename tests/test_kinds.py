@@ -9,17 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_checkpoint import logits, sat_folder
-from test_model import uncached
+from test_model import decoder_error, uncached
 from test_web import free_port
 
 import cli_demo
 import export_RemoteGLM
 import web_demo
-from model import checkpoint, read_image
+from model import Sampling, checkpoint, read_image
 from model.assistant import tidy
 from model.dialogue import render
+from model.generate import generate
 from model.images import to_pixels
-from model.quantization import QuantizedLinear
+from model.quantization import QuantizedLinear, to_nf4
 from model.run_folder import RunFolder
 
 TRAINED = {
@@ -161,3 +162,22 @@ def test_it_is_refused_in_one_line(kinds, kind, bits):
         with pytest.raises(SystemExit) as end:
             main([*options(kinds, kind, bits), *more])
         assert REFUSED[kind, bits] in end.value.code and "\n" not in end.value.code
+
+
+def test_decoding_over_nf4_equals_the_uncached_path(kinds):
+    """The weights that QLoRA trains over, with what it trained and without: logits and greedy tokens."""
+    network = checkpoint.load(kinds["qlora"], device="cpu")[0]
+    to_nf4(network)
+    assert sum(type(module).__name__ == "Linear4bit" for module in network.modules()) == 4 * network.config.num_layers
+    prompts = [list(range(10, 40)), list(range(100, 117))]
+
+    def said():
+        assert decoder_error(network) <= 1e-5
+        rows = uncached(network, prompts, 12, 1.2)
+        sampling = Sampling(max_new_tokens=12, temperature=0, repetition_penalty=1.2)
+        assert [list(row) for row in zip(*generate(network, prompts, eop=-1, sampling=sampling))] == rows
+        assert [token for token, in generate(network, prompts[:1], eop=-1, sampling=sampling)] == rows[0]
+        return rows
+    tuned = said()
+    with checkpoint.without_adapter(network):
+        assert said() != tuned
