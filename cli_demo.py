@@ -19,9 +19,12 @@ HISTORY = "~/.remoteglm_history"
 
 WORDS = {  # what a person sees, by --english
     False: {"image": "请输入图像路径（回车进入纯文本对话，stop 退出）：", "user": "用户：", "model": "RemoteGLM：", "base": "微调前：",
-            "hint": "clear 换一张图像，stop 退出。", "error": "错误："},
+            "hint": "clear 换一张图像，stop 退出。", "error": "错误：", "cut": "注意：超出长度上限，未读入", "rounds": "最早的 {} 轮对话",
+            "tail": "问题的末尾", "and": "和"},
     True: {"image": "Path of an image (empty: plain text, stop: leave): ", "user": "You: ", "model": "RemoteGLM: ",
-           "base": "Before fine-tuning: ", "hint": "clear: another image, stop: leave.", "error": "error: "},
+           "base": "Before fine-tuning: ", "hint": "clear: another image, stop: leave.", "error": "error: ",
+           "cut": "note: beyond the length limit and not read: ", "rounds": "the oldest rounds ({})",
+           "tail": "the end of the question", "and": " and "},
 }
 
 
@@ -57,6 +60,13 @@ def compares(args, assistant):
     if args.base and not assistant.has_adapter:
         print(f"--base is left out: {args.from_pretrained} has no adapter that could be switched off", file=sys.stderr)
     return args.base and assistant.has_adapter
+
+
+def cut_note(english, rounds, tokens):
+    """One line about what did not fit into the length limit; rounds and tokens as Assistant.stream reports them."""
+    words = WORDS[english]
+    parts = [words["rounds"].format(rounds)] * bool(rounds) + [words["tail"]] * bool(tokens)
+    return words["cut"] + words["and"].join(parts)
 
 
 def parse(argv=None):
@@ -126,8 +136,11 @@ def run(args):
     if rows:
         return answer_file(args, assistant, *rows, args.prompt or first, sampling, base)
 
-    def stream(question, image, history=()):
-        return assistant.stream(question, image, history, sampling, args.english)
+    def note(*cut):
+        print(cut_note(args.english, *cut), file=sys.stderr, flush=True)
+
+    def stream(question, image, history=(), on_cut=note):
+        return assistant.stream(question, image, history, sampling, args.english, on_cut)
 
     words, dialogue = WORDS[args.english], not (args.image or args.prompt)
 
@@ -136,7 +149,7 @@ def run(args):
         if base:
             with assistant.untuned():
                 say(words["base"], stream(*asked), stoppable=dialogue)
-        return say(words["model"], stream(*asked), stoppable=dialogue)
+        return say(words["model"], stream(*asked, on_cut=None if base else note), stoppable=dialogue)  # said once
 
     if dialogue:
         try:
@@ -151,7 +164,7 @@ def run(args):
     if base:
         with assistant.untuned():
             result["base_answer"] = "".join(stream(question, image))
-    result["answer"] = "".join(stream(question, image))
+    result["answer"] = "".join(stream(question, image, on_cut=None if base else note))
     print(json.dumps(result, ensure_ascii=False))
 
 
@@ -169,6 +182,8 @@ def answer_file(args, assistant, samples, file, first, sampling, base):
                                             batch_size=args.batch_size, progress=partial(tqdm, unit="batch"))]
     failed = [entry["error"] for entry in entries if "error" in entry]
     print(f"{len(entries) - len(failed)} answers: {args.output}")
+    if shortened := sum("cut" in entry for entry in entries):
+        print(f'{shortened} of them to dialogues beyond the length limit: "cut" says what was not read', file=sys.stderr)
     if failed:
         raise UserError(f'{len(failed)} of {len(entries)} rows have no answer but "error"; the first: {failed[0]}')
 

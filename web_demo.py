@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cli_demo import add_bands_option, add_loading_options, loading
+from cli_demo import add_bands_option, add_loading_options, cut_note, loading
 
 LOGO = Path(__file__).resolve().parent / "images" / "logo.svg"
 PREVIEW = 1024  # longest side of the preview, in pixels; the model reads the picture itself
@@ -71,17 +71,19 @@ def build(assistant, english=False, bands=None):
     # One picture is one object as long as it is the latest: the assistant encodes it once for all its rounds.
     read = functools.lru_cache(maxsize=1)(functools.partial(read_image, bands=bands))
 
-    def notice(error, path=None):
+    def notice(text):
         """A message of the page itself; it follows no question, so it is no part of the dialogue's history."""
-        text = str(error).replace(str(path), Path(path).name) if path else str(error)
-        return {"role": "assistant", "content": words["error"] + text}
+        return {"role": "assistant", "content": text}
+
+    def problem(error, path=None):
+        return notice(words["error"] + (str(error).replace(str(path), Path(path).name) if path else str(error)))
 
     def show(path):
         """Another picture, or none: its preview and a new dialogue. Browsers cannot show TIFF, so it is converted."""
         try:
             preview = read(path).copy() if path else None
         except UserError as error:
-            return None, gr.Image(None, visible=False), [notice(error, path)], first
+            return None, gr.Image(None, visible=False), [problem(error, path)], first
         if preview:
             preview.thumbnail((PREVIEW, PREVIEW))
         return gr.skip(), gr.Image(preview, visible=preview is not None), [], first
@@ -95,11 +97,13 @@ def build(assistant, english=False, bands=None):
                 raise UserError(words["empty"])
             image = read(path) if path else None
             yield [*chat, asked, reply], ""
-            for piece in assistant.stream(asked["content"], image, rounds(chat), sampling, english):
+            for piece in assistant.stream(asked["content"], image, rounds(chat), sampling, english,
+                                          lambda *cut: chat.append(notice(cut_note(english, *cut)))):
                 reply["content"] += piece
                 yield [*chat, asked, reply], ""
+            yield [*chat, asked, reply], ""  # of an empty answer the notice alone
         except UserError as error:
-            yield [*chat, notice(error, path)], question
+            yield [*chat, problem(error, path)], question
 
     with gr.Blocks(title="RemoteGLM") as page:
         gr.HTML(f"<div id='head'>{LOGO.read_text()}<div><h1>RemoteGLM</h1><p>{words['title']}</p></div></div>")

@@ -1,5 +1,6 @@
 """A loaded checkpoint that answers questions about pictures: what the demos and the evaluation use."""
 import re
+from contextlib import contextmanager
 
 import torch
 
@@ -39,7 +40,7 @@ class Assistant:
     def __init__(self, network, tokenizer, card, fingerprint):
         self.network, self.tokenizer, self.card, self.fingerprint = network, tokenizer, card, fingerprint
         self.prompt = card.get("prompt", DEFAULT_PROMPT)  # the question it was trained on
-        self._last_image = (None, None)
+        self._last_image, self._last_image_untuned = (None, None), (None, None)  # a picture and its embeddings
 
     @property
     def image_slots(self):
@@ -55,9 +56,18 @@ class Assistant:
         """Whether nothing has been fine-tuned: no adapter, and no question that the weights were trained on."""
         return not self.has_adapter and "prompt" not in self.card
 
+    @contextmanager
     def untuned(self):
         """Context in which the base answers, as if nothing had been fine-tuned."""
-        return checkpoint.without_adapter(self.network)
+        def exchange():  # fine-tuning may have changed what is seen of a picture, too
+            self._last_image, self._last_image_untuned = self._last_image_untuned, self._last_image
+
+        exchange()
+        try:
+            with checkpoint.without_adapter(self.network):
+                yield
+        finally:
+            exchange()
 
     @torch.inference_mode()
     def encode_images(self, images):
@@ -71,7 +81,7 @@ class Assistant:
         image: PIL image (the same object in a later round is not encoded again) or None for plain text;
         history: earlier (question, answer) pairs; what a question adds changes how all before it is read, so the whole
         dialogue is read anew, in one pass. Where it does not fit, the oldest rounds are left out, then the question's end,
-        and on_cut is called before the answer begins, with the number of rounds left out.
+        and on_cut is called before the answer begins, with the numbers of rounds and of the question's tokens left out.
         """
         embeds = None
         if image is not None:
@@ -80,7 +90,7 @@ class Assistant:
             embeds = self._last_image[1]
         row = self._render(question, embeds is not None, history, sampling, english)
         if row.cut and on_cut:
-            on_cut(row.dropped)
+            on_cut(row.dropped, row.shortened)
         ids, said = [], ""
         for token, in generate(self.network, [row.ids], eop=self.tokenizer.eop, sampling=sampling, image_embeds=embeds,
                                image_start=row.image_start or 0, banned=CHINESE_IDS if english else None):
@@ -93,14 +103,17 @@ class Assistant:
         if len(text) > len(said):
             yield text[len(said):]
 
-    def answer_batch(self, questions, images, sampling=Sampling(), english=False, histories=None):
+    def answer_batch(self, questions, images, sampling=Sampling(), english=False, histories=None, on_cut=None):
         """Answers to a list of questions about a list of PIL images (None: no picture), in one batch.
 
-        histories: for each, its earlier (question, answer) pairs.
+        histories: for each, its earlier (question, answer) pairs; on_cut: as for `stream`, with the question's index before.
         """
         shown = [i for i, image in enumerate(images) if image is not None]
         rows = [self._render(q, image is not None, history, sampling, english)
                 for q, image, history in zip(questions, images, histories or [()] * len(questions))]
+        for index, row in enumerate(rows):
+            if row.cut and on_cut:
+                on_cut(index, row.dropped, row.shortened)
         embeds = self.encode_images([images[i] for i in shown]) if shown else None
         ids = [[] for _ in rows]
         for tokens in generate(self.network, [row.ids for row in rows], eop=self.tokenizer.eop, sampling=sampling,

@@ -15,8 +15,9 @@ BEGINNING = b'{"img": '  # of every line
 
 
 class AnswerFile:
-    """JSON lines, appended to: {"img", "prompt", "history", "label", "answer" or "error", "settings"}.
+    """JSON lines, appended to: {"img", "prompt", "history", "label", "cut", "answer" or "error", "settings"}.
 
+    "cut" says what the length limit left out: {"rounds": oldest ones of the history, "tokens": of the question's end}.
     A last line torn by a crash is cut off. Raises UserError where the file cannot be written or holds something else.
     """
 
@@ -103,10 +104,14 @@ def answer_rows(assistant, samples, file, *, checkpoint, base=False, sampling=Sa
                 else:
                     asked.append((sample, entry))
                     images.append(image)
+
+            def cut(index, rounds, tokens):
+                asked[index][1]["cut"] = {"rounds": rounds, "tokens": tokens}
+
             try:
                 with assistant.untuned() if base else nullcontext():
                     texts = assistant.answer_batch([sample.question for sample, _ in asked], images, sampling, english,
-                                                   [sample.history for sample, _ in asked]) if asked else []
+                                                   [sample.history for sample, _ in asked], cut) if asked else []
             except torch.OutOfMemoryError:
                 raise UserError(f"the GPU has too little memory for {len(asked)} rows together; lower --batch-size, the "
                                 "same command goes on") from None

@@ -18,6 +18,7 @@ class Rendered:
     image_start: int | None  # index of the first image slot; None without an image
     cut: bool = False  # a length limit shortened the question or the answer, or left out earlier rounds
     dropped: int = 0  # earlier rounds left out
+    shortened: int = 0  # tokens left out at the question's end
 
     @property
     def target_positions(self):
@@ -37,7 +38,7 @@ def render(tokenizer, question, answer=None, *, history=(), image_slots=0, engli
     head = tokenizer.encode("<img>") if image_slots else []
     image_start = len(head) if image_slots else None
     head += [tokenizer.pad] * image_slots
-    history, cut, dropped = list(history), False, 0
+    history, dropped, shortened = list(history), 0, 0
     while True:
         rounds = "".join(f"{ask}{q}\n{reply}{a}\n" for q, a in history)
         body = tokenizer.encode(("</img>" if image_slots else "") + f"{rounds}{ask}{question}\n{reply}")
@@ -45,9 +46,9 @@ def render(tokenizer, question, answer=None, *, history=(), image_slots=0, engli
         if over <= 0 or not history:
             break
         history.pop(0)
-        cut, dropped = True, dropped + 1
+        dropped += 1
     if over > 0:
-        cut = True
+        shortened = over
         line_break = tokenizer.encode("\n")[-1]
         end = len(body) - 1 - body[::-1].index(line_break)
         if end <= over:
@@ -56,10 +57,10 @@ def render(tokenizer, question, answer=None, *, history=(), image_slots=0, engli
                             "--max_length (demos)")
         body = body[:end - over] + body[end:]
     ids = head + body + [tokenizer.gmask, tokenizer.sop]
-    prefix = len(ids) - 1
+    prefix, cut = len(ids) - 1, bool(dropped or shortened)
     if answer is not None:
         reply_ids = tokenizer.encode(answer)
         if max_target and len(reply_ids) > max_target - 2:
             reply_ids, cut = reply_ids[:max_target - 2], True
         ids += reply_ids + [tokenizer.eop]
-    return Rendered(ids, prefix, image_start, cut, dropped)
+    return Rendered(ids, prefix, image_start, cut, dropped, shortened)

@@ -27,9 +27,11 @@ def pack(network, smallest=SMALLEST):
     """Replace the linear layers of a network on a CPU, one by one, by packed ones, where this machine has them."""
     if network.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
+    exchanged = {name.rpartition(".")[0] for name in getattr(network, "base_values", ())}  # by checkpoint.without_adapter
     packable = {torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set())
-    for parent in list(network.modules()):
-        for name, layer in list(parent.named_children()):
-            if (isinstance(layer, (torch.nn.Linear, ColumnParallelLinear, RowParallelLinear)) and layer.weight.dtype in packable
-                    and layer.weight.numel() >= smallest[layer.weight.dtype]):
-                setattr(parent, name, PackedLinear(layer.weight, layer.bias))
+    for path in [path for path, _ in network.named_modules()]:  # no layers, whose memory would stay taken
+        layer = network.get_submodule(path)
+        if (isinstance(layer, (torch.nn.Linear, ColumnParallelLinear, RowParallelLinear)) and layer.weight.dtype in packable
+                and layer.weight.numel() >= smallest[layer.weight.dtype] and path not in exchanged):
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, PackedLinear(layer.weight, layer.bias))

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 PROJECT = Path(__file__).resolve().parent.parent
+PIECES = 338  # of the tests' vocabulary
 for folder in (PROJECT, PROJECT / "data"):
     sys.path.insert(0, str(folder))
 
@@ -36,7 +37,7 @@ def vocabulary(tmp_path_factory, tiny_config):
     """A sentencepiece file of the tests' own texts."""
     from model.tokenizer import train_vocabulary
     path = tmp_path_factory.mktemp("vocabulary") / "ice_text.model"
-    train_vocabulary(TEXTS * 20, path, 338)
+    train_vocabulary(TEXTS * 20, path, PIECES)
     return path
 
 
@@ -47,17 +48,32 @@ def config_file(tmp_path_factory, tiny_config):
     return path
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory, config_file, vocabulary):
-    """A loadable full checkpoint with random weights."""
+def write_random(folder, config_file, vocabulary, talkative=False):
+    """A loadable full checkpoint with random weights. talkative: it says pieces of the vocabulary only and never ends."""
     import torch
     from model import checkpoint
     torch.manual_seed(0)
     network, tokenizer, config = checkpoint.build(config_file, vocabulary, torch.device("cpu"), torch.float32)
-    folder = tmp_path_factory.mktemp("checkpoint") / "base"
-    checkpoint.write_folder(folder, config=config, tokenizer=tokenizer, tensors=network.state_dict(),
+    tensors = network.state_dict()
+    if talkative:
+        tensors["mixins.chatglm-final.lm_head.weight"][PIECES:] = 0  # some logit of the others is above 0
+    checkpoint.write_folder(folder, config=config, tokenizer=tokenizer, tensors=tensors,
                             card={"format": 1, "method": {"name": "full"}, "base": None})
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, config_file, vocabulary):
+    return write_random(tmp_path_factory.mktemp("checkpoint") / "base", config_file, vocabulary)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory, tiny_config, vocabulary):
+    """A checkpoint of widths that the kernels for quantized and packed weights take, with the depth of the reference."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = tiny_config | {"num_layers": 3, "hidden_size": 256, "inner_hidden_size": 1024, "num_attention_heads": 4}
+    (folder / "model_config.json").write_text(json.dumps(config))
+    return write_random(folder / "base", folder / "model_config.json", vocabulary, talkative=True)
 
 
 @pytest.fixture(scope="session")

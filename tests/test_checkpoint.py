@@ -287,19 +287,6 @@ class TestExport:
         assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory, tiny_config, vocabulary):
-    """A checkpoint of widths that the kernels take, with the depth of the reference."""
-    folder = tmp_path_factory.mktemp("wide")
-    config = tiny_config | {"num_layers": 3, "hidden_size": 256, "inner_hidden_size": 640, "num_attention_heads": 4}
-    (folder / checkpoint.CONFIG).write_text(json.dumps(config))
-    torch.manual_seed(0)
-    network, words, config = checkpoint.build(folder / checkpoint.CONFIG, vocabulary, torch.device("cpu"), torch.float32)
-    checkpoint.write_folder(folder / "base", config=config, tokenizer=words, tensors=network.state_dict(),
-                            card={"format": 1, "method": {"name": "full"}, "base": None})
-    return folder / "base"
-
-
 class TestQuantized:
     @pytest.mark.parametrize("bits, similarity, share", [(8, 0.999, 0.30), (4, 0.97, 0.20)])
     def test_close_and_small(self, wide, bits, similarity, share):

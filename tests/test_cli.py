@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_one_shot(adapter, tiny_checkpoint, rows, capsys):
 
 def test_sampling_options_reach_the_engine(adapter, rows, capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr("model.Assistant.stream", lambda self, q, image, history, sampling, english: seen.append((q, sampling, english)) or iter("x"))
+    monkeypatch.setattr("model.Assistant.stream", lambda self, q, image, history, sampling, english, on_cut: seen.append((q, sampling, english)) or iter("x"))
     cli_demo.main(["--from_pretrained", str(adapter), "--image", str(rows / "images/0.tif"), "--english", "--prompt_en", "Where?",
                    "--max_length", "99", "--top_p", "0.7", "--top_k", "9", "--temperature", "0.5", "--repetition_penalty", "1.1",
                    "--seed", "3", "--dtype", "bfloat16", "--device", "cpu"])
@@ -75,6 +76,46 @@ def test_dialogue(adapter, rows, monkeypatch, capsys):
     assert said == [first, answer(adapter, "红色吗？", image, [("有什么？", first)]), answer(adapter, "有什么？", read_image(green)),
                     answer(adapter, "你好", None)]
     assert "错误：image nowhere.tif: no such file" in out and next(typed, None) is None
+
+
+@pytest.mark.parametrize("english, said", [(False, r"注意：超出长度上限，未读入最早的 (\d) 轮对话"),
+                                           (True, r"note: beyond the length limit and not read: the oldest rounds \((\d)\)")])
+def test_a_dialogue_too_long_says_what_was_not_read(adapter, tiny_checkpoint, rows, monkeypatch, capsys, english, said):
+    """Over the network's 2048 positions: the answers, each stopped early, are those to the dialogue without its oldest rounds."""
+    path, long = str(rows / "images/0.tif"), "绿色的农田在公路旁。" * 70
+    asked = [long, "红" + long, "蓝" + long, "红色吗？"]
+    typed = iter([path, *asked, "stop"])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
+    texts = []
+
+    def begun(pieces):
+        return "".join(islice(pieces, 20))
+    monkeypatch.setattr(cli_demo, "say", lambda name, pieces, stoppable: texts.append(begun(pieces)) or texts[-1])
+    cli_demo.main(["--from_pretrained", str(adapter), "--temperature", "0", "--device", "cpu", "--base", "--prompt_zh", "有什么？",
+                   "--prompt_en", "有什么？", *["--english"] * english])
+    bases, tuned = texts[::2], texts[1::2]
+    history = list(zip(["有什么？", *asked], tuned))
+    dropped = [int(re.fullmatch(said, line)[1]) for line in capsys.readouterr().err.splitlines()]  # in the last rounds
+    assert all(tuned) and 2 <= len(dropped) < 5 and dropped[0] < dropped[-1]
+    for folder, texts_of_it in ((tiny_checkpoint, bases), (adapter, tuned)):
+        assistant = load_assistant(folder, device="cpu")
+        for last, first in enumerate(dropped, 5 - len(dropped)):
+            assert texts_of_it[last] == begun(assistant.stream(
+                history[last][0], read_image(path), history[first:last], Sampling(temperature=0), english,
+                on_cut=lambda *cut: pytest.fail(f"{cut} did not fit")))
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--json", "--base"]], ids=["text", "json", "base"])
+def test_a_question_too_long_says_so_once(adapter, rows, capsys, more):
+    """What was not read changes nothing, and standard output holds the answer alone."""
+    outs = []
+    for end in ("红色吗？", "蓝色吗？"):
+        cli_demo.main(["--from_pretrained", str(adapter), "--image", str(rows / "images/0.tif"), *GREEDY, *more,
+                       "--prompt", "绿色的农田。" * 9 + end])
+        said = capsys.readouterr()
+        assert said.err == "注意：超出长度上限，未读入问题的末尾\n"
+        outs.append(said.out.replace(end, ""))
+    assert outs[0] == outs[1] and (not more or json.loads(outs[0])["answer"])
 
 
 class Terminal:
@@ -178,7 +219,7 @@ def test_ctrl_c_ends_a_single_answer(endless, rows, tmp_path):
 def test_what_was_stopped_belongs_to_the_dialogue(adapter, rows, monkeypatch, capsys):
     asked = []
 
-    def stream(self, question, image, history, sampling, english):
+    def stream(self, question, image, history, sampling, english, on_cut):
         asked.append((question, list(history)))
         if question == "坏":
             raise UserError("too long")
@@ -303,6 +344,24 @@ class TestRowsOfAFile:
             self.run(argv + more)
             assert sum(map(len, asked)) == (1 if more[0] == "--prompt" else 5), more
             assert len(self.lines(argv)) == before + (2 if more[0] == "--prompt" else 6)
+
+    def test_what_does_not_fit_is_written_beside_the_answer(self, argv, adapter, rows, tmp_path, capsys):
+        """Also where a second run finds the answers there."""
+        turns = [{"role": "user", "content": "绿色的农田。"}, {"role": "assistant", "content": "蓝色的河流。"}] * 5
+        asked = [{"role": "user", "content": "红色吗？"}]
+        (tmp_path / "rows.json").write_text(json.dumps([{"img": "images/0.tif", "conversations": turns[:2] + asked},
+                                                        {"img": "images/0.tif", "conversations": turns + asked},
+                                                        {"prompt": "绿色的农田。" * 30}]), encoding="utf-8")
+        argv = [*argv[:3], str(tmp_path / "rows.json"), *argv[4:], "--image-root", str(rows)]
+        for _ in range(2):
+            cli_demo.main(argv)
+            assert '2 of them to dialogues beyond the length limit: "cut" says what was not read\n' in capsys.readouterr().err
+        lines = self.lines(argv)
+        left = lines[1]["cut"]["rounds"]
+        assert len(lines) == 3 and "cut" not in lines[0] and 0 < left < 5 and lines[1]["cut"]["tokens"] == 0
+        assert lines[2]["cut"]["rounds"] == 0 < lines[2]["cut"]["tokens"]
+        for line, history in zip(lines, ([("绿色的农田。", "蓝色的河流。")], [("绿色的农田。", "蓝色的河流。")] * (5 - left))):
+            assert line["answer"] == answer(adapter, "红色吗？", read_image(rows / "images/0.tif"), history)
 
     def test_base(self, argv, adapter, tiny_checkpoint, rows, capsys):
         self.run(argv + ["--base"])

@@ -5,6 +5,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,11 +42,11 @@ class Watched:
         self.assistant, self.prompt, self.forced = assistant, assistant.prompt, forced
         self.calls, self.stopped = [], threading.Event()
 
-    def stream(self, question, image=None, history=(), sampling=None, english=False):
+    def stream(self, question, image=None, history=(), sampling=None, english=False, on_cut=None):
         self.calls.append({"question": question, "image": image, "history": list(history), "sampling": sampling,
                            "english": english})
         if question != ENDLESS:
-            yield from self.assistant.stream(question, image, history, replace(sampling, **self.forced), english)
+            yield from self.assistant.stream(question, image, history, replace(sampling, **self.forced), english, on_cut)
             return
         try:
             for number in itertools.count():
@@ -226,6 +227,24 @@ def test_what_cannot_be_answered_is_one_sentence_and_no_part_of_the_history(page
     assert len(page[1].calls) == asked
     ask(scene, PROMPT, [error, empty])
     assert page[1].calls[-1]["history"] == []
+
+
+def test_a_dialogue_too_long_says_what_was_not_read(page, ask, scene):
+    """The answer is the one to the dialogue without its oldest rounds; the notice is no part of the history."""
+    from model import Sampling, read_image
+
+    said = [("红色吗？", "这是一片绿色的农田。"), ("", ""), ("有几条船？", "")] + [("蓝色吗？", f"停着三辆汽车{n}。") for n in "一二三四五六七八"]
+    chat = [{"role": role, "content": [{"type": "text", "text": words}]} for pair in said for role, words in zip(("user", "assistant"), pair)]
+    streamed = ask(scene, PROMPT, chat)
+    notice, question, reply = streamed[-1][-3:]
+    left = int(re.fullmatch("注意：超出长度上限，未读入最早的 (\\d) 轮对话", text(notice))[1])
+    history = [pair for pair in said if all(pair)]
+    assert notice["role"] == "assistant" and text(question) == PROMPT and page[1].calls[-1]["history"] == history
+    assert text(reply) == "".join(page[1].stream(PROMPT, read_image(scene), history[left:], Sampling(max_length=128, top_p=0)))
+    history.append((PROMPT, text(reply)))
+    again = ask(scene, "有几条船？", streamed[-1])
+    assert page[1].calls[-1]["history"] == history and text(again[-1][-3]).startswith("注意：")
+    assert text(ask(None, "有几条船？" * 99)[-1][0]) == "注意：超出长度上限，未读入问题的末尾"
 
 
 def test_in_english_over_plain_http_and_without_a_word_to_another_machine(tiny_checkpoint):
