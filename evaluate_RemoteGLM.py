@@ -50,7 +50,7 @@ def parse(argv=None):
     add("--english", action="store_true", help="ask in English")
     add("--existence", type=int, default=3, help="yes / no questions per image about objects that are there, and as many about ones that "
         "are not, of each kind; 0: none (%(default)s)")
-    add("--no-controls", action="store_true", help="leave the blank and the swapped images out: a third of the time")
+    add("--no-controls", action="store_true", help="leave the blank and the swapped images out")
     add("--batch-size", type=int, default=16, help="rows answered together (%(default)s)")
     add("--max_new_tokens", type=int, default=128, help="length limit of an answer, in tokens (%(default)s)")
     add("--limit", type=int, default=0, help="only the first images; 0: all")

@@ -12,7 +12,9 @@ body { font: 15px/1.6 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-ser
 h1, h2 { line-height: 1.25 } h2 { margin-top: 2em }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th { white-space: normal; min-width: 5.5em; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff } small { color: #777; display: block }
+.classes { display: flex; flex-wrap: wrap; gap: 0 3em } h2 { font-size: 1.25em } summary { cursor: pointer; margin: 1em 0 }
 .warning { border-left: 4px solid #c33; background: #fdf0ef; padding: .6em 1em }
 .bar { background: #eee; width: 10em; height: .8em; display: inline-block; vertical-align: middle } .bar i { display: block; height: 100%; background: #3572b0 }
 .bar.bad i { background: #c4554d }
@@ -27,14 +29,10 @@ def number(value):
     return "-" if value is None or math.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def markdown(columns, rows):
-    """columns: names of systems; rows: [(measure, {column: (value, interval)})] of texts -> a Markdown table."""
-    def cell(value="-", interval=""):
-        return f"{value} ({interval})" if interval else value
-
-    lines = [["measure", *columns], ["---", *["---"] * len(columns)]]
-    lines += [[name, *(cell(*cells.get(column, ())) for column in columns)] for name, cells in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+def markdown(head, rows):
+    """A list of texts and lists of as many texts -> a Markdown table with straight columns."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |" for line in lines)
 
 
@@ -65,24 +63,27 @@ def bars(shares, better):
         "</i></span></td></tr>" for label, share, count in shares) + "</table>"
 
 
-def html_page(*, title, lines, warnings, columns, rows, classes, cards):
-    """The whole report. lines: what was measured how; warnings: what is wrong with a system; columns, rows: as in markdown();
-    classes: [(heading, better, [(label, share, count)])]; cards: [(image or None, name, references, [(system, text)], Truth)]."""
-    parts = [f"<!doctype html><html lang='zh'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+def html_table(columns, rows):
+    """columns: names of systems; rows: [(measure, {column: (value, interval)})] of texts."""
+    lines = ["<div class='scroll'><table><tr><th>measure</th>" + "".join(f"<th>{escape(name)}</th>" for name in columns) + "</tr>"]
+    for name, cells in rows:
+        found = [cells.get(column, ("-", "")) for column in columns]
+        lines.append(f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{value}<small>{interval}</small></td>" for value, interval in found) + "</tr>")
+    return "\n".join(lines) + "</table></div>"
+
+
+def html_page(*, title, lines, warnings, columns, rows, others, classes, cards):
+    """The whole report. lines: what was measured how; warnings: what is wrong with a system; columns, rows: as in
+    html_table(), others: rows that are folded away; classes: [(heading, better, [(label, share, count)])]; cards: [(image or None, name,
+    references, [(system, text)], Truth)]."""
+    parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
              f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"]
     parts += [f"<p class='warning'>{escape(text)}</p>" for text in warnings]
-    parts.append("<h2>Measures</h2><div class='scroll'><table><tr><th>measure</th>" + "".join(f"<th>{escape(name)}</th>" for name in columns) + "</tr>")
-    for name, cells in rows:
-        parts.append(f"<tr><td>{escape(name)}</td>")
-        for column in columns:
-            value, interval = cells.get(column, ("-", ""))
-            parts.append(f"<td>{value}<small>{interval}</small></td>")
-        parts.append("</tr>")
-    parts.append("</table></div>")
+    parts += ["<h2>Measures</h2>", html_table(columns, rows), "<details><summary>all other measures</summary>", html_table(columns, others), "</details>"]
     parts += [f"<p>{escape(line)}</p>" for line in lines]
-    for heading, better, shares in classes:
-        parts.append(f"<h2>{escape(heading)}</h2>{bars(shares, better)}")
-    parts.append("<h2>Answers, the worst first</h2><p>Marked: objects that no reference names.</p><div class='gallery'>")
+    parts.append("<div class='classes'>")
+    parts += [f"<div><h2>{escape(heading)}</h2>{bars(shares, better)}</div>" for heading, better, shares in classes]
+    parts.append("</div><h2>Answers, the worst first</h2><p>Marked: objects that no reference names.</p><div class='gallery'>")
     for image, name, references, answers, known in cards:
         shown = f"<img alt='{escape(name)}' src='{thumbnail(image)}'>" if image else ""
         parts.append(f"<div class='card'>{shown}<div><p><b>{escape(name)}</b></p>")

@@ -15,10 +15,10 @@ from .hallucination import (
 from .metrics import CHRF_METRIC, UNITS, caption_measures, mean_of, tokens
 
 SIGNIFICANT = 0.05
-COPIES = "copies of a training caption"
+COPIES, DISTINCT = "copies of a training caption", "distinct outputs"
 # What is printed; table.md, metrics.json and the report have everything
-MAIN = ("chrF", "CIDEr", "scene accuracy", "CHAIR_i", "CHAIR_s", "object recall", "objects per caption", "length",
-        *(f"POPE F1, {setting}" for setting in SETTINGS), *(f"POPE yes, {setting}" for setting in SETTINGS[:1]), "distinct outputs")
+MAIN = ("chrF", "CIDEr", "scene accuracy", "CHAIR_i", "CHAIR_s", "object recall", "objects per caption",
+        *(f"POPE F1, {setting}" for setting in SETTINGS), DISTINCT)
 REFERENCE_ROWS = {
     "human": "one reference of each picture against its others",
     "label": "the first description of each picture against its other texts, as far as they are of use",
@@ -75,7 +75,7 @@ class Scores:
         if self.known and 0 < len(unseen) < len(self.pictures):
             part = Scores(*([known[i] for i in unseen] for known in (self.pictures, self.references, self.truths)), {}, self.train, self.read)
             part.column("", [system.answers[i] for i in unseen], references=part.same)
-            name = f"{system.name}, {len(unseen)} with captions not in training"
+            name = f"{system.name}, unseen captions ({len(unseen)})"
             self.columns[name], self.distinct[name] = part.columns[""], part.distinct[""]
         for name in self.columns:
             if name.startswith(f"{system.name}, swapped"):
@@ -115,11 +115,18 @@ class Scores:
             cells = {}
             for column, measures in self.columns.items():
                 if name in measures:
-                    value, between = measures[name].value, "{} - {}".format(*map(report.number, self.intervals[column, name]))
+                    value, between = measures[name].value, "({} - {})".format(*map(report.number, self.intervals[column, name]))
                     cells[column] = report.number(value), "" if math.isnan(value) else between
             rows.append((name, cells))
-        rows.append(("distinct outputs", {column: (report.number(value), "") for column, value in self.distinct.items()}))
+        rows.append((DISTINCT, {column: (report.number(value), "") for column, value in self.distinct.items()}))
         return rows
+
+    def short(self, column, name):
+        """A cell of the printed table: the value and half the width of its interval."""
+        if name not in self.columns[column]:
+            return report.number(self.distinct[column]) if name == DISTINCT else "-"
+        value, (low, high) = self.columns[column][name].value, self.intervals[column, name]
+        return report.number(value) if math.isnan(value) else f"{report.number(value)}±{report.number((high - low) / 2)}"
 
     def finish(self):
         """Intervals of everything, and the tests between each two systems."""
@@ -159,22 +166,27 @@ class Scores:
                  "(or jieba's words), BLEU and chrF 0 to 100, CIDEr as coco-caption gives it (papers often print it x 100).",
                  f"Intervals: 95 %, {self.resampling['resamples']} bootstrap resamples of the pictures. chrF: sacrebleu {CHRF_METRIC.get_signature()}"]
         lines += [f"{name}: {meaning}." for name, meaning in REFERENCE_ROWS.items() if name in self.columns]
+        if any("unseen captions" in column for column in self.columns):
+            lines.append("unseen captions: the pictures none of whose references is a training caption, word for word.")
         lines += [f"{one} against {other}, p: " + ", ".join(f"{name} {p:.3f}" for name, p in values.items() if name in (
             "chrF", "CIDEr", "scene accuracy", "CHAIR_i", "CHAIR_s")) for (one, other), values in self.p_values.items()]
         metrics = {
             "settings": settings, "versions": versions, "pictures": len(self.pictures), "warnings": self.warnings,
             "columns": {column: {name: {"value": plain(measure.value), "low": plain(self.intervals[column, name][0]),
                                         "high": plain(self.intervals[column, name][1])} for name, measure in measures.items()}
-                        | {"distinct outputs": {"value": self.distinct[column]}} for column, measures in self.columns.items()},
+                        | {DISTINCT: {"value": self.distinct[column]}} for column, measures in self.columns.items()},
             "p": {f"{one} / {other}": values for (one, other), values in self.p_values.items()},
             "scenes": {heading: {label: {"share": share, "pictures": count} for label, share, count in shares} for heading, _, shares in classes}}
         columns, rows = list(self.columns), self.rows()
-        table = report.markdown(columns, [row for row in rows if row[0] in MAIN])
+        main = sorted((row for row in rows if row[0] in MAIN), key=lambda row: MAIN.index(row[0]))
+        table = report.markdown(["system", *(name for name, _ in main)], [[column, *(self.short(column, name) for name, _ in main)] for column in columns])
+        everything = report.markdown(["measure", *columns], [[name, *(" ".join(filter(None, cells.get(column, "-"))) for column in columns)]
+                                                             for name, cells in rows])
         cards = [(self.read(self.pictures[i]), Path(self.pictures[i]).name, self.references[i], [(name, self.answers[name][i]) for name in names], self.truths[i])
                  for i in self.worst_first(names[-1])[:gallery or None]]
-        page = report.html_page(title=f"RemoteGLM: {', '.join(names)}", lines=lines, warnings=self.warnings, columns=columns, rows=rows,
+        page = report.html_page(title=f"RemoteGLM: {', '.join(names)}", lines=lines, warnings=self.warnings, columns=columns, rows=main, others=[row for row in rows if row not in main],
                                 classes=classes, cards=cards)
-        for file, text in (("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False)), ("table.md", report.markdown(columns, rows) + "\n"), ("report.html", page)):
+        for file, text in (("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False)), ("table.md", f"{table}\n\n{everything}\n"), ("report.html", page)):
             (output / file).write_text(text, encoding="utf-8")
         print(table, *self.warnings, f"report: {output / 'report.html'}; all measures: {output / 'table.md'}, {output / 'metrics.json'}", sep="\n")
         return metrics

@@ -4,6 +4,7 @@ Tests that need rasterio are skipped where it is not installed: pip install rast
 """
 import io
 import itertools
+import random
 import re
 import socket
 import ssl
@@ -22,6 +23,7 @@ from PIL import Image
 
 from model import UserError, fetch, images, read_image
 from model import rows as model_rows
+from model.images import augment
 
 PROJECT = Path(__file__).resolve().parent.parent
 Y, X = np.mgrid[0:60, 0:80]
@@ -58,6 +60,25 @@ def write_raster(tmp_path):
             file.write(values)
         return tmp_path / name
     return write
+
+
+def test_augment():
+    """A picture whose quarters have four colours: all eight ways to lay it, cropped to four fifths at most, otherwise lit."""
+    picture = Image.new("RGB", (60, 80))
+    for i, colour in enumerate(((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))):
+        picture.paste(colour, (30 * (i % 2), 40 * (i // 2), 30 * (i % 2) + 30, 40 * (i // 2) + 40))
+
+    def laid(image):
+        """The colours of the corners, each by which channels are high; the way round tells a mirrored picture from a turned one."""
+        small = np.asarray(image)[[[2, 2], [-3, -3]], [[2, -3], [2, -3]]].reshape(4, 3)
+        return tuple(tuple(pixel > pixel.mean()) for pixel in small.astype(int))
+
+    seen = [augment(picture, random.Random(i)) for i in range(200)]
+    assert len({laid(image) for image in seen}) == 8
+    assert {laid(augment(picture, random.Random(i), turn=False)) for i in range(100)} == {laid(picture)}
+    assert all(48 <= min(image.size) <= 60 and 64 <= max(image.size) <= 80 for image in seen)
+    light = [np.asarray(image).mean() for image in seen]
+    assert max(light) > 1.15 * min(light) and np.array_equal(seen[7], augment(picture, random.Random(7)))
 
 
 class TestPillow:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -167,7 +168,7 @@ def started(*args, until, **how):
     return folder
 
 
-@pytest.mark.parametrize("launcher, batch, more", [((sys.executable,), 4, ["--lora_dropout", 0.2]), (TORCHRUN, 2, ["--zero-stage", 2])],
+@pytest.mark.parametrize("launcher, batch, more", [((sys.executable,), 4, ["--lora_dropout", 0.2, "--augment"]), (TORCHRUN, 2, ["--zero-stage", 2])],
                          ids=["one process", "two processes"])
 def test_resume_is_exact(pretrained, long_and_short, tmp_path, launcher, batch, more):
     """40 steps at one go against kill -9 after step 23 and --resume: every later loss is equal, to the last bit."""
@@ -546,6 +547,20 @@ class TestRows:
         assert torch.equal(flat[batch["target_positions"] + 1], batch["targets"])
         trained = [tokenizer.decode(batch["targets"][batch["target_positions"] // batch["input_ids"].size(1) == i].tolist()) for i in (0, 1)]
         assert trained == ["农田", "河流"] and batch["pixels"].shape == (2, 3, 28, 28)
+
+    def test_augmented_pictures(self, rows, tmp_path, vocabulary, tiny_config):
+        """Other ones in every epoch, the same ones again when asked again; up stays up where the words need it."""
+        corner = Image.new("RGB", (40, 40), "black")
+        corner.paste("white", (0, 0, 20, 20))
+        corner.save(tmp_path / "a.png")
+        samples = [model_rows.Sample(tmp_path / "a.png", "有什么？", answer) for answer in ("一块白色。", "左上角是白色。", "The top is white.")]
+        dataset, plain = (RowDataset(samples, Tokenizer(vocabulary, tiny_config), tiny_config, augment=seed) for seed in (3, None))
+        white = {row: {int(dataset[row + 3 * epoch]["pixels"].mean(0).reshape(2, 14, 2, 14).mean((1, 3)).argmax()) for epoch in range(40)}
+                 for row in range(3)}
+        assert white == {0: {0, 1, 2, 3}, 1: {0}, 2: {0}}  # the brightest quarter of the picture
+        pixels = dataset[7]["pixels"]
+        assert torch.equal(pixels, dataset[7]["pixels"]) and not torch.equal(pixels, dataset[4]["pixels"])
+        assert torch.equal(plain[7]["pixels"], plain[1]["pixels"]) and dataset[7]["row"] is dataset.rows[1]
 
     def test_padding_and_mixed_rows_do_not_change_the_loss(self, rows, vocabulary, tiny_config, tiny_checkpoint):
         """Rows alone against the same rows in one padded batch with and without pictures."""
