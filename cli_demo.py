@@ -43,11 +43,13 @@ def add_loading_options(parser, whole=False, **from_pretrained):
     add("--device", help="cuda, mps or cpu; default: the first that works")
     add("--dtype", choices=("float32", "float16", "bfloat16"),
         help="default: float16 on a GPU; on a CPU float32, or bfloat16 with --quant and for large networks")
+    add("--cuda_graphs", action="store_true", help="record the decode step as CUDA graphs: fewer launches, the same tokens; not yet tried on "
+        "real hardware")
 
 
 def loading(args):
     return {"base": args.base_path, "tokenizer": args.tokenizer, "bits": args.quant, "download": args.download,
-            "device": args.device, "dtype": args.dtype}
+            "device": args.device, "dtype": args.dtype} | ({"cuda_graphs": True} if vars(args).get("cuda_graphs") else {})
 
 
 def add_bands_option(parser):

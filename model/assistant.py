@@ -5,7 +5,9 @@ from contextlib import contextmanager
 import torch
 
 from . import checkpoint
+from .decoder import cuda_graph
 from .dialogue import render
+from .errors import UserError
 from .generate import Sampling, generate
 from .images import to_pixels
 from .packing import pack
@@ -132,8 +134,10 @@ class Assistant:
                       english=english, max_source=limit - 1)
 
 
-def load_assistant(name, **options):
+def load_assistant(name, *, cuda_graphs=False, **options):
     """A checkpoint (base, full or adapter; a folder or a name to look up) -> Assistant. Raises UserError.
+
+    cuda_graphs: record the decode step on a GPU, for every answer anew, and replay it: the same tokens from fewer launches.
 
     options, all of checkpoint.load: base, where an adapter's base lies, if not where it was; tokenizer, a vocabulary file;
     device: "cuda", "mps", "cpu"; dtype: "float32", "float16", "bfloat16"; bits: 8 or 4; download: "huggingface" or
@@ -142,4 +146,8 @@ def load_assistant(name, **options):
     network, tokenizer, card = checkpoint.load(name, **options)
     mark = f"{fingerprint(network.state_dict())}-{network.bits or network.dtype}"  # before packing hides the weights
     pack(network)
+    if cuda_graphs:
+        if network.device.type != "cuda":
+            raise UserError(f"CUDA graphs need a CUDA GPU, the device is {network.device.type}: leave them out")
+        network.record = cuda_graph
     return Assistant(network, tokenizer, card, mark)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from .sat_import import ColumnParallelLinear, LoraLinear, RowParallelLinear
 from .visualglm import places
 
+SPAN = 256  # slots that a recorded step reads more than the one before it
+
 
 def product(linear):
     """What a linear layer of any kind computes, as a function [M, K] -> [M, N]; LoRA is applied as it stands now."""
@@ -31,6 +33,20 @@ def product(linear):
 def norm(layer):
     """A LayerNorm as a function."""
     return partial(F.layer_norm, normalized_shape=layer.normalized_shape, weight=layer.weight, bias=layer.bias, eps=layer.eps)
+
+
+def cuda_graph(step):
+    """Record a function of fixed shapes and addresses -> (what runs it again, its output, written anew each time)."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # what is made on first use must be made before
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    return graph.replay, out
 
 
 class Layer(NamedTuple):
@@ -62,7 +78,7 @@ class Decoder:
     def __init__(self, network, lengths, room):
         config, device = network.config, network.device
         self.network, self.rows, self.width = network, len(lengths), max(lengths)
-        self.filled = 0
+        self.filled, self.graphs = 0, {}
         self.layers = [Layer.of(layer) for layer in network.transformer.layers]
         self.final = norm(network.transformer.final_layernorm)
         self.head = product(network.mixins["chatglm-final"].lm_head)
@@ -102,26 +118,56 @@ class Decoder:
         return self.head(self.final(hidden[ends]))
 
     def step(self, token):
-        """Read one more token of each row, [B] -> logits [B, V] of what follows."""
+        """Read one more token of each row, [B] -> logits [B, V] of what follows; with `network.record` valid until the next."""
         hidden = self.network.mixins["eva"].word_embedding_forward(token)  # [B, D]
+        if self.network.record:
+            return self._recorded(hidden)
         visible = None if self.seen is None else self.seen[..., :self.ahead + self.filled + 1]
         return self.head(self.final(self._layers(hidden, 1, visible)))
+
+    def _recorded(self, hidden):
+        """`step` by replaying what network.record made of it: once for each SPAN slots, which are all read, filled or not."""
+        span = min(-(-(self.filled + 1) // SPAN) * SPAN, self.cache.size(-2) - self.ahead)
+        if not self.graphs:
+            self.place, self.hidden = torch.zeros(1, dtype=torch.long, device=hidden.device), hidden.clone()
+        self.place.fill_(self.filled)
+        self.hidden.copy_(hidden)
+        if span not in self.graphs:
+            self.graphs[span] = self.network.record(partial(self._fixed, span))
+        self.filled += 1
+        replay, logits = self.graphs[span]
+        replay()
+        return logits
+
+    def _fixed(self, span):
+        """`step` of the embedded token in self.hidden at slot self.place: no shape and no address changes between tokens."""
+        visible = torch.arange(self.ahead + span, device=self.place.device) <= self.place + self.ahead
+        if self.seen is not None:
+            visible = visible & self.seen[..., :self.ahead + span]
+        writes = [partial(layer.index_copy_, -2, self.place + self.ahead) for layer in self.cache.unbind()]
+        tables = self.cos.index_select(1, self.place), self.sin.index_select(1, self.place)
+        return self.head(self.final(self._through(self.hidden, 1, *tables, self.cache[..., :self.ahead + span, :], writes,
+                                                  visible.expand(self.rows, 1, 1, -1))))
 
     def _layers(self, hidden, count, visible):
         """hidden [B * T, D] of the next `count` tokens, visible [B or 1, 1, T or 1, S] or None -> the same, after all layers"""
         new = slice(self.filled, self.filled + count)
         self.filled += count
-        cos, sin = self.cos[:, new], self.sin[:, new]
         readable = self.cache[..., :self.ahead + self.filled, :]  # [L, B, 2, H, S, d]
-        keys, values, written = readable[:, :, 0].unbind(), readable[:, :, 1].unbind(), readable[..., -count:, :].unbind()
+        writes = [kv.copy_ for kv in readable[..., -count:, :].unbind()]
+        return self._through(hidden, count, self.cos[:, new], self.sin[:, new], readable, writes, visible)
+
+    def _through(self, hidden, count, cos, sin, readable, writes, visible):
+        """All layers. writes: for each a function that puts keys and values [B, 2, H, T, d] where `readable` shows them."""
+        keys, values = readable[:, :, 0].unbind(), readable[:, :, 1].unbind()
         apart = (self.rows, count, 3, self.heads, 2, 2, self.head_width // 4)
-        for layer, k, v, kv in zip(self.layers, keys, values, written):
+        for layer, k, v, write in zip(self.layers, keys, values, writes):
             x = layer.before(hidden)
             mixed = layer.qkv(x).view(apart)
             qk = mixed[:, :, :2]
             torch.addcmul(qk * cos, qk.flip(-2), sin, out=qk)  # `rotate` of visualglm.py, in place
             mixed = mixed.flatten(-3).transpose(1, 3)  # [B, H, 3, T, d]
-            kv.copy_(mixed[:, :, 1:].transpose(1, 2))
+            write(mixed[:, :, 1:].transpose(1, 2))
             out = F.scaled_dot_product_attention(mixed[:, :, 0].to(k.dtype), k, v, attn_mask=visible)  # [B, H, T, d]
             out = layer.dense(out.transpose(1, 2).reshape(x.shape).to(x.dtype))
             x = layer.between(torch.add(out, x, alpha=self.residual))

@@ -199,6 +199,7 @@ class VisualGLM(BaseModel):
     """
 
     on_cpu = ()  # prefixes of parameters that do not move to the network's device
+    record = None  # how a step of decoding is recorded, see decoder.cuda_graph
 
     def __init__(self, config, device="cpu", dtype=torch.float32, init=True):
         config = SimpleNamespace(**config)

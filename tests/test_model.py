@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model import Sampling, UserError, checkpoint, load_assistant
 from model.assistant import settled, tidy
@@ -185,6 +187,55 @@ def test_fifty_prompts_batched_and_alone_equal_uncached(which, tiny_base):
     for index, prompt in enumerate(prompts):
         picture = {} if index % 2 else {"image_embeds": embeds[index // 2][None], "image_start": IMAGE_START}
         assert [token for token, in generate(network, [prompt], eop=-1, sampling=sampling, **picture)] == long_way[index]
+
+
+class Recorder(TorchDispatchMode):
+    """Stands in for a CUDA graph: notes each kernel with the very tensors it had, and runs them again without any Python between."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.calls = []
+        with self:
+            self.out = step()
+
+    def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+        out = kernel(*args, **kwargs or {})
+        self.calls.append((kernel, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        for kernel, args, kwargs, out in self.calls:
+            for old, new in zip(tree_leaves(out), tree_leaves(kernel(*args, **kwargs))):
+                if torch.is_tensor(old) and old.data_ptr() != new.data_ptr():  # no view, not in place: the same address gets the new values
+                    old.copy_(new)
+
+
+@pytest.mark.parametrize("prefix", [0, 3], ids=["plain", "P-tuning"])
+def test_recorded_steps_give_the_same_tokens(tiny_config, prefix, monkeypatch):
+    """Rows of different lengths, over the end of two spans; what is replayed knows nothing but the tensors it was recorded with."""
+    monkeypatch.setattr("model.decoder.SPAN", 16)
+    torch.manual_seed(4)
+    network = checkpoint.VisualGLM(tiny_config).eval()
+    if prefix:
+        checkpoint.add_method(network, {"name": "ptuning", "length": prefix})
+    recorded, prompts = [], [torch.randint(10, 400, (n,)).tolist() for n in (5, 12, 9)]
+
+    def record(step):
+        recorded.append(Recorder(step))
+        return recorded[-1].replay, recorded[-1].out
+
+    def answers(rows):
+        return [list(row) for row in zip(*generate(network, rows, eop=-1, sampling=Sampling(max_new_tokens=30, temperature=0, repetition_penalty=1.2)))]
+
+    plain = answers(prompts), answers(prompts[1:2])
+    network.record = record
+    assert (answers(prompts), answers(prompts[1:2])) == plain and len(recorded) == 6  # 12 + 30 slots: up to 16, 32 and the end
+    assert len({tuple(row) for row in plain[0]}) == 3
+
+
+def test_graphs_need_a_gpu(tiny_base):
+    with pytest.raises(UserError, match="CUDA graphs need a CUDA GPU, the device is cpu"):
+        load_assistant(TINY, device="cpu", cuda_graphs=True)
 
 
 def decoder_error(network, rows=3, steps=3):
