@@ -18,8 +18,9 @@ step "3/5 LoRA fine-tuning (finetune_RemoteGLM.sh)"
 bash finetune_RemoteGLM.sh --dataset demo --from_pretrained model/tiny/base --experiment-name $name --resume \
     --lora_rank 16 --lora_alpha 64 --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 1500 \
     --eval-interval 300 --eval-batch-size 32
-step "4/5 how often is the scene of a held-out test image named rightly? (evaluate_RemoteGLM.py)"
-"$python" evaluate_RemoteGLM.py --from_pretrained checkpoints/$name --data data/demo/demo-prompt-test.json --base
+step "4/5 does it describe, invent, look? before and after, on held-out test images (evaluate_RemoteGLM.py)"
+"$python" evaluate_RemoteGLM.py --from_pretrained checkpoints/$name --data data/demo/demo-prompt-test.json --base \
+    --references data/demo/dataset.json
 step "5/5 one held-out image, before and after (cli_demo.py)"
 image=data/demo/images/runway_test_000.tif
 echo "$image"

@@ -38,7 +38,7 @@ def parse(argv=None):
     add("--data", required=True, help="rows to answer: what data/generate_prompt.py writes; those that ask for a description count")
     add("--base", nargs="?", const=True, help="measure the untuned base as well; with a value that checkpoint as the base")
     add("--predictions", type=Path, nargs="+", help='measure existing answers without a model: .jsonl of {"img", "prompt", "answer"}, '
-        "as cli_demo.py --output and this script write them; each file is a system")
+        "as cli_demo.py --output and this script write them")
     add("--references", type=Path, help="caption set as distributed (dataset.json): its sentences are further references; those of "
         "another language only say what is there")
     add("--split", help="only images of this split; needs --references")
@@ -160,29 +160,35 @@ def ask(args, samples, asked, output):
 
 
 def read_predictions(path, samples, asked):
-    """A System of a file's answers. Raises UserError where a picture has none."""
+    """The Systems whose answers a file holds: one, or several where it says so ("settings"). Raises UserError where one has no answer."""
     from model import UserError
 
-    answers = {}
+    answers = defaultdict(dict)  # system -> {(file name, question): answer}
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
             if line.strip():
                 entry = json.loads(line)
-                answers[Path(entry["img"]).name if entry.get("img") else None, entry["prompt"]] = entry.get("answer")
+                system = answers[(entry.get("settings") or {}).get("system")]
+                system[Path(entry["img"]).name if entry.get("img") else None, entry["prompt"]] = entry.get("answer")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"predictions {path}: cannot be read ({error})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'predictions {path}: line {number} is no {{"img", "prompt", "answer"}} ({type(error).__name__}: {error})') from None
+    systems = []
+    for label, said in answers.items():
+        def of(sample, question, said=said):
+            return said.get((Path(sample.image).name, question))
 
-    def of(sample, question):
-        return answers.get((Path(sample.image).name, question))
-
-    found = [of(sample, sample.question) for sample in samples]
-    if missing := [sample for sample, text in zip(samples, found) if text is None]:
-        raise UserError(f"predictions {path}: {len(missing)} of {len(samples)} pictures have no answer to the question of their row, such as "
-                        f"{Path(missing[0].image).name}: {missing[0].question}")
-    replies = {(index, question): of(samples[index], question) for index, question in asked}
-    return System(path.stem, found, replies=replies if None not in replies.values() else {})
+        found = [of(sample, sample.question) for sample in samples]
+        if missing := [sample for sample, text in zip(samples, found) if text is None]:
+            raise UserError(f"predictions {path}: {len(missing)} of {len(samples)} pictures have no answer to the question of their row, such as "
+                            f"{Path(missing[0].image).name}: {missing[0].question}")
+        replies = {(index, question): of(samples[index], question) for index, question in asked}
+        systems.append(System(path.stem if len(answers) == 1 else f"{path.stem}, {label}", found,
+                              replies=replies if None not in replies.values() else {}))
+    if not systems:
+        raise UserError(f"predictions {path}: no lines")
+    return systems
 
 
 def folder_of(args):
@@ -229,7 +235,10 @@ def evaluate(args):
     truths = list(map(truth, references))
     questions = existence_questions(truths, args.existence, args.seed, "en" if args.english else "zh")
     asked = {(index, question) for kind in questions.values() for index, _, _, question in kind}
-    systems = [read_predictions(path, samples, asked) for path in args.predictions] if args.predictions else ask(args, samples, asked, output)
+    if args.predictions:
+        systems = [system for path in args.predictions for system in read_predictions(path, samples, asked)]
+    else:
+        systems = ask(args, samples, asked, output)
     scores = Scores([sample.image for sample in samples], references, truths, questions, train, partial(read_image, bands=args.bands),
                     seed=args.seed, resamples=args.resamples)
     for system in systems:

@@ -44,7 +44,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=PROJECT / "data" / "UCM", help="folder of the caption set (data/UCM)")
     parser.add_argument("--work", type=Path, default=PROJECT / "checkpoints" / "effect", help="folder of all that is written")
-    parser.add_argument("--iters", type=int, nargs=2, default=(500, 4500), help="steps of 16 rows per process: on scenes and objects, on everything (%(default)s)")
+    parser.add_argument("--iters", type=int, nargs=2, default=(2500, 2000), help="steps of 16 rows per process: on scenes and objects, on everything (%(default)s)")
     args = parser.parse_args()
     work, data = args.work.absolute(), args.data.absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -52,11 +52,11 @@ def main():
 
     def train(name, base, rows, iters, *more):
         run("finetune_RemoteGLM.sh", "--mode", "pretrain", "--from_pretrained", base, "--train-data", work / f"{rows}-train.json", "--valid-data",
-            work / "all-val.json", "--save", work, "--experiment-name", name, "--resume", "--augment", "--batch-size", 16, "--lr", 5e-4, "--clip-grad", 1,
+            work / "all-val.json", "--save", work, "--experiment-name", name, "--resume", "--augment", "--batch-size", 16, "--lr", 3e-4, "--clip-grad", 1,
             "--train-iters", iters, "--eval-interval", 500, "--eval-batch-size", 32, "--keep", 1, *more)
 
-    train("looking", TINY / "base", "looking", args.iters[0], "--lr-decay-style", "constant", "--warmup", 0.1)
-    train("effect", work / "looking", "mixed", args.iters[1], "--weight-decay", 0.05)
+    train("looking", TINY / "base", "looking", args.iters[0], "--lr-decay-style", "constant", "--warmup", 0.02)
+    train("effect", work / "looking", "mixed", args.iters[1])
     run("evaluate_RemoteGLM.py", "--from_pretrained", work / "effect", "--base", TINY / "base", "--data", work / "all-val.json",
         "--references", data / "dataset.json")
 

@@ -5,13 +5,15 @@ import numpy as np
 
 from .metrics import Cider, tokens
 
+COMMON = 0.01
 COLOURS, DIRECTIONS, SIDE = 4, 12, 96  # levels a channel, bins of half a turn, pixels of a side
 
 
 def constant_caption(captions):
-    """The commonest training caption; among equally common ones the most typical, by the n-grams it shares with all others."""
+    """The commonest training caption, or where none makes up COMMON of them the most typical: by the n-grams shared with all others."""
     count = Counter(captions)
     most = max(count.values())
+    most = most if most >= COMMON * len(captions) else 0
     words = {caption: tokens(caption) for caption in count}
     cider, centre = Cider([[words[caption]] for caption in captions]), Counter()
     vectors = {caption: cider.vector(words[caption]) for caption in count}
@@ -23,7 +25,7 @@ def constant_caption(captions):
         weights, norms, _ = vectors[caption]
         return sum(weight * centre[gram] / (norms[len(gram) - 1] or 1) for gram, weight in weights.items())
 
-    return max((caption for caption in count if count[caption] == most), key=lambda caption: (typical(caption), caption))
+    return max((caption for caption in count if not most or count[caption] == most), key=lambda caption: (typical(caption), caption))
 
 
 def descriptor(image):

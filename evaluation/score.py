@@ -22,7 +22,7 @@ MAIN = ("chrF", "CIDEr", "scene accuracy", "CHAIR_i", "CHAIR_s", "object recall"
 REFERENCE_ROWS = {
     "human": "one reference of each picture against its others",
     "label": "the first description of each picture against its other texts, as far as they are of use",
-    "constant": "the commonest (of equally common ones the most typical) training caption for every picture",
+    "constant": "one training caption for every picture: the commonest, or where hardly any comes twice the most typical",
     "nearest": "the caption of the training picture with the most similar colours and edges"}
 
 

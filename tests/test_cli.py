@@ -282,7 +282,7 @@ def test_bands_reach_the_reader(adapter, rows, monkeypatch):
     assert seen == [[4, 3, 2]] * 2
     evaluate_RemoteGLM.main(["--from_pretrained", str(adapter), "--data", val, "--bands", "4", "3", "2", "--max_new_tokens", "2", "--device", "cpu",
                              "--no-controls", "--existence", "0", "--resamples", "100"])
-    assert seen == [[4, 3, 2]] * 11  # 3 pictures: checked, answered about, shown in the report
+    assert seen == [[4, 3, 2]] * 23  # 3 pictures checked, answered about, compared with 9 training pictures, shown in the report
     monkeypatch.setattr(web_demo, "serve", lambda assistant, host, port, english, bands: sys.exit(str(bands)))
     with pytest.raises(SystemExit, match=r"^\[4, 3, 2\]$"):
         web_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", "--device", "cpu", "--port", "7899"])
@@ -402,6 +402,7 @@ class TestRowsOfAFile:
 @pytest.mark.parametrize("argv, words", [
     (["--from_pretrained", "nowhere", "--prompt", "x"], "cli_demo.py: error: checkpoint nowhere: no such folder"),
     (["--image", "nowhere.tif"], "cli_demo.py: error: image nowhere.tif: no such file"),
+    (["--prompt", "x", "--device", "cpu", "--cuda_graphs", "--from_pretrained", str(PROJECT / "model/tiny/base")], "CUDA graphs need a CUDA GPU"),
     (["--image", __file__], "not a picture Pillow can read"),
     (["--prompt", "x", "--device", "tpu9", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "device 'tpu9' cannot be used"),
     (["--prompt", "x", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "vocabulary ice_text.model not found"),
