@@ -11,8 +11,6 @@ import json
 import logging
 import math
 import os
-import random
-import resource
 import shlex
 import signal
 import socket
@@ -22,7 +20,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
 from tqdm import tqdm
 
@@ -34,14 +31,13 @@ from model import checkpoint
 from model.errors import UserError
 from model.find import sha256
 from model.quantization import to_nf4
-from model.rows import Batches, RowDataset, check_batches, check_images, collate, load_rows, plan_epoch, swap_images
+from model.rows import Batches, RowDataset, check_images, load_rows, plan_epoch
 from model.run_folder import RunFolder
+from model.run_log import Log, Meter, make_trackers, memory_gb
 from model.sat_import import leave_process_group
+from model.validation import Validation, make_loader, to_device
 from model.vision_cache import BLANK, VisionCache
 from model.visualglm import PARTS
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent
 
@@ -253,6 +249,9 @@ def start_processes(cuda):
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+PATIENCE = 10  # steps in a row without a finite gradient before a run is given up
+
+
 class CheckedAdamW(torch.optim.AdamW):
     """AdamW that never lets a gradient that is not finite reach the weights: such a step is left out and counted."""
     skipped = in_a_row = 0
@@ -347,108 +346,6 @@ def make_engine(o, network, total, dtype):
             "zero_optimization": zero, "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
             "steps_per_print": sys.maxsize})
     return engine, optimizer
-
-
-def to_device(batch, device):
-    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
-
-
-class Validation:
-    """Held-out rows: their loss per answer token over all processes, with the right picture, a blank one and another one."""
-
-    def __init__(self, o, samples, dataset_of, rank, world, workers, blank):
-        random.Random(o.seed).shuffle(samples)  # row files are ordered by class: --eval-iters must see all classes
-        plan = check_batches(len(samples), o.eval_batch_size, rank, world)[:o.eval_iters or None]
-        self.counted, self.blank = [counted for _, counted in plan], blank
-        self.loaders = {"real": make_loader(dataset_of(samples), [rows for rows, _ in plan], workers)}
-        if len({sample.image for sample in samples if sample.image}) > 1:
-            self.loaders["swapped"] = make_loader(dataset_of(swap_images(samples, o.seed)), [rows for rows, _ in plan], workers)
-
-    def __call__(self, network, device):
-        """{"real": loss, "blank": ..., "swapped": ...}; the last two only where there are pictures to compare."""
-        losses = {name: self._loss(network, loader, device) for name, loader in self.loaders.items()}
-        if "swapped" in losses:
-            losses["blank"] = self._loss(network, self.loaders["real"], device, self.blank)
-        return losses
-
-    @torch.no_grad()
-    def _loss(self, network, loader, device, blank=None):
-        network.eval()
-        total = torch.zeros(2, dtype=torch.float64)
-        for batch, counted in zip(loader, self.counted):
-            batch = to_device(batch, device)
-            for kind in {"pixels", "features"} & set(batch) if blank is not None else ():
-                batch[kind] = blank.to(batch[kind]).expand_as(batch[kind])
-            tokens = batch["targets"].numel() * counted
-            total += torch.tensor([network(**batch)[1].item() * tokens, tokens], dtype=torch.float64)
-        network.train()
-        total = total.to(device)
-        torch.distributed.all_reduce(total)
-        return (total[0] / total[1]).item()
-
-
-def make_loader(dataset, batches, workers):
-    # A generator of its own: drawing from the global one would shift what dropout draws after a resume.
-    return torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate,
-                                       persistent_workers=workers > 0, generator=torch.Generator())
-
-
-def plot(log, path):
-    """loss.png: training loss, held-out loss with the picture, with a blank one and with another one."""
-    figure, axes = plt.subplots(figsize=(7, 4))
-    train = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-    axes.plot(*zip(*train), color="0.7", label="train") if train else None
-    for key, style in (("real", "C0o-"), ("blank", "C1s--"), ("swapped", "C3^--")):
-        points = [(entry["step"], entry["valid"][key]) for entry in log if key in entry.get("valid", {})]
-        axes.plot(*zip(*points), style, label=f"held out, {key} images") if points else None
-    axes.set(xlabel="step", ylabel="loss per answer token")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-class Log:
-    """What a run measures: metrics.jsonl (a resumed run drops what came after its step), loss.png, and trackers by --report."""
-
-    def __init__(self, folder, step, trackers):
-        self.folder, self.trackers, path = folder, trackers, folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []
-        self.entries = [entry for entry in map(json.loads, (line for line in lines if line.endswith("}"))) if entry["step"] <= step]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
-        self.file = open(path, "a", encoding="utf-8")
-
-    def note(self, step, **entry):
-        self.entries.append({"step": step, **entry})
-        self.file.write(json.dumps(self.entries[-1]) + "\n")
-        self.file.flush()
-        flat = {f"valid/{name}": value for name, value in entry.get("valid", {}).items()} or entry
-        for tracker in self.trackers:
-            tracker(step, flat)
-
-    def draw(self):  # not at every reading: a plot takes longer than a small step
-        plot(self.entries, self.folder / "loss.png")
-
-
-def make_trackers(names, folder, o):
-    """Functions (step, measures) for --report."""
-    trackers = []
-    if "wandb" in names:
-        import wandb
-        run = wandb.init(project="RemoteGLM", name=o.experiment_name, dir=str(folder), config=dataclasses.asdict(o))
-        trackers.append(lambda step, measures: run.log(measures, step=step))
-    if "tensorboard" in names:
-        from torch.utils.tensorboard import SummaryWriter
-        writer = SummaryWriter(folder / "tensorboard")
-        trackers.append(lambda step, measures: [writer.add_scalar(key, value, step) for key, value in measures.items()])
-    return trackers
-
-
-def memory_gb(device):
-    """The most memory this process has held so far: of the GPU where there is one, else resident, in GB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def estimated_gb(network, dataset, batch_size):
@@ -577,7 +474,8 @@ def train(o, unused):
     batches = Batches(lambda epoch: plan_epoch(dataset.lengths, size, o.seed, epoch), len(dataset), o.batch_size,
                       o.gradient_accumulation_steps, rank, world)
     loader = make_loader(dataset, batches, workers)
-    check = Validation(o, held_out, dataset_of, rank, world, workers, blank) if held_out else None
+    check = Validation(held_out, dataset_of, blank, batch_size=o.eval_batch_size, most=o.eval_iters, rank=rank, world=world, workers=workers,
+                       seed=o.seed) if held_out else None
     if o.compile:
         for layer in network.transformer.layers:
             layer.compile()
@@ -602,7 +500,7 @@ def train(o, unused):
         torch.manual_seed(o.seed + rank)  # dropout differs between processes
 
     describe(o, card, network, dataset, len(held_out), len(pictures), trained, size_of_network, device, dtype, world, size, total, say)
-    log = Log(folder, step, make_trackers(o.report, folder, o)) if main_process else None
+    log = Log(folder, step, make_trackers(o.report, folder, o.experiment_name, options)) if main_process else None
 
     def validate():
         nonlocal best, waited
@@ -700,38 +598,6 @@ def train(o, unused):
     if best_folder != folder:
         say(f"the step with the lowest held-out loss: python cli_demo.py --from_pretrained {shlex.quote(str(best_folder))}")
     return folder
-
-
-PATIENCE = 10  # steps in a row without a finite gradient before a run is given up
-
-
-class Meter:
-    """Loss and speed since the last reading; reads the device only when asked."""
-
-    def __init__(self, device):
-        self.device = device
-        self.restart()
-        self.losses, self.steps = [], 0
-
-    def restart(self):
-        """Leave out what was neither training nor waiting for data."""
-        self.since, self.images, self.tokens = time.perf_counter(), 0, 0
-
-    def add(self, loss):
-        self.losses.append(loss)
-
-    def step(self, images, tokens):
-        self.steps, self.images, self.tokens = self.steps + 1, self.images + images, self.tokens + tokens
-
-    def read(self):
-        """Mean loss per answer token over all processes, images and tokens a second."""
-        total = torch.stack(self.losses).double().sum()
-        torch.distributed.all_reduce(total)
-        seconds = time.perf_counter() - self.since
-        read = {"loss": total.item() / self.steps, "images_per_s": round(self.images / seconds, 2), "tokens_per_s": round(self.tokens / seconds, 1)}
-        self.losses, self.steps = [], 0
-        self.restart()
-        return read
 
 
 def agreed(mine, device, world):

@@ -575,7 +575,7 @@ class TestRows:
 
     def test_swapped_images_are_other_images(self, rows):
         samples = load_rows(rows / "rows-train.json")
-        swapped = finetune.swap_images(samples, 1)
+        swapped = model_rows.swap_images(samples, 1)
         assert all(a.image != b.image and a.answer == b.answer for a, b in zip(samples, swapped))
         assert sorted(s.image for s in swapped) == sorted(s.image for s in samples)
 
