@@ -22,6 +22,18 @@ TINY, SMALL = 1e-15, 1e-9       # coco-caption's guards against division by zero
 CHRF_METRIC = CHRF()            # its defaults, chrF2 of 6 characters; sacrebleu leaves spaces out
 
 
+@lru_cache(2)
+def drawn(images, seed, resamples):
+    """How often each image is drawn, float64 [resamples, images]: the same resamples for every measure."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples).astype(float)
+
+
+@lru_cache(2)
+def exchanged(images, seed, resamples):
+    """Whether an image's answers change sides, float64 [resamples, images] of 0 and 1."""
+    return np.random.default_rng(seed).integers(0, 2, (resamples, images)).astype(float)
+
+
 @dataclass(frozen=True)
 class Measure:
     """stats: float64 [images, K]; formula: sums [..., K] -> values [...], nan where there is nothing to measure.
@@ -38,17 +50,14 @@ class Measure:
 
     def interval(self, seed=0, resamples=RESAMPLES):
         """Bootstrap 95 % interval over the images: (low, high)."""
-        n = len(self.stats)
-        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)  # [R, images]
-        values = self.formula(drawn @ self.stats)
+        values = self.formula(drawn(len(self.stats), seed, resamples) @ self.stats)
         values = values[~np.isnan(values)]
         return tuple(map(float, np.percentile(values, (2.5, 97.5)))) if len(values) else (math.nan, math.nan)
 
     def p_value(self, other, seed=0, resamples=RESAMPLES):
         """Two-sided approximate randomization: how often would exchanging the two systems' answers, image by image at
         random, set them as far apart as they are? other: the same measure of another system on the same images."""
-        swap = np.random.default_rng(seed).integers(0, 2, (resamples, len(self.stats)))
-        moved = swap @ (other.stats - self.stats)
+        moved = exchanged(len(self.stats), seed, resamples) @ (other.stats - self.stats)
         apart = np.abs(self.formula(self.stats.sum(0) + moved) - self.formula(other.stats.sum(0) - moved))
         return float((1 + np.sum(apart >= abs(self.value - other.value) - 1e-12)) / (1 + resamples))
 
