@@ -89,6 +89,7 @@ def _segmenter():
     return jieba.lcut
 
 
+@lru_cache(2 ** 16)
 def tokens(text, unit="characters", punctuation=False):
     """A text -> tuple of tokens, full- and half-width forms unified.
 
@@ -218,9 +219,8 @@ def caption_measures(hypotheses, references, documents=None):
     measures = {}
     for unit in UNITS:
         said = [tokens(text, unit) for text in hypotheses]
-        known = {text: tokens(text, unit) for refs in [*references, *(documents or [])] for text in refs}
-        refs = [[known[text] for text in texts] for texts in references]
-        scored = Cider([[known[text] for text in texts] for texts in documents] if documents else refs)
+        refs = [[tokens(text, unit) for text in texts] for texts in references]
+        scored = Cider([[tokens(text, unit) for text in texts] for texts in documents or references])
         measures[unit] = bleu(said, refs) | {"ROUGE-L": rouge_l(said, refs), "CIDEr": scored(said, refs)}
     measures["characters"]["chrF"] = chrf(hypotheses, references)
     return measures
