@@ -63,8 +63,9 @@ class Options:
     max_target_length: int = option(256, "tokens of an answer; longer ones are cut, counted and reported")
     english: bool = option(False, "frame questions with Q: / A: instead of 问： / 答：")
     num_workers: int = option(-1, "processes that read images; -1: 4 with a GPU, else 0")
-    augment: bool = option(False, "turn, mirror, crop and relight training pictures at random, otherwise in every epoch (rows that speak of "
-                                  "a direction are not turned); no vision cache then")
+    augment: float = option(0.0, "turn, mirror, relight and crop training pictures at random, otherwise in every epoch; keep this share of each "
+                                 "side at least (0.8 if none is named). Rows that speak of a direction are not turned; no vision cache then",
+                            nargs="?", const=0.8)
     vision_cache: str = option(str(PROJECT / "checkpoints" / "vision-cache"), "folder of what the frozen vision tower says of each "
                                "picture, computed once; off: computed in every step")
     vision_cache_gb: float = option(20.0, "what was used longest ago is removed beyond this size")
@@ -199,12 +200,15 @@ def contradictions(o):
         if getattr(o, name) <= 0:
             yield f"--{name} {getattr(o, name)}: must be above 0"
     for name in ("train_iters", "epochs", "warmup", "eval_interval", "save_interval", "eval_iters", "keep", "early_stopping", "max_source_length",
-                 "max_target_length", "weight_decay", "clip_grad", "lora_dropout", "adam_beta1", "adam_beta2"):
+                 "max_target_length", "weight_decay", "clip_grad", "lora_dropout", "adam_beta1", "adam_beta2",
+                 "augment"):
         if getattr(o, name) < 0:
             yield f"--{name} {getattr(o, name)}: must not be below 0"
     for name in ("lora_dropout", "adam_beta1", "adam_beta2", "warmup"):
         if getattr(o, name) >= 1:
             yield f"--{name} {getattr(o, name)}: must be below 1"
+    if o.augment > 1:
+        yield f"--augment {o.augment}: a share of each side, at most 1"
     if not o.vision_cache:
         yield "--vision_cache is empty: name a folder, or off"
     try:
@@ -466,7 +470,7 @@ def train(o, unused):
         return RowDataset(chosen, tokenizer, config, max_source=o.max_source_length or None, max_target=o.max_target_length,
                           english=o.english, cache=cache, augment=augment)
 
-    dataset, workers = dataset_of(samples, o.seed if o.augment else None), o.num_workers if o.num_workers >= 0 else 4 if cuda else 0
+    dataset, workers = dataset_of(samples, (o.seed, o.augment) if o.augment else None), o.num_workers if o.num_workers >= 0 else 4 if cuda else 0
     size = o.batch_size * world * o.gradient_accumulation_steps
     per_epoch = math.ceil(len(dataset) / size)
     total = o.train_iters or math.ceil((o.epochs or 3) * per_epoch)

@@ -52,11 +52,11 @@ def main():
 
     def train(name, base, rows, iters, *more):
         run("finetune_RemoteGLM.sh", "--mode", "pretrain", "--from_pretrained", base, "--train-data", work / f"{rows}-train.json", "--valid-data",
-            work / "all-val.json", "--save", work, "--experiment-name", name, "--resume", "--augment", "--batch-size", 16, "--lr", 3e-4, "--clip-grad", 1,
+            work / "all-val.json", "--save", work, "--experiment-name", name, "--resume", "--batch-size", 16, "--lr", 3e-4, "--clip-grad", 1,
             "--train-iters", iters, "--eval-interval", 500, "--eval-batch-size", 32, "--keep", 1, *more)
 
-    train("looking", TINY / "base", "looking", args.iters[0], "--lr-decay-style", "constant", "--warmup", 0.02)
-    train("effect", work / "looking", "mixed", args.iters[1])
+    train("looking", TINY / "base", "looking", args.iters[0], "--augment", 0.8, "--lr-decay-style", "constant")
+    train("effect", work / "looking", "mixed", args.iters[1], "--augment", 0.5)
     run("evaluate_RemoteGLM.py", "--from_pretrained", work / "effect", "--base", TINY / "base", "--data", work / "all-val.json",
         "--references", data / "dataset.json")
 

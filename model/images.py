@@ -181,17 +181,17 @@ def _read_scene(file, bands, need):
     return _on_white(Image.fromarray(values), valid.any(axis=0))
 
 
-def augment(image, rng, turn=True):
-    """A training picture as it might also have been taken: turned and mirrored, cropped a little, in another light.
+def augment(image, rng, least, turn=True):
+    """A training picture as it might also have been taken: turned and mirrored, cropped, in another light.
 
-    image: PIL RGB; rng: random.Random; turn=False keeps up, down, left and right where they are.
-    From above no side is up, and a quarter turn changes no pixel. Crops keep four fifths of each side, so that what a
-    description names is seldom cut away.
+    image: PIL RGB; rng: random.Random; least: share of each side that a crop keeps at least: the smaller, the more of what a
+    description names is cut away; turn=False keeps up, down, left and right where they are. From above no side is up, and a
+    quarter turn changes no pixel.
     """
     if turn:
         image = image.rotate(90 * rng.randrange(4), expand=True)
         image = ImageOps.mirror(image) if rng.random() < 0.5 else image
-    share = rng.uniform(0.8, 1)
+    share = rng.uniform(least, 1)
     width, height = round(image.width * share), round(image.height * share)
     left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
     image = image.crop((left, top, left + width, top + height))

@@ -142,7 +142,7 @@ class RowDataset(torch.utils.data.Dataset):
     """Samples -> {"row": Rendered, "pixels": [3, height, width] or "features": [Q, width]}.
 
     cache: a filled VisionCache in place of the pictures. lengths and targets: tokens and trained tokens of each row.
-    augment: seed of pictures varied at random, None: as they are. Index i + n * len(dataset) is row i in epoch n, each
+    augment: (seed, share) of pictures varied at random, see images.augment; None: as they are. Index i + n * len(dataset) is row i in epoch n, each
     epoch varied otherwise and a resumed one as before. Rows that speak of a direction are not turned.
     """
 
@@ -169,7 +169,8 @@ class RowDataset(torch.utils.data.Dataset):
             picture = read_image(image)
             if self.augment is not None:
                 said = "".join(chain(*sample.history, (sample.question, sample.answer)))
-                picture = augment(picture, random.Random(f"{self.augment} {index}"), turn=not DIRECTION.search(said))
+                seed, share = self.augment
+                picture = augment(picture, random.Random(f"{seed} {index}"), share, turn=not DIRECTION.search(said))
             item["pixels"] = to_pixels(picture, self.image_size)
         return item
 

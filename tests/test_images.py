@@ -73,12 +73,13 @@ def test_augment():
         small = np.asarray(image)[[[2, 2], [-3, -3]], [[2, -3], [2, -3]]].reshape(4, 3)
         return tuple(tuple(pixel > pixel.mean()) for pixel in small.astype(int))
 
-    seen = [augment(picture, random.Random(i)) for i in range(200)]
+    seen = [augment(picture, random.Random(i), 0.8) for i in range(200)]
     assert len({laid(image) for image in seen}) == 8
-    assert {laid(augment(picture, random.Random(i), turn=False)) for i in range(100)} == {laid(picture)}
+    assert {laid(augment(picture, random.Random(i), 0.8, turn=False)) for i in range(100)} == {laid(picture)}
     assert all(48 <= min(image.size) <= 60 and 64 <= max(image.size) <= 80 for image in seen)
+    assert min(min(augment(picture, random.Random(i), 0.3).size) for i in range(100)) in range(18, 24)
     light = [np.asarray(image).mean() for image in seen]
-    assert max(light) > 1.15 * min(light) and np.array_equal(seen[7], augment(picture, random.Random(7)))
+    assert max(light) > 1.15 * min(light) and np.array_equal(seen[7], augment(picture, random.Random(7), 0.8))
 
 
 class TestPillow:
