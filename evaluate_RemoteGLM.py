@@ -9,16 +9,17 @@ questions. Answers are greedy and kept as they come: a second run goes on from t
 import argparse
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 
 from cli_demo import add_bands_option, add_loading_options, compares, loading
 
 PROJECT = Path(__file__).resolve().parent
-CONTROLS = ("blank image", "swapped images")
+CONTROLS, BLANK = ("blank image", "swapped images"), "blank.png"
 PACKAGES = ("torch", "numpy", "sacrebleu", "jieba")
 
 
@@ -45,15 +46,15 @@ def parse(argv=None):
     add("--train-data", help="training rows, for the reference rows and for copied captions; default: the -train file beside the rows")
     add("--image-root", default="", help="folder of relative images; default: beside the rows, then the project root")
     add_bands_option(parser)
-    add("--output", type=Path, help="folder of the answers and the report; default: <checkpoint>/eval-<rows>; of a "
-        "base: checkpoints/eval-<base>-<rows>; with --predictions: eval-<rows> beside the first of them")
+    add("--output", type=Path, help="folder of the answers and the report; default: <run>/eval-<rows>-<step>; of "
+        "another checkpoint <checkpoint>/eval-<rows>, of a base checkpoints/eval-<base>-<rows>; with --predictions: eval-<rows> beside the first of them")
     add("--english", action="store_true", help="ask in English")
     add("--existence", type=int, default=3, help="yes / no questions per image about objects that are there, and as many about ones that "
         "are not, of each kind; 0: none (%(default)s)")
     add("--no-controls", action="store_true", help="leave the blank and the swapped images out")
     add("--batch-size", type=int, default=16, help="rows answered together (%(default)s)")
     add("--max_new_tokens", type=int, default=128, help="length limit of an answer, in tokens (%(default)s)")
-    add("--limit", type=int, default=0, help="only the first images; 0: all")
+    add("--limit", type=int, default=0, help="only so many images, spread evenly over the rows; 0: all (%(default)s)")
     add("--gallery", type=int, default=100, help="pictures in the report, the worst first; 0: all (%(default)s)")
     add("--resamples", type=int, default=1000, help="of the 95 %% intervals and tests (%(default)s)")
     add("--seed", type=int, default=0, help="of swapped images, questions and resamples (%(default)s)")
@@ -94,11 +95,12 @@ def add_references(args, samples, texts):
     from generate_prompt import read_captions
     from model import UserError
 
-    splits, sentences = read_captions(args.references, True)
-    kept, unknown = [], []
+    splits, sentences = ({name.replace("\\", "/"): value for name, value in known.items()} for known in read_captions(args.references, True))
+    kept, unknown, belong = [], [], set()
     for sample in samples:
-        parts = Path(sample.image).parts
+        parts = parts_of(sample.image)
         name = next((name for name in ("/".join(parts[i:]) for i in range(len(parts))) if name in sentences), None)
+        belong.add(str(splits.get(name)))
         if name is None:
             unknown.append(str(sample.image))
         elif not args.split or splits[name] == args.split:
@@ -107,24 +109,19 @@ def add_references(args, samples, texts):
     if unknown:
         raise UserError(f"--references {args.references} lacks {len(unknown)} of {len(samples)} images, such as {unknown[0]}")
     if not kept:
-        raise UserError(f"--split {args.split}: {args.references} has {', '.join(sorted(set(map(str, splits.values()))))}")
+        raise UserError(f"--split {args.split}: none of the {len(samples)} pictures of {args.data} belongs to it; they belong to {', '.join(sorted(belong))}")
     return kept
 
 
 def ask(args, samples, asked, output):
     """Answer everything with the checkpoint, and with the base where that is asked for -> [System]."""
-    from PIL import Image
-
     from model import Sampling, UserError, load_assistant
     from model.batch import AnswerFile, answer_rows
-    from model.images import MEAN
     from model.rows import swap_images
 
     pictures = {}
     if not args.no_controls:
-        blank = output / "blank.png"
-        Image.new("RGB", (224, 224), tuple(round(255 * mean) for mean in MEAN)).save(blank)
-        pictures[CONTROLS[0]] = [replace(sample, image=blank) for sample in samples]
+        pictures[CONTROLS[0]] = [replace(sample, image=output / BLANK) for sample in samples]
         if len(samples) > 1:
             pictures[CONTROLS[1]] = swap_images(samples, args.seed)
     asked = sorted(asked)  # (image, question), each once
@@ -160,35 +157,60 @@ def ask(args, samples, asked, output):
 
 
 def read_predictions(path, samples, asked):
-    """The Systems whose answers a file holds: one, or several where it says so ("settings"). Raises UserError where one has no answer."""
+    """The Systems whose answers a file holds: as many as it names settings. Raises UserError where one lacks an answer."""
     from model import UserError
 
-    answers = defaultdict(dict)  # system -> {(file name, question): answer}
+    groups = {}  # settings as JSON -> {(file name, question): [(parts of the path, answer)]}
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
             if line.strip():
                 entry = json.loads(line)
-                system = answers[(entry.get("settings") or {}).get("system")]
-                system[Path(entry["img"]).name if entry.get("img") else None, entry["prompt"]] = entry.get("answer")
+                said, parts = entry.get("answer"), parts_of(entry.get("img") or "")
+                if said is not None and not isinstance(said, str):
+                    raise ValueError(f"answer must be a text, got {said!r}")
+                if parts and said is not None:
+                    group = groups.setdefault(json.dumps(entry.get("settings"), sort_keys=True), defaultdict(list))
+                    group[parts[-1], entry["prompt"]].append((parts, said))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"predictions {path}: cannot be read ({error})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'predictions {path}: line {number} is no {{"img", "prompt", "answer"}} ({type(error).__name__}: {error})') from None
-    systems = []
-    for label, said in answers.items():
-        def of(sample, question, said=said):
-            return said.get((Path(sample.image).name, question))
+    if not groups:
+        raise UserError(f"predictions {path}: no answers about pictures")
 
-        found = [of(sample, sample.question) for sample in samples]
+    def answer(group, sample, question):
+        """Of answers about files of one name that whose path agrees longest from its end."""
+        parts = parts_of(sample.image)
+        found = [(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts[::-1], other[::-1]))), said)
+                 for other, said in group.get((parts[-1], question), ())]
+        best = {said for agreed, said in found if agreed == max(found)[0]}
+        if len(best) > 1:
+            raise UserError(f"predictions {path}: several answers about {sample.image} ({question}): name each picture with its folder, once")
+        return best.pop() if best else None
+
+    systems = []
+    for label, group in zip(labels(path.stem, map(json.loads, groups)), groups.values()):
+        found = [answer(group, sample, sample.question) for sample in samples]
         if missing := [sample for sample, text in zip(samples, found) if text is None]:
-            raise UserError(f"predictions {path}: {len(missing)} of {len(samples)} pictures have no answer to the question of their row, such as "
-                            f"{Path(missing[0].image).name}: {missing[0].question}")
-        replies = {(index, question): of(samples[index], question) for index, question in asked}
-        systems.append(System(path.stem if len(answers) == 1 else f"{path.stem}, {label}", found,
-                              replies=replies if None not in replies.values() else {}))
-    if not systems:
-        raise UserError(f"predictions {path}: no lines")
+            raise UserError(f"predictions {path}: of {label} {len(missing)} of {len(samples)} pictures have no answer to the question of their row, "
+                            f"such as {Path(missing[0].image).name}: {missing[0].question}")
+        replies = {(index, question): answer(group, samples[index], question) for index, question in asked}
+        systems.append(System(label, found, replies=replies if None not in replies.values() else {}))
     return systems
+
+
+def parts_of(path):
+    return Path(str(path).replace("\\", "/")).parts
+
+
+def labels(stem, settings):
+    """A name for each settings of a file: what differs between them, in a word where one is enough."""
+    known = [value or {} for value in settings]
+    if len(known) == 1:
+        return [stem]
+    differing = [key for key in dict.fromkeys(key for one in known for key in one) if len({str(one.get(key)) for one in known}) > 1]
+    chosen = ["system"] if len({one.get("system") for one in known}) == len(known) else [key for key in differing if key != "fingerprint"] or differing
+    return [", ".join([stem, *(str(one.get(key)) if key == "system" else f"{key} {one.get(key)}" for key in chosen)]) for one in known]
 
 
 def folder_of(args):
@@ -200,10 +222,10 @@ def folder_of(args):
     if args.predictions:
         return args.output or args.predictions[0].parent / rows
     args.from_pretrained = find_checkpoint(args.from_pretrained, args.download)
-    card = args.from_pretrained / CARD
-    if card.is_file() and "prompt" in read_json(card, "checkpoint card", dict):
-        return args.output or args.from_pretrained / rows
-    return args.output or PROJECT / "checkpoints" / f"eval-{args.from_pretrained.name}-{Path(args.data).stem}"
+    folder, card = args.from_pretrained, args.from_pretrained / CARD
+    if args.output or not card.is_file() or "prompt" not in read_json(card, "checkpoint card", dict):
+        return args.output or PROJECT / "checkpoints" / f"eval-{folder.name}-{Path(args.data).stem}"
+    return folder.parent / f"{rows}-{folder.name}" if (folder.parent / "latest").is_file() else folder / rows  # a run removes old steps
 
 
 def training_captions(args):
@@ -215,23 +237,33 @@ def training_captions(args):
 
 
 def evaluate(args):
+    from PIL import Image
+
     from evaluation.hallucination import existence_questions, truth
     from evaluation.score import Scores
+    from lexicon import language
     from model import UserError, read_image
+    from model.images import MEAN
     from model.rows import check_images
 
     samples, texts = described(args.data, args.image_root)
     if args.references:
         samples = add_references(args, samples, texts)
-    samples = samples[:args.limit or None]
+    if 0 < args.limit < len(samples):  # rows are often ordered by class
+        samples = [samples[i * len(samples) // args.limit] for i in range(args.limit)]
     train, output = training_captions(args), folder_of(args)
-    check_images(samples, args.data, args.bands)
+    references = [texts[sample.image] for sample in samples]
+    spoken = Counter(language(known[0]) for known in references).most_common(1)[0][0]
+    if odd := [(sample, known) for sample, known in zip(samples, references) if language(known[0]) != spoken]:
+        raise UserError(f"rows {args.data}: descriptions must be all Chinese or all English; {len(odd)} of {len(samples)} are not like the others, "
+                        f"such as {Path(odd[0][0].image).name}: {odd[0][1][0][:40]}")
+    check_images([*samples, *(replace(samples[0], image=picture) for picture in train)], args.data, args.bands)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (224, 224), tuple(round(255 * mean) for mean in MEAN)).save(output / BLANK)
     except OSError as error:
-        raise UserError(f"--output {output} cannot be made: {error.strerror}") from None
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
 
-    references = [texts[sample.image] for sample in samples]
     truths = list(map(truth, references))
     questions = existence_questions(truths, args.existence, args.seed, "en" if args.english else "zh")
     asked = {(index, question) for kind in questions.values() for index, _, _, question in kind}
@@ -239,6 +271,9 @@ def evaluate(args):
         systems = [system for path in args.predictions for system in read_predictions(path, samples, asked)]
     else:
         systems = ask(args, samples, asked, output)
+    names = [system.name for system in systems]
+    for number, system in enumerate(systems, 1):
+        system.name += f" ({number})" * (names.count(system.name) > 1)
     scores = Scores([sample.image for sample in samples], references, truths, questions, train, partial(read_image, bands=args.bands),
                     seed=args.seed, resamples=args.resamples)
     for system in systems:

@@ -14,11 +14,15 @@ from pathlib import Path
 LEXICON = Path(__file__).resolve().parent / "lexicon.json"
 SOME = "some"  # a count that is no number: 一些, 几架, several
 
-CLAUSE = {"zh": r"[，。；！？：,;!?\n]", "en": r"[.,;:!?\n]"}
+# where a negation ends at the latest; 没有人工设施，如道路 denies the road as well
+CLAUSE = {"zh": r"[。；！？：;!?\n]|[，,](?!如|例如|比如|包括)", "en": r"[.,;:!?\n]"}
 # 无 and 没 are negators except in words like 无数 (countless); 有没有 asks
-NEGATOR = {"zh": r"(?<!有)没有|(?<![有淹沉])没(?=[见看发])|无(?!人机|[数法论垠边际疑遗尽穷])|未见|未发现|看不[到见]|不见|不存在|不含|不包含|"
-                 r"缺乏|缺少|不是|并非",
-           "en": r"\b(?:no|without|nor|neither|nothing|not (?:a|an|any)|(?:isn't|aren't) (?:a|an|any))\b"}
+NEGATOR = {"zh": r"(?<!有)没有|(?<![有淹沉])没(?=[见看发])|无(?!人机|[数法论垠边际疑遗尽穷])|未[见能]|未(?:发现|看到|显示|出现)|看不[到见出清]|无法看|不见|不存在|不含|"
+                 r"不包[含括]|不(?:太|大)?可能有|缺乏|缺少|不是|不像|并非",
+           "en": r"\b(?:no|without|nor|neither|nothing|not (?:a|an|any)|(?:isn't|aren't) (?:a|an|any)|"
+                 r"(?:cannot|can't|don't|do not) (?:see|find))\b"}
+# what denies the noun before it, to the end of the clause: 船一艘也没有
+DENIED = {"zh": r".{0,3}[都也均](?:没有|看不[到见]|不存在|不见)|(?:并)?(?:不存在|不可见|看不[到见])", "en": r" (?:is|are) (?:absent|not (?:there|visible|present))"}
 # words after which a negation no longer holds: "no trees on the ground" denies no ground
 NEGATION_ENDS = {"zh": r"[但而却]|只有|仅有",
                  "en": r"\b(?:but|with|while|in|on|at|near|beside|around|along|between|of|to|from|by|some|is|are)\b"}
@@ -173,6 +177,8 @@ def in_clause(text, begin, end, clause, language):
                       colours=colours_before(text, waiting, position, language) | set(names))
         mentions += [Mention(kind, name, **shared) for kind, name in meanings if kind in ("object", "scene")]
         waiting, last = [], stop
+    if re.fullmatch(DENIED[language], text[last:end].rstrip()):
+        mentions = [replace(m, negated=True) if m.end == last else m for m in mentions]
     return mentions
 
 

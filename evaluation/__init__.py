@@ -1,4 +1,4 @@
-"""What answers are worth: measures, reference rows and the report. Imports data/'s lexicon, never torch."""
+"""What answers are worth: measures, reference rows and the report. The lexicon is that of data/."""
 import sys
 from pathlib import Path
 

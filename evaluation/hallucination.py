@@ -18,12 +18,14 @@ from .metrics import Measure, divide, mean_of, ratio_of, tokens
 
 SETTINGS = ("random", "popular", "adversarial")
 ASK = {"zh": QUESTIONS["existence"][0], "en": "Is there a {name} in the image?"}
-# What an answer to such a question can begin with; the first that is found decides, of several at one place the longest
+# What an answer that does not name the object says; the first that is found decides, of several at one place the longest
 ECHO = r"有没有|是不是|是否|有无|能否"  # of the question
-NO = r"没有|没|无(?!法)|不是|不存在|不包含|未见|未发现|看不到|看不见|不能看到|并非|否|\bno\b|\bnot\b|n't\b|\bnone\b"
-YES = r"有|^是|是的|存在|包含|能看到|可以看到|看得到|对|\byes\b"
-UNKNOWN = r"无法|不清楚|不确定|不知道|难以"
+UNKNOWN = r"无法(?:判断|确定|确认|回答|得知|识别|分辨)|不清楚|不确定|不知道|难以|cannot (?:tell|determine|say)|can't (?:tell|determine|say)|not sure|unclear"
+NO = (r"没有|没(?!错)|无(?!法|疑)|无法看|不[是对能含见]|不可[以能见]|不太可能|不存在|不包含|未[见发看显出]|看不|并非|否|^不|"
+      r"\bno\b|\bnot\b|\bcannot\b|n't\b|\bnone\b")
+YES = r"有|^是|是的|没错|毫无疑问|存在|包含|看得[到见]|对|^能|^可以|\byes\b|\bthere (?:is|are)\b"
 REPLY = re.compile("|".join(f"(?P<{name}>{words})" for name, words in (("echo", ECHO), ("unknown", UNKNOWN), ("no", NO), ("yes", YES))), re.I)
+QUESTION = re.compile(r"[^。！；，,.;!?？]*[?？]")  # an answer may begin by saying it again
 
 
 @dataclass(frozen=True)
@@ -116,19 +118,26 @@ def existence_questions(truths, pairs, seed=0, asked_in="zh"):
     return questions
 
 
-def yes_or_no(answer):
-    """True, False, or None where an answer is neither."""
-    for match in REPLY.finditer(answer):
-        if match.lastgroup != "echo":
-            return {"yes": True, "no": False}.get(match.lastgroup)
-    return None
+def yes_or_no(answer, name):
+    """Does the answer say that the object is there? True, False, or None where it says neither.
+
+    What it says of the object itself decides (图中有房屋，但没有飞机), then the first word that means yes or no.
+    """
+    said = QUESTION.sub("", answer)
+    replies = [match.lastgroup for match in REPLY.finditer(said.strip()) if match.lastgroup != "echo"]
+    if "unknown" in replies:
+        return None
+    mentions = [mention for mention in find(said, language(said)) if mention.kind == "object" and name in kin("object", mention.name)]
+    if mentions:
+        return not all(mention.negated for mention in mentions)
+    return {"yes": True, "no": False}[replies[0]] if replies else None
 
 
 def existence_measures(questions, answers, images):
     """{name: Measure} of one setting. questions: as above; answers: their texts; images: how many there are."""
     rows = np.zeros((images, 6))  # there: yes, no, neither; not there: yes, no, neither
-    for (index, _, there, _), answer in zip(questions, answers):
-        rows[index, 3 * (not there) + {True: 0, False: 1, None: 2}[yes_or_no(answer)]] += 1
+    for (index, name, there, _), answer in zip(questions, answers):
+        rows[index, 3 * (not there) + {True: 0, False: 1, None: 2}[yes_or_no(answer, name)]] += 1
 
     def share(part, whole):
         return lambda sums: 100 * divide(np.stack([sums[..., part].sum(-1), sums[..., whole].sum(-1)], -1))

@@ -57,6 +57,8 @@ class Measure:
     def p_value(self, other, seed=0, resamples=RESAMPLES):
         """Two-sided approximate randomization: how often would exchanging the two systems' answers, image by image at
         random, set them as far apart as they are? other: the same measure of another system on the same images."""
+        if math.isnan(self.value) or math.isnan(other.value):
+            return math.nan
         moved = exchanged(len(self.stats), seed, resamples) @ (other.stats - self.stats)
         apart = np.abs(self.formula(self.stats.sum(0) + moved) - self.formula(other.stats.sum(0) - moved))
         return float((1 + np.sum(apart >= abs(self.value - other.value) - 1e-12)) / (1 + resamples))
@@ -188,6 +190,8 @@ class Cider:
         return 10 * sum(cosines) / 4 * math.exp(-(length - other_length) ** 2 / (2 * SIGMA ** 2))
 
     def __call__(self, hypotheses, references):
+        if not self.images:  # one document: every weight is log 1 = 0, whatever is said
+            return mean_of([None] * len(hypotheses))
         values = []
         for said, refs in zip(hypotheses, references):
             vector = self.vector(said)

@@ -16,11 +16,11 @@ th { white-space: normal; min-width: 5.5em; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff } small { color: #777; display: block }
 .classes { display: flex; flex-wrap: wrap; gap: 0 3em } h2 { font-size: 1.25em } summary { cursor: pointer; margin: 1em 0 }
 .warning { border-left: 4px solid #c33; background: #fdf0ef; padding: .6em 1em }
-.bar { background: #eee; width: 10em; height: .8em; display: inline-block; vertical-align: middle } .bar i { display: block; height: 100%; background: #3572b0 }
+p { overflow-wrap: anywhere } .bar { background: #eee; width: 6em; height: .8em; display: inline-block; vertical-align: middle } .bar i { display: block; height: 100%; background: #3572b0 }
 .bar.bad i { background: #c4554d }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(30em, 1fr)); gap: 1.2em }
 .card { border: 1px solid #ddd; border-radius: 6px; padding: .8em; display: flex; gap: .9em; align-items: flex-start } .card img { width: 9em; flex: none; image-rendering: auto }
-.card p { margin: 0 0 .5em; overflow-wrap: anywhere } .card b { color: #555; font-weight: 600 } mark { background: #f6c1bc } mark.scene { background: #fbe3a6 }
+.card p { margin: 0 0 .5em; max-height: 12em; overflow: auto } .card b { color: #555; font-weight: 600 } mark { background: #f6c1bc }
 @media (max-width: 40em) { .gallery { grid-template-columns: 1fr } .card { flex-direction: column } }
 """
 
@@ -31,6 +31,7 @@ def number(value):
 
 def markdown(head, rows):
     """A list of texts and lists of as many texts -> a Markdown table with straight columns."""
+    head, *rows = [[text.replace("|", "\\|") for text in line] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |" for line in lines)
@@ -45,22 +46,20 @@ def thumbnail(image):
 
 
 def marked(text, known):
-    """HTML of an answer, its hallucinated objects and its wrong scene marked."""
-    spans = [(start, end, "", name) for name, start, end, right in objects_of(text, known) if not right]
+    """HTML of an answer, its hallucinated objects marked."""
     html, last = "", 0
-    for start, end, kind, name in sorted(spans):
-        if start >= last:
-            html += f'{escape(text[last:start])}<mark title="{escape(name)}">{escape(text[start:end])}</mark>'
-            last = end
+    for start, end, name in sorted((start, end, name) for name, start, end, right in objects_of(text, known) if not right):
+        html += f'{escape(text[last:start])}<mark title="{escape(name)}">{escape(text[start:end])}</mark>'
+        last = end
     return html + escape(text[last:])
 
 
 def bars(shares, better):
     """[(label, share in % or None, count)] -> HTML table with a bar each."""
     kind = "bar" if better else "bar bad"
-    return "<table>" + "".join(
+    return "<div class='scroll'><table>" + "".join(
         f"<tr><td>{escape(label)}</td><td>{count}</td><td>{number(share)} %</td><td><span class='{kind}'><i style='width:{share or 0:.1f}%'>"
-        "</i></span></td></tr>" for label, share, count in shares) + "</table>"
+        "</i></span></td></tr>" for label, share, count in shares) + "</table></div>"
 
 
 def html_table(columns, rows):

@@ -1,12 +1,14 @@
 """All measures of all systems and reference rows, and what is written about them."""
 import json
 import math
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from lexicon import language
+from model.errors import UserError
 
 from . import report
 from .baselines import constant_caption, leave_one_out, nearest
@@ -31,15 +33,16 @@ class Scores:
 
     references: texts of each picture, the first its description; truths and questions: see hallucination.py;
     captions: the training captions, train_pictures: {picture: its captions} where the pictures are known;
-    read: opens a picture as PIL RGB.
+    read: opens a picture as PIL RGB; documents: the references from which CIDEr learns how common n-grams are, if other ones.
     """
 
-    def __init__(self, pictures, references, truths, questions, train, read, *, seed=0, resamples=1000):
+    def __init__(self, pictures, references, truths, questions, train, read, *, seed=0, resamples=1000, documents=None):
         self.pictures, self.references, self.truths, self.questions, self.read = pictures, references, truths, questions, read
         self.train, self.captions = train, [text for texts in train.values() for text in texts]
         self.known = set(map(tokens, self.captions))
         spoken = language(references[0][0])
         self.same = [[text for text in texts if language(text) == spoken] for texts in references]
+        self.documents = documents or self.same
         self.resampling = {"seed": seed, "resamples": resamples}
         self.columns, self.answers, self.distinct, self.p_values, self.warnings = {}, {}, {}, {}, []
 
@@ -47,7 +50,7 @@ class Scores:
         """{measure: Measure} of one text per picture; without `references` where there is nothing to compare texts with."""
         found = {}
         if references is not None:
-            by_unit = caption_measures(answers, references, self.same)
+            by_unit = caption_measures(answers, references, self.documents)
             found = {f"{name}, {unit}" if unit != UNITS[0] else name: measure for unit in UNITS for name, measure in by_unit[unit].items()}
         found |= hallucination_measures(answers, truths or self.truths)
         if self.known:
@@ -73,7 +76,8 @@ class Scores:
             self.compare(system.name, f"{system.name}, {control}")
         unseen = [i for i, texts in enumerate(self.same) if not self.known & set(map(tokens, texts))]
         if self.known and 0 < len(unseen) < len(self.pictures):
-            part = Scores(*([known[i] for i in unseen] for known in (self.pictures, self.references, self.truths)), {}, self.train, self.read)
+            part = Scores(*([known[i] for i in unseen] for known in (self.pictures, self.references, self.truths)), {}, self.train, self.read,
+                          documents=self.same)
             part.column("", [system.answers[i] for i in unseen], references=part.same)
             name = f"{system.name}, unseen captions ({len(unseen)})"
             self.columns[name], self.distinct[name] = part.columns[""], part.distinct[""]
@@ -87,11 +91,11 @@ class Scores:
                                      for name, measure in self.columns[one].items() if name in self.columns[other] and measure.better}
 
     def judge(self, name, swapped):
-        """Warn of a system that says the same of other pictures."""
+        """Warn of a system that describes the right pictures no better than it describes other ones."""
         own, others, p = (*(self.columns[column]["CIDEr"].value for column in (name, swapped)), self.p_values[name, swapped]["CIDEr"])
-        if p >= SIGNIFICANT or own <= others:
-            self.warnings.append(f"{name} does not look at the picture: CIDEr {own:.2f} with the right pictures, {others:.2f} with other ones "
-                                 f"(p = {p:.3f})")
+        if not p < SIGNIFICANT or own <= others:
+            self.warnings.append(f"nothing shows that {name} looks at the picture: CIDEr {own:.2f} with the right pictures, {others:.2f} with other "
+                                 f"ones (p = {p:.3f}, {len(self.pictures)} pictures)")
 
     def add_reference_rows(self):
         """Columns of no system: people, the commonest training caption, and the caption of the most similar training picture."""
@@ -159,7 +163,7 @@ class Scores:
         """metrics.json, table.md and report.html in the folder `output`; returns what metrics.json holds."""
         self.finish()
         names = [system.name for system in systems]
-        for one, other in zip(names[1:], names):
+        for other, one in combinations(names, 2):
             self.compare(one, other)
         classes = list(self.classes(names))
         lines = [f"{len(self.pictures)} pictures, {sum(map(len, self.same))} references; BLEU, ROUGE-L, CIDEr and chrF on characters without punctuation "
@@ -168,16 +172,18 @@ class Scores:
         lines += [f"{name}: {meaning}." for name, meaning in REFERENCE_ROWS.items() if name in self.columns]
         if any("unseen captions" in column for column in self.columns):
             lines.append("unseen captions: the pictures none of whose references is a training caption, word for word.")
-        lines += [f"{one} against {other}, p: " + ", ".join(f"{name} {p:.3f}" for name, p in values.items() if name in (
+        lines.append("CHAIR counts an object that none of a picture's references mentions as hallucinated: the fewer references, the higher it is.")
+        lines += [f"{one} against {other}, p: " + ", ".join(f"{name} {'-' if math.isnan(p) else f'{p:.3f}'}" for name, p in values.items() if name in (
             "chrF", "CIDEr", "scene accuracy", "CHAIR_i", "CHAIR_s")) for (one, other), values in self.p_values.items()]
         metrics = {
             "settings": settings, "versions": versions, "pictures": len(self.pictures), "warnings": self.warnings,
             "columns": {column: {name: {"value": plain(measure.value), "low": plain(self.intervals[column, name][0]),
                                         "high": plain(self.intervals[column, name][1])} for name, measure in measures.items()}
                         | {DISTINCT: {"value": self.distinct[column]}} for column, measures in self.columns.items()},
-            "p": {f"{one} / {other}": values for (one, other), values in self.p_values.items()},
+            "p": {f"{one} / {other}": {name: plain(p) for name, p in values.items()} for (one, other), values in self.p_values.items()},
             "scenes": {heading: {label: {"share": share, "pictures": count} for label, share, count in shares} for heading, _, shares in classes}}
-        columns, rows = list(self.columns), self.rows()
+        columns = sorted(self.columns, key=lambda column: (column not in names, column not in REFERENCE_ROWS))  # controls last
+        rows = self.rows()
         main = sorted((row for row in rows if row[0] in MAIN), key=lambda row: MAIN.index(row[0]))
         table = report.markdown(["system", *(name for name, _ in main)], [[column, *(self.short(column, name) for name, _ in main)] for column in columns])
         everything = report.markdown(["measure", *columns], [[name, *(" ".join(filter(None, cells.get(column, "-"))) for column in columns)]
@@ -186,9 +192,14 @@ class Scores:
                  for i in self.worst_first(names[-1])[:gallery or None]]
         page = report.html_page(title=f"RemoteGLM: {', '.join(names)}", lines=lines, warnings=self.warnings, columns=columns, rows=main, others=[row for row in rows if row not in main],
                                 classes=classes, cards=cards)
-        for file, text in (("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False)), ("table.md", f"{table}\n\n{everything}\n"), ("report.html", page)):
-            (output / file).write_text(text, encoding="utf-8")
-        print(table, *self.warnings, f"report: {output / 'report.html'}; all measures: {output / 'table.md'}, {output / 'metrics.json'}", sep="\n")
+        print(table, *self.warnings, sep="\n")
+        try:
+            for file, text in (("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False)), ("table.md", f"{table}\n\n{everything}\n"),
+                               ("report.html", page)):
+                (output / file).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{output / file} cannot be written: {error.strerror}; make room, the same command goes on from the answers") from None
+        print( f"report: {output / 'report.html'}; all measures: {output / 'table.md'}, {output / 'metrics.json'}")
         return metrics
 
 

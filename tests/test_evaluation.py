@@ -19,6 +19,7 @@ from evaluation.report import marked
 from evaluation.score import COPIES, Scores
 from model import Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT as PROMPT
+from model.rows import Sample
 
 REFERENCES = [["一个住宅区，房屋排列整齐", "住宅区内房屋整齐排列，有一些道路穿过", "许多红色屋顶的房子排成一排"],
               ["一架飞机停在机场的停机坪上", "机场里停着一架白色飞机", "一架大飞机停在航站楼旁边"],
@@ -98,7 +99,7 @@ def test_tokens(text, unit, punctuation, expected):
 
 def test_unsegmented_or_single_references_are_no_trap():
     assert caption_measures(ANSWERS, REFERENCES)["characters"]["CIDEr"].value > 1  # unsegmented Chinese would give 0
-    assert caption_measures(ANSWERS[:1], REFERENCES[:1])["characters"]["CIDEr"].value == 0  # by definition: log 1
+    assert math.isnan(caption_measures(ANSWERS[:1], REFERENCES[:1])["characters"]["CIDEr"].value)  # log 1 = 0 is no measurement
     assert caption_measures(ANSWERS[:1], REFERENCES[:1], REFERENCES)["characters"]["CIDEr"].value > 0
 
 
@@ -108,7 +109,7 @@ def test_interval_and_test():
     measure = mean_of(rng.normal(50, 10, 200))
     loops = [np.mean(rng.choice(measure.stats[:, 0], 200)) for _ in range(4000)]
     assert measure.interval() == pytest.approx(np.percentile(loops, (2.5, 97.5)), abs=0.35)
-    assert measure.p_value(measure) == 1
+    assert measure.p_value(measure) == 1 and math.isnan(measure.p_value(mean_of([None] * 200)))
     noise = mean_of(measure.stats[:, 0] + rng.normal(0, 10, 200))
     assert mean_of(measure.stats[:, 0] + 3).p_value(measure) < 0.01 < noise.p_value(measure)
     assert math.isnan(mean_of([None, None]).value) and mean_of([1, None]).value == 1
@@ -157,10 +158,28 @@ def test_hallucination_measures():
 
 
 @pytest.mark.parametrize("answer, meaning", (
-    ("有。", True), ("没有，图中没有飞机。", False), ("是的，有飞机", True), ("不是", False), ("图中有没有飞机？没有。", False), ("是否有船：有", True), ("无法确定", None),
-    ("这是一片农田", None), ("", None), ("否", False), ("无", False), ("Yes, there is.", True), ("No.", False), ("There isn't any", False), ("A runway", None)))
+    ("有。", True), ("没有，图中没有飞机。", False), ("是的，有飞机", True), ("不是", False), ("图中有没有飞机？没有。", False), ("是否有飞机：有", True), ("无法确定", None),
+    ("这是一片农田", None), ("", None), ("否", False), ("无", False), ("Yes, there is.", True), ("No.", False), ("There isn't any", False), ("A runway", None),
+    ("没错，图中有飞机。", True), ("没错。", True), ("毫无疑问。", True), ("看不出有", False), ("图中看不出有飞机。", False), ("不对，没有。", False), ("不可以看到。", False),
+    ("图中不太可能有飞机。", False), ("有农田，没有飞机。", False), ("图中有房屋，但没有飞机。", False), ("图像右侧停着三架飞机。", True), ("能。", True), ("可以。", True),
+    ("看得见", True), ("不能。", False), ("图中不含飞机。", False), ("未看到。", False), ("无法看到飞机。", False), ("不，这是一片农田。", False), ("There is a plane.", True),
+    ("I cannot see any airplanes.", False), ("无法判断图中是否有飞机。", None), ("飞机一架也没有。", False), ("有一架客机停在那里", True), ("No, only cars.", False)))
 def test_yes_or_no(answer, meaning):
-    assert yes_or_no(answer) is meaning
+    assert yes_or_no(answer, "airplane") is meaning
+
+
+def test_labels_of_settings():
+    of = script.labels
+    assert of("a", [None]) == ["a"] and of("a", [{"system": "base"}, {"system": "tuned"}]) == ["a, base", "a, tuned"]
+    assert of("a", [{"system": "tuned", "temperature": 0, "fingerprint": "x"}, {"system": "tuned", "temperature": 1, "fingerprint": "y"}]) == [
+        "a, temperature 0", "a, temperature 1"]
+
+
+def test_answers_belong_to_the_path_that_agrees_longest(tmp_path):
+    lines = [{"img": f"/elsewhere/{folder}/1.tif", "prompt": "有什么？", "answer": folder} for folder in ("airport", "beach")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    system, = script.read_predictions(tmp_path / "a.jsonl", [Sample(Path(f"images/{name}/1.tif"), "有什么？", None) for name in ("beach", "airport")], [])
+    assert system.answers == ["beach", "airport"]
 
 
 def test_existence_questions():
@@ -250,7 +269,7 @@ class TestScript:
     def test_another_checkpoint_as_the_base(self, adapter, tiny_checkpoint, rows, tmp_path):
         fewer = ("--existence", "0", "--no-controls", "--limit", "2")
         metrics = script.main(["--from_pretrained", str(tiny_checkpoint), "--base", str(adapter), *self.options(rows, tmp_path, *fewer)])
-        assert metrics["pictures"] == 2 and list(metrics["columns"])[0] == "base"
+        assert metrics["pictures"] == 2 and list(metrics["columns"])[:2] == ["base (1)", "base (2)"]
 
     def test_a_base(self, tiny_checkpoint, rows, tmp_path, monkeypatch, capsys):
         """Its answers are not called tuned, and its folder is not written into."""
@@ -270,6 +289,8 @@ class TestScript:
                                                             for row in labels), encoding="utf-8")
         files = [str(tmp_path / "blind.jsonl"), str(tmp_path / "looks.jsonl")]
         metrics = script.main(["--predictions", *files, "--data", str(rows / "rows-val.json"), "--resamples", "100"])
+        again = script.main(["--predictions", files[1], str(tmp_path / "looks.jsonl"), "--data", str(rows / "rows-val.json"), "--resamples", "100"])
+        assert list(again["columns"])[:2] == ["looks (1)", "looks (2)"]
         assert metrics["columns"]["looks"]["chrF"]["value"] == 100 and metrics["columns"]["looks"]["CHAIR_s"]["value"] == 0
         assert metrics["columns"]["blind"]["distinct outputs"]["value"] == pytest.approx(100 / 3)
         assert "looks / blind" in metrics["p"] and (tmp_path / "eval-rows-val/report.html").is_file()
@@ -299,12 +320,17 @@ class TestScript:
     @pytest.mark.parametrize("argv, words", [
         (["--from_pretrained", "nowhere", "--data", "VAL"], "checkpoint nowhere: no such folder"),
         (["--from_pretrained", "CK", "--data", "no.json"], "rows no.json: no such file"),
-        (["--from_pretrained", "CK", "--data", "VAL", "--output", "/proc/x"], "--output /proc/x cannot be made"),
+        (["--from_pretrained", "CK", "--data", "VAL", "--output", "/proc/x"], "--output /proc/x cannot be written"),
         (["--from_pretrained", "CK", "--data", "VAL", "--image-root", "/nowhere"], "3 of 3 wrong"),
         (["--predictions", "no.jsonl", "--data", "VAL"], "predictions no.jsonl: cannot be read"),
         (["--predictions", "VAL", "--data", "VAL"], "line 1 is no "),
-        (["--predictions", "EMPTY", "--data", "VAL"], "no lines"),
-        (["--predictions", "OTHER", "--data", "VAL"], "3 of 3 pictures have no answer to the question of their row, such as 9.tif: 这张"),
+        (["--predictions", "EMPTY", "--data", "VAL"], "no answers about pictures"),
+        (["--predictions", "OTHER", "--data", "VAL"], "of other 3 of 3 pictures have no answer to the question of their row, such as 9.tif: 这张"),
+        (["--predictions", "NUMBER", "--data", "VAL"], "line 1 is no .*answer must be a text, got 5"),
+        (["--predictions", "TWICE", "--data", "VAL"], "several answers about .*9.tif"),
+        (["--predictions", "OTHER", "--data", "MIXED"], "must be all Chinese or all English; 1 of 2 are not like the others, such as 1.tif: A car."),
+        (["--predictions", "OTHER", "--data", "VAL", "--references", "SETS", "--split", "train"],
+         "none of the 3 pictures of .* belongs to it; they belong to val"),
         (["--from_pretrained", "CK", "--data", "VAL", "--references", "no.json"], "no.json"),
         (["--from_pretrained", "CK", "--data", "ASKED"], "none asks for a description"),
     ])
@@ -312,8 +338,15 @@ class TestScript:
         asked = [{"img": str(rows / "images/0.tif"), "prompt": question, "label": "有。"} for question in ("有船吗？", "有车吗？")]
         (tmp_path / "asked.json").write_text(json.dumps(asked))
         (tmp_path / "empty").touch()
+        (tmp_path / "number").write_text('{"img": "a.tif", "prompt": "有什么？", "answer": 5}')
+        (tmp_path / "twice").write_text("".join(json.dumps({"img": f"{folder}/9.tif", "prompt": PROMPT, "answer": folder}) + "\n" for folder in "ab"))
+        (tmp_path / "mixed.json").write_text(json.dumps([{"img": str(rows / f"images/{i}.tif"), "prompt": "?", "label": label}
+                                                         for i, label in enumerate(("一辆车。", "A car."))]))
+        (tmp_path / "sets.json").write_text(json.dumps({"images": [
+            {"filename": f"images\\{i}.tif", "split": "val" if i > 8 else "train", "sentences": [{"raw": "a car"}]} for i in range(12)]}))
         (tmp_path / "other").write_text('{"img": "a.tif", "prompt": "有什么？", "answer": "有车。"}')
-        names = {"VAL": str(rows / "rows-val.json"), "CK": str(adapter), "EMPTY": str(tmp_path / "empty"), "OTHER": str(tmp_path / "other"), "ASKED": str(tmp_path / "asked.json")}
+        names = {"VAL": str(rows / "rows-val.json"), "CK": str(adapter), "EMPTY": str(tmp_path / "empty"), "OTHER": str(tmp_path / "other"),
+                 "NUMBER": str(tmp_path / "number"), "TWICE": str(tmp_path / "twice"), "MIXED": str(tmp_path / "mixed.json"), "SETS": str(tmp_path / "sets.json"), "ASKED": str(tmp_path / "asked.json")}
         with pytest.raises(SystemExit, match=words) as caught:
             script.main([names.get(word, word) for word in argv])
         assert "\n" not in caught.value.code
@@ -342,7 +375,7 @@ def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
     for system in systems:
         scores.add(system)
     metrics = scores.write(tmp_path, systems, {}, {})
-    assert len(metrics["warnings"]) == 1 and metrics["warnings"][0].startswith("blind does not look at the picture")
+    assert len(metrics["warnings"]) == 1 and metrics["warnings"][0].startswith("nothing shows that blind looks at the picture")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert metrics["warnings"][0].split(":")[0] in page and page.count("<img ") == len(pictures) and "src='http" not in page
     assert page.index("0.png") and metrics["scenes"]["Scene named rightly: looks"]["harbour"] == {"share": 100, "pictures": 5}

@@ -36,7 +36,10 @@ def test_a_word_may_be_scene_and_object():
     ("被淹没的汽车", {"car"}), ("There are no airplanes or cars on the runway .", {"runway"}),
     ("A river without bridges", {"river"}),
     ("no trees , some grass", {"grass"}), ("no cars but many boats", {"boat"}), ("There aren't any ships", set()),
-    ("There is not a tree near the pond", {"pond"}), ("nothing", set())))
+    ("There is not a tree near the pond", {"pond"}), ("nothing", set()),
+    ("船一艘也没有", set()), ("道路旁的飞机都没有", {"road"}), ("图中飞机不可见", set()), ("未显示飞机", set()), ("看不出有船", set()), ("无法看到桥", set()),
+    ("没有人类活动的痕迹，如道路、建筑物等", set()), ("没有房屋，有道路", {"road"}), ("飞机跑道", {"runway"}), ("由飞机拍摄", set()),
+    ("I cannot see any airplanes , only cars", {"car"})))
 def test_negation(text, there):
     assert objects(text) == there
 
