@@ -8,7 +8,7 @@ from .hallucination import objects_of
 
 THUMBNAIL = 224  # pixels
 STYLE = """
-body { font: 15px/1.6 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222; background: #fff }
+body { font: 15px/1.6 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; margin: 2em auto; max-width: 96em; padding: 0 1em; color: #222; background: #fff }
 h1, h2 { line-height: 1.25 } h2 { margin-top: 2em }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
