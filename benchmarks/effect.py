@@ -2,10 +2,10 @@
 
     NUM_GPUS=2 python benchmarks/effect.py --data data/UCM          # two processes, on a CPU as well
 
---data holds dataset.json, NAME-zh.json (what the translation stage writes) and images/. All parameters are trained: first on
-scenes and objects alone, of which nearly every token depends on the picture, then with yes / no questions and with the
-descriptions that pass the quality gate. A second run goes on where the first was stopped. evaluate_RemoteGLM.py measures
-the val rows, whose descriptions are all used, before and after.
+--data holds dataset.json, NAME-zh.json (what the translation stage writes) and images/. All parameters learn from scenes and objects
+alone, of which nearly every token depends on the picture, then also from yes / no questions and the descriptions that pass the
+quality gate; at last, while the vision part stays as it is, mostly from descriptions. A second run goes on where the first was
+stopped. evaluate_RemoteGLM.py measures the val rows, whose descriptions are all used, before and after.
 """
 import argparse
 import json
@@ -37,14 +37,15 @@ def make_rows(data, work):
     for name, source, *tasks in (("all", whole), ("described", passed), ("looking", whole, "scene", "objects"),
                                  ("asked", whole, "existence=0.5")):
         run("data/generate_prompt.py", "--input", source, "--output", work / f"{name}.json", *common, *(["--tasks", *tasks] if tasks else []))
-    write(work / "mixed-train.json", sum((read(work / f"{name}-train.json") for name in ("described", "looking", "asked")), []))
+    for name, parts in (("mixed", ("described", "looking", "asked")), ("telling", ("described",) * 3 + ("asked",))):
+        write(work / f"{name}-train.json", sum((read(work / f"{part}-train.json") for part in parts), []))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=PROJECT / "data" / "UCM", help="folder of the caption set (data/UCM)")
     parser.add_argument("--work", type=Path, default=PROJECT / "checkpoints" / "effect", help="folder of all that is written")
-    parser.add_argument("--iters", type=int, nargs=2, default=(2500, 2000), help="steps of 16 rows per process: on scenes and objects, on everything (%(default)s)")
+    parser.add_argument("--iters", type=int, nargs=3, default=(2500, 2000, 1500), help="steps of 16 rows per process (%(default)s)")
     args = parser.parse_args()
     work, data = args.work.absolute(), args.data.absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,8 @@ def main():
             "--train-iters", iters, "--eval-interval", 500, "--eval-batch-size", 32, "--keep", 1, *more)
 
     train("looking", TINY / "base", "looking", args.iters[0], "--augment", 0.8, "--lr-decay-style", "constant")
-    train("effect", work / "looking", "mixed", args.iters[1], "--augment", 0.5)
+    train("mixed", work / "looking", "mixed", args.iters[1], "--augment", 0.5)
+    train("effect", work / "mixed", "telling", args.iters[2], "--freeze", "vision", "qformer")
     run("evaluate_RemoteGLM.py", "--from_pretrained", work / "effect", "--base", TINY / "base", "--data", work / "all-val.json",
         "--references", data / "dataset.json")
 
