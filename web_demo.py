@@ -166,12 +166,15 @@ def main(argv=None):
         assistant = load_assistant(args.from_pretrained, **loading(args))
     except UserError as error:
         sys.exit(f"web_demo.py: error: {error}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    with tempfile.TemporaryDirectory(prefix="remoteglm-") as uploads:  # what people upload goes when the page goes
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = serve(assistant, args.host, args.port, args.english, args.bands)
-        print(WORDS[args.english]["open"].format(page.local_url), flush=True)
-        page.block_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        with tempfile.TemporaryDirectory(prefix="remoteglm-") as uploads:  # what people upload goes when the page goes
+            os.environ["GRADIO_TEMP_DIR"] = uploads
+            page = serve(assistant, args.host, args.port, args.english, args.bands)
+            print(WORDS[args.english]["open"].format(page.local_url), flush=True)
+            page.block_thread()
+    finally:
+        signal.signal(signal.SIGTERM, before)  # a process forked later would inherit it and could ignore its end
 
 
 if __name__ == "__main__":

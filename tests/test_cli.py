@@ -286,6 +286,7 @@ def test_bands_reach_the_reader(adapter, rows, monkeypatch):
     monkeypatch.setattr(web_demo, "serve", lambda assistant, host, port, english, bands: sys.exit(str(bands)))
     with pytest.raises(SystemExit, match=r"^\[4, 3, 2\]$"):
         web_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", "--device", "cpu", "--port", "7899"])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the page's own handler goes with it
 
 
 class TestRowsOfAFile:
