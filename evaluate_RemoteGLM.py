@@ -258,19 +258,17 @@ def evaluate(args):
         raise UserError(f"rows {args.data}: descriptions must be all Chinese or all English; {len(odd)} of {len(samples)} are not like the others, "
                         f"such as {Path(odd[0][0].image).name}: {odd[0][1][0][:40]}")
     check_images([*samples, *(replace(samples[0], image=picture) for picture in train)], args.data, args.bands)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (224, 224), tuple(round(255 * mean) for mean in MEAN)).save(output / BLANK)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
-
     truths = list(map(truth, references))
     questions = existence_questions(truths, args.existence, args.seed, "en" if args.english else "zh")
     asked = {(index, question) for kind in questions.values() for index, _, _, question in kind}
-    if args.predictions:
-        systems = [system for path in args.predictions for system in read_predictions(path, samples, asked)]
-    else:
-        systems = ask(args, samples, asked, output)
+    systems = [system for path in args.predictions or () for system in read_predictions(path, samples, asked)]
+    try:  # after what can be wrong with the user's files
+        output.mkdir(parents=True, exist_ok=True)
+        if not args.predictions:
+            Image.new("RGB", (224, 224), tuple(round(255 * mean) for mean in MEAN)).save(output / BLANK)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    systems = systems or ask(args, samples, asked, output)
     names = [system.name for system in systems]
     for number, system in enumerate(systems, 1):
         system.name += f" ({number})" * (names.count(system.name) > 1)

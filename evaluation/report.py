@@ -26,7 +26,7 @@ p { overflow-wrap: anywhere } .bar { background: #eee; width: 6em; height: .8em;
 
 
 def number(value):
-    return "-" if value is None or math.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+    return "-" if math.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def markdown(head, rows):
@@ -55,10 +55,10 @@ def marked(text, known):
 
 
 def bars(shares, better):
-    """[(label, share in % or None, count)] -> HTML table with a bar each."""
+    """[(label, share in %, count)] -> HTML table with a bar each."""
     kind = "bar" if better else "bar bad"
     return "<div class='scroll'><table>" + "".join(
-        f"<tr><td>{escape(label)}</td><td>{count}</td><td>{number(share)} %</td><td><span class='{kind}'><i style='width:{share or 0:.1f}%'>"
+        f"<tr><td>{escape(label)}</td><td>{count}</td><td>{number(share)} %</td><td><span class='{kind}'><i style='width:{share:.1f}%'>"
         "</i></span></td></tr>" for label, share, count in shares) + "</table></div>"
 
 
@@ -73,7 +73,7 @@ def html_table(columns, rows):
 
 def html_page(*, title, lines, warnings, columns, rows, others, classes, cards):
     """The whole report. lines: what was measured how; warnings: what is wrong with a system; columns, rows: as in
-    html_table(), others: rows that are folded away; classes: [(heading, better, [(label, share, count)])]; cards: [(image or None, name,
+    html_table(), others: rows that are folded away; classes: [(heading, better, [(label, share, count)])]; cards: [(image, name,
     references, [(system, text)], Truth)]."""
     parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
              f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"]
@@ -84,8 +84,7 @@ def html_page(*, title, lines, warnings, columns, rows, others, classes, cards):
     parts += [f"<div><h2>{escape(heading)}</h2>{bars(shares, better)}</div>" for heading, better, shares in classes]
     parts.append("</div><h2>Answers, the worst first</h2><p>Marked: objects that no reference names.</p><div class='gallery'>")
     for image, name, references, answers, known in cards:
-        shown = f"<img alt='{escape(name)}' src='{thumbnail(image)}'>" if image else ""
-        parts.append(f"<div class='card'>{shown}<div><p><b>{escape(name)}</b></p>")
+        parts.append(f"<div class='card'><img alt='{escape(name)}' src='{thumbnail(image)}'><div><p><b>{escape(name)}</b></p>")
         parts += [f"<p><b>{escape(system)}</b> {marked(text, known) or '(empty)'}</p>" for system, text in answers]
         parts.append("<p><b>references</b> " + "<br>".join(map(escape, references)) + "</p></div></div>")
     parts.append("</div></html>")

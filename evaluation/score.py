@@ -32,8 +32,7 @@ class Scores:
     """The table: columns of measures, {column: {measure: Measure}}.
 
     references: texts of each picture, the first its description; truths and questions: see hallucination.py;
-    captions: the training captions, train_pictures: {picture: its captions} where the pictures are known;
-    read: opens a picture as PIL RGB; documents: the references from which CIDEr learns how common n-grams are, if other ones.
+    train: {training picture: its captions}; read: opens a picture as PIL RGB; documents: the references from which CIDEr learns how common n-grams are, if other ones.
     """
 
     def __init__(self, pictures, references, truths, questions, train, read, *, seed=0, resamples=1000, documents=None):
@@ -74,6 +73,8 @@ class Scores:
         for control, answers in system.controls.items():
             self.column(f"{system.name}, {control}", answers, references=self.same)
             self.compare(system.name, f"{system.name}, {control}")
+            if control == "swapped images":
+                self.judge(system.name, f"{system.name}, {control}")
         unseen = [i for i, texts in enumerate(self.same) if not self.known & set(map(tokens, texts))]
         if self.known and 0 < len(unseen) < len(self.pictures):
             part = Scores(*([known[i] for i in unseen] for known in (self.pictures, self.references, self.truths)), {}, self.train, self.read,
@@ -81,9 +82,6 @@ class Scores:
             part.column("", [system.answers[i] for i in unseen], references=part.same)
             name = f"{system.name}, unseen captions ({len(unseen)})"
             self.columns[name], self.distinct[name] = part.columns[""], part.distinct[""]
-        for name in self.columns:
-            if name.startswith(f"{system.name}, swapped"):
-                self.judge(system.name, name)
 
     def compare(self, one, other):
         """p-values of what both columns have, by approximate randomization."""
@@ -132,11 +130,6 @@ class Scores:
         value, (low, high) = self.columns[column][name].value, self.intervals[column, name]
         return report.number(value) if math.isnan(value) else f"{report.number(value)}±{report.number((high - low) / 2)}"
 
-    def finish(self):
-        """Intervals of everything, and the tests between each two systems."""
-        self.intervals = {(column, name): measure.interval(**self.resampling) for column, measures in self.columns.items()
-                          for name, measure in measures.items()}
-
     def classes(self, systems):
         """Per scene of the references: how many pictures, how often named rightly, how often something is hallucinated."""
         scenes = sorted({known.scene for known in self.truths if known.scene})
@@ -161,7 +154,8 @@ class Scores:
 
     def write(self, output, systems, settings, versions, gallery=0):
         """metrics.json, table.md and report.html in the folder `output`; returns what metrics.json holds."""
-        self.finish()
+        self.intervals = {(column, name): measure.interval(**self.resampling) for column, measures in self.columns.items()
+                          for name, measure in measures.items()}
         names = [system.name for system in systems]
         for other, one in combinations(names, 2):
             self.compare(one, other)
@@ -199,7 +193,7 @@ class Scores:
                 (output / file).write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{output / file} cannot be written: {error.strerror}; make room, the same command goes on from the answers") from None
-        print( f"report: {output / 'report.html'}; all measures: {output / 'table.md'}, {output / 'metrics.json'}")
+        print(f"report: {output / 'report.html'}; all measures: {output / 'table.md'}, {output / 'metrics.json'}")
         return metrics
 
 

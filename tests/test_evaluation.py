@@ -291,6 +291,10 @@ class TestScript:
         metrics = script.main(["--predictions", *files, "--data", str(rows / "rows-val.json"), "--resamples", "100"])
         again = script.main(["--predictions", files[1], str(tmp_path / "looks.jsonl"), "--data", str(rows / "rows-val.json"), "--resamples", "100"])
         assert list(again["columns"])[:2] == ["looks (1)", "looks (2)"]
+        script.main(["--predictions", files[1], "--data", str(rows / "rows-val.json"), "--resamples", "100", "--gallery", "1", "--train-data",
+                     str(rows / "rows-val.json"), "--output", str(tmp_path / "own")])
+        assert (tmp_path / "own/report.html").read_text(encoding="utf-8").count("<img ") == 1
+        assert json.loads((tmp_path / "own/metrics.json").read_text())["columns"]["looks"][COPIES]["value"] == 100
         assert metrics["columns"]["looks"]["chrF"]["value"] == 100 and metrics["columns"]["looks"]["CHAIR_s"]["value"] == 0
         assert metrics["columns"]["blind"]["distinct outputs"]["value"] == pytest.approx(100 / 3)
         assert "looks / blind" in metrics["p"] and (tmp_path / "eval-rows-val/report.html").is_file()
@@ -349,7 +353,7 @@ class TestScript:
                  "NUMBER": str(tmp_path / "number"), "TWICE": str(tmp_path / "twice"), "MIXED": str(tmp_path / "mixed.json"), "SETS": str(tmp_path / "sets.json"), "ASKED": str(tmp_path / "asked.json")}
         with pytest.raises(SystemExit, match=words) as caught:
             script.main([names.get(word, word) for word in argv])
-        assert "\n" not in caught.value.code
+        assert "\n" not in caught.value.code and not list(tmp_path.glob("eval-*"))  # nothing is written before it is known to be right
 
     @pytest.mark.parametrize("argv, words", [
         ([], "give either"), (["--from_pretrained", "a", "--predictions", "b"], "give either"), (["--predictions", "b", "--base"], "--base goes with"),
