@@ -28,6 +28,16 @@ WORDS = {  # what a person sees, by --english
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Of every script: its docstring is the help, and what is wrong is one line, which the usage of forty options would hide."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; all options: --help\n")
+
+
 def add_loading_options(parser, whole=False, **from_pretrained):
     """The options by which every script finds and loads a checkpoint; `loading` hands them on. whole: as it is on disk."""
     add = parser.add_argument_group("checkpoint").add_argument
@@ -72,7 +82,7 @@ def cut_note(english, rounds, tokens):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add_loading_options(parser, default="checkpoints/RemoteGLM")
     add("--base", action="store_true", help="show the answer of the untuned base as well")

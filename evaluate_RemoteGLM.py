@@ -6,7 +6,6 @@
 Every picture is described, once more with a blank picture and with another one in its place, and asked about by yes / no
 questions. Answers are greedy and kept as they come: a second run goes on from there. Writes metrics.json, table.md and report.html.
 """
-import argparse
 import json
 import sys
 from collections import Counter, defaultdict
@@ -16,7 +15,7 @@ from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 
-from cli_demo import add_bands_option, add_loading_options, compares, loading
+from cli_demo import Parser, add_bands_option, add_loading_options, compares, loading
 
 PROJECT = Path(__file__).resolve().parent
 CONTROLS, BLANK = ("blank image", "swapped images"), "blank.png"
@@ -33,7 +32,7 @@ class System:
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add_loading_options(parser)
     add("--data", required=True, help="rows to answer: what data/generate_prompt.py writes; those that ask for a description count")

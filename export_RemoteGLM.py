@@ -3,11 +3,10 @@
     python export_RemoteGLM.py --from_pretrained checkpoints/RemoteGLM --format hf --output checkpoints/merged-hf
     python export_RemoteGLM.py --from_pretrained visualglm-6b --format int4 --output checkpoints/visualglm-6b-int4
 """
-import argparse
 import sys
 from pathlib import Path
 
-from cli_demo import add_loading_options, loading
+from cli_demo import Parser, add_loading_options, loading
 
 FORMATS = {
     "sat": "LoRA merged into the weights, as SwissArmyTransformer stores a model",
@@ -19,7 +18,7 @@ FORMATS = {
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_loading_options(parser, whole=True, required=True)
     parser.add_argument("--format", required=True, choices=FORMATS, help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
     parser.add_argument("--output", required=True, type=Path, help="folder to write; it must not exist")

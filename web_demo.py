@@ -3,7 +3,6 @@
     python web_demo.py --from_pretrained checkpoints/demo                  # then open http://127.0.0.1:7860
     python web_demo.py --from_pretrained checkpoints/demo --host 0.0.0.0   # for the whole local network
 """
-import argparse
 import functools
 import os
 import signal
@@ -12,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cli_demo import add_bands_option, add_loading_options, cut_note, loading
+from cli_demo import Parser, add_bands_option, add_loading_options, cut_note, loading
 
 LOGO = Path(__file__).resolve().parent / "images" / "logo.svg"
 PREVIEW = 1024  # longest side of the preview, in pixels; the model reads the picture itself
@@ -40,7 +39,7 @@ CSS = """
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add_loading_options(parser, default="checkpoints/RemoteGLM")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine (%(default)s)")

@@ -138,10 +138,10 @@ ALL = 1000  # problems of a file that are named: all that a person would mend by
 def checked_records(path, key, problem_of, limit=None, unique=True):
     """Yield the good records, named by the text under `key`; after the last, StageError if any was bad or there is none.
 
-    It names all bad records, one a line where there are many. Of a .jsonl, memory holds one record at a time and a hash of
-    each name, to find duplicates.
+    It names all bad records, one a line where there are many; of a file of another kind, whose every record lacks the key, once
+    for all. Of a .jsonl, memory holds one record at a time and a hash of each name, to find duplicates.
     """
-    bad, count, good, names = [], 0, 0, set()
+    bad, count, good, names, kinds = [], 0, 0, set(), set()
     for where, record in islice(read_records(path), limit):
         name = record.get(key) if isinstance(record, dict) else None
         if isinstance(record, json.JSONDecodeError):
@@ -152,6 +152,7 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
             problem = text_problem(record, key) or ("duplicate" if unique and hash(name) in names else problem_of(record))
         if problem:
             count += 1
+            kinds.add(problem if name is None else None)
             if len(bad) < ALL:
                 bad.append(f"{where}{f' ({reprlib.repr(name)})' if name is not None else ''}: {problem}")
             continue
@@ -160,6 +161,8 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
             names.add(hash(name))
         yield record
     if count > 5:
+        if not good and len(kinds) == 1 and None not in kinds:
+            raise StageError(f"{path}: all {count} records: {kinds.pop()}")
         more = [f"and {count - ALL} more"] if count > ALL else []
         raise StageError("\n  ".join([f"{path}: {count} bad records:", *bad, *more]))
     if bad or not good:

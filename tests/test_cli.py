@@ -18,6 +18,7 @@ import torch
 import cli_demo
 import evaluate_RemoteGLM
 import export_RemoteGLM
+import web_demo
 from model import checkpoint
 from model.assistant import DEFAULT_PROMPT
 from model import Assistant, Sampling, UserError, load_assistant, read_image
@@ -425,7 +426,17 @@ def test_user_errors(argv, words):
 def test_wrong_options(argv, words, capsys):
     with pytest.raises(SystemExit):
         cli_demo.main(argv)
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [cli_demo, evaluate_RemoteGLM, export_RemoteGLM, web_demo])
+def test_an_unknown_option_is_one_line(script, capsys):
+    needed = {evaluate_RemoteGLM: ["--data", "x"], export_RemoteGLM: ["--from_pretrained", "x", "--format", "hf", "--output", "x"]}
+    with pytest.raises(SystemExit) as caught:
+        script.main([*needed.get(script, []), "--nonsense", "1"])
+    assert re.fullmatch(r".*: error: unrecognized arguments: --nonsense 1; all options: --help\n", capsys.readouterr().err)
+    assert caught.value.code == 2
 
 
 def test_help_does_not_load_torch():

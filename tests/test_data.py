@@ -211,6 +211,12 @@ def test_of_very_many_problems_the_first_thousand_are_listed(tmp_path, capsys):
     assert "1203 bad records" in lines[0] and len(lines) == 1002 and lines[-1].strip() == "and 203 more"
 
 
+def test_a_file_of_another_kind_is_one_line(tmp_path, capsys):
+    source = save(tmp_path / "in.json", [{"img": f"{i}.tif", "prompt": "?"} for i in range(20)])
+    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
+    assert capsys.readouterr().err == f"transform.py: error: {source}: all 20 records: no 'filename' among its keys (img, prompt)\n"
+
+
 @pytest.mark.parametrize("suffix", (".json", ".jsonl"))
 def test_all_problems_of_a_file_are_listed_at_once(tmp_path, capsys, suffix):
     images = [image(f"{i}.tif", raws=() if i % 2 else ("A .",)) for i in range(40)]
