@@ -4,7 +4,6 @@ One process on a CPU or GPU, or several: `bash finetune_RemoteGLM.sh`, `torchrun
 Writes checkpoints/<experiment-name>/: <step>/ (an adapter or full checkpoint each, with all that `--resume` needs), latest,
 best, loss.png, metrics.jsonl. The same command with --resume goes on exactly where the last whole step was saved.
 """
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -27,6 +26,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said before its import, or DeepSpeed warns that it guesses
 import deepspeed  # noqa: E402
 
+from cli_demo import Parser
 from model import checkpoint
 from model.errors import UserError
 from model.find import sha256
@@ -63,9 +63,12 @@ class Options:
     max_target_length: int = option(256, "tokens of an answer; longer ones are cut, counted and reported")
     english: bool = option(False, "frame questions with Q: / A: instead of 问： / 答：")
     num_workers: int = option(-1, "processes that read images; -1: 4 with a GPU, else 0")
-    augment: float = option(0.0, "turn, mirror, relight and crop training pictures at random, otherwise in every epoch; keep this share of each "
-                                 "side at least (0.8 if none is named). Rows that speak of a direction are not turned; no vision cache then",
+    augment: float = option(0.0, "turn, mirror, crop, relight and tint training pictures at random, otherwise in every epoch; keep this share of "
+                                 "each side at least (0.8 if none is named). Rows that speak of a direction are not turned, those of colours not "
+                                 "tinted; no vision cache then",
                             nargs="?", const=0.8)
+    patch_dropout: float = option(0.0, "leave this share of a picture's patches out of each training step, at random: less to compute and to learn by "
+                                       "heart; for a vision part that is trained, no vision cache then")
     vision_cache: str = option(str(PROJECT / "checkpoints" / "vision-cache"), "folder of what the frozen vision tower says of each "
                                "picture, computed once; off: computed in every step")
     vision_cache_gb: float = option(20.0, "what was used longest ago is removed beyond this size")
@@ -138,14 +141,9 @@ LEGACY = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; all options: --help\n")  # the usage of 40 options hides the error
-
-
 def parse(argv=None):
     """Command line -> Options; contradictions are refused here, all in one message."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     for field in dataclasses.fields(Options):
         meta, value = dict(field.metadata), default_of(field)
         flags = list(dict.fromkeys(("--" + field.name.replace("_", "-"), "--" + field.name)))
@@ -201,10 +199,10 @@ def contradictions(o):
             yield f"--{name} {getattr(o, name)}: must be above 0"
     for name in ("train_iters", "epochs", "warmup", "eval_interval", "save_interval", "eval_iters", "keep", "early_stopping", "max_source_length",
                  "max_target_length", "weight_decay", "clip_grad", "lora_dropout", "adam_beta1", "adam_beta2",
-                 "augment"):
+                 "augment", "patch_dropout"):
         if getattr(o, name) < 0:
             yield f"--{name} {getattr(o, name)}: must not be below 0"
-    for name in ("lora_dropout", "adam_beta1", "adam_beta2", "warmup"):
+    for name in ("lora_dropout", "patch_dropout", "adam_beta1", "adam_beta2", "warmup"):
         if getattr(o, name) >= 1:
             yield f"--{name} {getattr(o, name)}: must be below 1"
     if o.augment > 1:
@@ -320,7 +318,7 @@ def uses_vision_cache(o):
     """Are vision tower, Q-Former and pictures always the same, so that each picture needs them only once?"""
     changing = {"vision", "qformer"} & {*o.train, *(o.lora_targets if not o.use_ptuning else ()),
                                         *(set(PARTS) - set(o.freeze) if o.mode == "pretrain" else ())}
-    return o.vision_cache != "off" and not changing and not o.augment
+    return o.vision_cache != "off" and not changing and not o.augment and not o.patch_dropout
 
 
 def make_engine(o, network, total, dtype):
@@ -364,9 +362,9 @@ def estimated_gb(network, dataset, batch_size):
 
 
 # What a resumed run must share with the one it goes on from, or it would go somewhere else.
-FIXED = ("mode", "augment", "model_config", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "layer_range", "pre_seq_len", "train",
-         "freeze", "max_source_length", "max_target_length", "english", "lr", "lr_decay_style", "warmup", "weight_decay", "clip_grad", "seed", "adam_beta1", "adam_beta2",
-         "adam_eps", "fp16", "bf16")
+FIXED = ("mode", "augment", "patch_dropout", "model_config", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout",
+         "lora_targets", "layer_range", "pre_seq_len", "train", "freeze", "max_source_length", "max_target_length", "english", "lr",
+         "lr_decay_style", "warmup", "weight_decay", "clip_grad", "seed", "adam_beta1", "adam_beta2", "adam_eps", "fp16", "bf16")
 
 
 def check_resumable(before, now, world):
@@ -441,6 +439,7 @@ def train(o, unused):
     torch.manual_seed(o.seed)
     network, tokenizer, config, card = make_network(o, device, dtype)
     network.mixins["chatglm-layer"].checkpoint_activations = o.checkpoint_activations
+    network.mixins["eva"].model.vit.transformer.embedding_dropout.share = o.patch_dropout
 
     size_of_network = sum(p.numel() for p in network.parameters())
     pictures = sorted({sample.image for sample in samples + held_out if sample.image})
@@ -457,7 +456,8 @@ def train(o, unused):
                 "runs in every step instead")
             cache = None
     elif pictures and o.vision_cache != "off":
-        say(f"{'pictures vary' if o.augment else 'the vision tower or the Q-Former is trained'}: they are encoded in every step")
+        why = "pictures vary" if o.augment or o.patch_dropout else "the vision tower or the Q-Former is trained"
+        say(f"{why}: they are encoded in every step")
     unknown = set(cache.missing if cache else pictures)
     check_images([sample for sample in samples + held_out if sample.image in unknown], train_file)
     if cache:

@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from .errors import UserError
 from .fetch import fetch
@@ -181,23 +181,40 @@ def _read_scene(file, bands, need):
     return _on_white(Image.fromarray(values), valid.any(axis=0))
 
 
-def augment(image, rng, least, turn=True):
-    """A training picture as it might also have been taken: turned and mirrored, cropped, in another light.
+GREY = np.full((3, 3), 1 / 3)  # what of a colour is grey; a hue turns the rest about it
+TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3 ** 0.5  # a quarter of a turn
+HUE = 0.3 * np.pi  # largest change, radians
+
+
+def augment(image, rng, least, turn=True, tint=True):
+    """A training picture as it might also have been taken: turned and mirrored, cropped, in another light and season.
 
     image: PIL RGB; rng: random.Random; least: share of each side that a crop keeps at least: the smaller, the more of what a
-    description names is cut away; turn=False keeps up, down, left and right where they are. From above no side is up, and a
-    quarter turn changes no pixel.
+    description names is cut away; turn=False keeps up, down, left and right where they are, tint=False keeps the names of
+    colours true. From above no side is up: quarter turns, and beyond them as far as the crop still lies within the picture.
     """
+    angle, share = 0, rng.uniform(least, 1)
     if turn:
         image = image.rotate(90 * rng.randrange(4), expand=True)
         image = ImageOps.mirror(image) if rng.random() < 0.5 else image
-    share = rng.uniform(least, 1)
+        angle = rng.uniform(-np.pi / 4, np.pi / 4)
     width, height = round(image.width * share), round(image.height * share)
-    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
-    image = image.crop((left, top, left + width, top + height))
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = change(image).enhance(rng.uniform(0.75, 1.25))
-    return image
+    while True:
+        cos, sin = np.cos(angle), np.sin(angle)
+        wide, high = width * cos + height * abs(sin), width * abs(sin) + height * cos  # what the turned crop covers
+        if wide <= image.width and high <= image.height:
+            break
+        angle *= 0.7 if abs(angle) > 0.01 else 0
+    x, y = rng.uniform(wide / 2, image.width - wide / 2), rng.uniform(high / 2, image.height - high / 2)  # the middle of the crop
+    left, top = x - (cos * width - sin * height) / 2, y - (sin * width + cos * height) / 2  # its corner
+    image = image.transform((width, height), Image.Transform.AFFINE, (cos, -sin, left, sin, cos, top), Image.Resampling.BILINEAR)
+    change = 0.4 if tint else 0.25
+    light, contrast, colour = (rng.uniform(1 - change, 1 + change) for _ in range(3))
+    hue = rng.uniform(-HUE, HUE) if tint else 0
+    colour *= not tint or rng.random() > 0.2  # one in five is grey
+    matrix = light * contrast * (GREY + colour * (np.cos(hue) * (np.eye(3) - GREY) + np.sin(hue) * TURN))
+    offset = light * (1 - contrast) * np.asarray(image).mean()
+    return image.convert("RGB", tuple(np.column_stack((matrix, np.full(3, offset))).ravel()))
 
 
 def to_pixels(image, size):

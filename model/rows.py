@@ -23,6 +23,8 @@ ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "c
 QUESTION_FORMS = '{"img", "prompt"}, {"img"} or {"img", "conversations": [{"role", "content"}, ...]}'
 # Words of rows whose pictures must not be turned: left, right, the points of the compass, the upper and the lower part
 DIRECTION = re.compile(r"[左右东西南北]|[上下顶底][方部侧边端半角]|\b(?:left|right|north|south|east|west|top|bottom|upper|lower)\b", re.I)
+# Words of rows whose pictures must keep their hues
+COLOUR = re.compile(r"[红橙黄绿青蓝紫粉棕褐灰黑白]|\b(?:red|orange|yellow|green|blue|purple|pink|brown|gr[ae]y|black|white|colou?r\w*)\b|颜?色", re.I)
 SHOWN = 5  # problems named in one message
 
 
@@ -143,7 +145,7 @@ class RowDataset(torch.utils.data.Dataset):
 
     cache: a filled VisionCache in place of the pictures. lengths and targets: tokens and trained tokens of each row.
     augment: (seed, share) of pictures varied at random, see images.augment; None: as they are. Index i + n * len(dataset) is row i in epoch n, each
-    epoch varied otherwise and a resumed one as before. Rows that speak of a direction are not turned.
+    epoch varied otherwise and a resumed one as before. Rows that speak of a direction are not turned, those of colours keep their hues.
     """
 
     def __init__(self, samples, tokenizer, config, *, max_source=None, max_target=None, english=False, cache=None, augment=None):
@@ -170,7 +172,7 @@ class RowDataset(torch.utils.data.Dataset):
             if self.augment is not None:
                 said = "".join(chain(*sample.history, (sample.question, sample.answer)))
                 seed, share = self.augment
-                picture = augment(picture, random.Random(f"{seed} {index}"), share, turn=not DIRECTION.search(said))
+                picture = augment(picture, random.Random(f"{seed} {index}"), share, turn=not DIRECTION.search(said), tint=not COLOUR.search(said))
             item["pixels"] = to_pixels(picture, self.image_size)
         return item
 

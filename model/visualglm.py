@@ -57,6 +57,22 @@ class ImageNorm(BaseMixin):
         return self.ln_vision(hidden)
 
 
+class PatchDropout(torch.nn.Module):
+    """While training, another random share of a picture's patches is left out each time: less work and less to learn by heart.
+
+    The class token stays. [B, P, width] -> [B, 1 + round((P - 1) * (1 - share)), width]. Source: https://arxiv.org/abs/2208.07220.
+    """
+    share = 0.0
+
+    def forward(self, hidden):
+        if not (self.training and self.share):
+            return hidden
+        patches = hidden.size(1) - 1
+        kept = torch.rand(hidden.size(0), patches, device=hidden.device).argsort(1)[:, :max(1, round(patches * (1 - self.share)))]
+        places = F.pad(kept + 1, (1, 0))  # [B, 1 + kept]: the class token is at 0
+        return hidden.gather(1, places[..., None].expand(-1, -1, hidden.size(2)))
+
+
 class VisionTower(BaseModel):
     """EVA ViT. [B, 3, height, width] pixels -> [B, P, width]"""
 
@@ -65,6 +81,7 @@ class VisionTower(BaseModel):
         config.max_sequence_length = grid.seq_len
         super().__init__(config, transformer=_transformer(config, F.gelu, device, dtype, init))
         self.transformer.property = grid
+        self.transformer.embedding_dropout = PatchDropout()  # where SAT has an ordinary dropout, after the positions are added
         self.add_mixin("patch_embedding", ImagePatchEmbeddingMixin(config.in_channels, config.hidden_size, grid))
         self.add_mixin("pos_embedding", InterpolatedPositionEmbeddingMixin())
         self.add_mixin("cls", ImageNorm(config.hidden_size))

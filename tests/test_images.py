@@ -63,7 +63,7 @@ def write_raster(tmp_path):
 
 
 def test_augment():
-    """A picture whose quarters have four colours: all eight ways to lay it, cropped to four fifths at most, otherwise lit."""
+    """A picture whose quarters have four colours: all eight ways to lay it, cropped to four fifths at most, otherwise lit and coloured."""
     picture = Image.new("RGB", (60, 80))
     for i, colour in enumerate(((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))):
         picture.paste(colour, (30 * (i % 2), 40 * (i // 2), 30 * (i % 2) + 30, 40 * (i // 2) + 40))
@@ -73,13 +73,35 @@ def test_augment():
         small = np.asarray(image)[[[2, 2], [-3, -3]], [[2, -3], [2, -3]]].reshape(4, 3)
         return tuple(tuple(pixel > pixel.mean()) for pixel in small.astype(int))
 
-    seen = [augment(picture, random.Random(i), 0.8) for i in range(200)]
+    seen = [augment(picture, random.Random(i), 0.8, tint=False) for i in range(200)]
     assert len({laid(image) for image in seen}) == 8
-    assert {laid(augment(picture, random.Random(i), 0.8, turn=False)) for i in range(100)} == {laid(picture)}
+    assert {laid(augment(picture, random.Random(i), 0.8, turn=False, tint=False)) for i in range(100)} == {laid(picture)}
     assert all(48 <= min(image.size) <= 60 and 64 <= max(image.size) <= 80 for image in seen)
     assert min(min(augment(picture, random.Random(i), 0.3).size) for i in range(100)) in range(18, 24)
     light = [np.asarray(image).mean() for image in seen]
-    assert max(light) > 1.15 * min(light) and np.array_equal(seen[7], augment(picture, random.Random(7), 0.8))
+    assert max(light) > 1.15 * min(light) and np.array_equal(seen[7], augment(picture, random.Random(7), 0.8, tint=False))
+
+    ramp = Image.fromarray(np.tile(np.arange(50, 150, dtype=np.uint8), (100, 1))).convert("RGB")  # brighter to the right
+
+    def slope(i, turn):
+        """Degrees by which the ramp is turned beyond quarter turns; that it is a plane says that nothing from outside is in it."""
+        down, right = np.gradient(np.asarray(augment(ramp, random.Random(i), 0.5, turn=turn, tint=False))[..., 0].astype(float))
+        assert max(np.ptp(down), np.ptp(right)) < 3
+        return (np.degrees(np.arctan2(down.mean(), right.mean())) + 45) % 90 - 45
+
+    turned = [slope(i, True) for i in range(200)]
+    assert min(turned) < -35 and max(turned) > 35 and all(abs(slope(i, False)) < 2 for i in range(50))
+
+    def hue(image):
+        """Of the first corner, degrees; None if it is grey."""
+        r, g, b = np.asarray(image)[2, 2].astype(float)
+        return None if max(r, g, b) - min(r, g, b) < 4 else np.degrees(np.arctan2(3 ** 0.5 * (g - b), 2 * r - g - b))
+
+    dull = Image.new("RGB", (60, 80), (120, 100, 90))  # nothing is clipped, so hues are turned exactly
+    kept, tinted = ([hue(augment(dull, random.Random(i), 0.8, tint=tint)) for i in range(300)] for tint in (False, True))
+    assert all(abs(angle - hue(dull)) < 6 for angle in kept)
+    moved = [angle - hue(dull) for angle in tinted if angle is not None]
+    assert -60 < min(moved) < -40 and 40 < max(moved) < 60 and 35 < tinted.count(None) < 90
 
 
 class TestPillow:

@@ -1,4 +1,5 @@
 """The network against the official code's values, and every shortcut against the long way."""
+import copy
 import json
 import os
 import weakref
@@ -349,6 +350,28 @@ def test_seed_repeats_a_sample(network, expected):
     hot = dict(max_new_tokens=12, temperature=5.0, top_p=1.0, top_k=0)
     runs = [[t for t, in generate(network, [prompt], eop=-1, sampling=Sampling(seed=seed, **hot))] for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_patch_dropout(tiny_base):
+    """While training, layers see the class token and another random half of the patches, at their own positions; else all of them."""
+    network, seen = copy.deepcopy(tiny_base), []
+    tower = network.mixins["eva"].model.vit
+    hook = tower.transformer.layers[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].detach()))
+    tower.transformer.embedding_dropout.share = 0.5
+    pixels = torch.randn(2, 3, *network.config.eva_args["image_size"], generator=torch.Generator().manual_seed(1))
+    network.eval()
+    network.encode_images(pixels)
+    network.train()
+    for _ in range(60):
+        network.encode_images(pixels)
+    hook.remove()
+    whole, *halves = seen
+    patches = whole.size(1) - 1
+    which = [(half[:, :, None] == whole[:, None]).all(-1) for half in halves]  # [2, 1 + kept, 1 + patches]
+    assert all(half.size(1) == 1 + patches // 2 and w[:, 0, 0].all() and (w.sum(-1) == 1).all() and (w.sum(1) <= 1).all()
+               for half, w in zip(halves, which))
+    share = torch.stack([w.any(1)[:, 1:] for w in which]).float().mean(0)  # of the times that a patch was kept
+    assert 0.2 < share.min() and share.max() < 0.8 and not torch.equal(which[0][0], which[0][1])
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0), (torch.bfloat16, 2e-2)])

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import finetune_RemoteGLM as finetune
-from model import UserError, checkpoint, export, load_assistant, read_image, rows as model_rows, run_folder, vision_cache
+from model import UserError, checkpoint, export, images, load_assistant, read_image, rows as model_rows, run_folder, vision_cache
 from model.images import to_pixels
 from model.rows import Batches, RowDataset, check_batches, check_images, collate, load_rows, plan_epoch
 from model.run_folder import RunFolder
@@ -168,7 +168,7 @@ def started(*args, until, **how):
     return folder
 
 
-@pytest.mark.parametrize("launcher, batch, more", [((sys.executable,), 4, ["--lora_dropout", 0.2, "--augment", 0.7]), (TORCHRUN, 2, ["--zero-stage", 2])],
+@pytest.mark.parametrize("launcher, batch, more", [((sys.executable,), 4, ["--lora_dropout", 0.2, "--augment", 0.7, "--patch_dropout", 0.5]), (TORCHRUN, 2, ["--zero-stage", 2])],
                          ids=["one process", "two processes"])
 def test_resume_is_exact(pretrained, long_and_short, tmp_path, launcher, batch, more):
     """40 steps at one go against kill -9 after step 23 and --resume: every later loss is equal, to the last bit."""
@@ -562,6 +562,18 @@ class TestRows:
         assert torch.equal(pixels, dataset[7]["pixels"]) and not torch.equal(pixels, dataset[4]["pixels"])
         assert torch.equal(plain[7]["pixels"], plain[1]["pixels"]) and dataset[7]["row"] is dataset.rows[1]
 
+    def test_augmented_colours(self, tmp_path, vocabulary, tiny_config):
+        """A red picture may lose its hue, but not where the words name a colour."""
+        Image.new("RGB", (40, 40), (140, 90, 90)).save(tmp_path / "a.png")
+        samples = [model_rows.Sample(tmp_path / "a.png", "有什么？", answer) for answer in ("一片屋顶。", "一片红色屋顶。", "A red roof.")]
+        dataset = RowDataset(samples, Tokenizer(vocabulary, tiny_config), tiny_config, augment=(3, 0.8))
+
+        def spread(row, epoch):  # of red above green and blue; the pixels are normalised
+            r, g, b = ((dataset[row + 3 * epoch]["pixels"].mean((1, 2))) * torch.tensor(images.STD) + torch.tensor(images.MEAN)).tolist()
+            return r - g, r - b
+        assert [all(g > 0.05 and b > 0.05 and abs(g - b) < 0.02 for g, b in (spread(row, epoch) for epoch in range(40)))
+                for row in range(3)] == [False, True, True]
+
     def test_padding_and_mixed_rows_do_not_change_the_loss(self, rows, vocabulary, tiny_config, tiny_checkpoint):
         """Rows alone against the same rows in one padded batch with and without pictures."""
         network, tokenizer, _ = checkpoint.load(tiny_checkpoint, device="cpu")
@@ -657,3 +669,28 @@ def test_user_errors_are_one_line(pretrained, rows, vocabulary, tmp_path, option
     result = run("--from_pretrained", pretrained[0], "--train-data", rows / "rows-train.json", "--save", tmp_path, *options)
     lines = [line for line in result.stderr.splitlines() if not line.startswith("[")]
     assert result.returncode == 1 and len(lines) == 1 and re.search(words, lines[0]), result.stderr
+
+
+@pytest.mark.parametrize("environment, expected", [
+    ({"NUM_GPUS": "1"}, "python {script} --lr 1"),
+    ({"NUM_GPUS": ""}, "python {script} --lr 1"),  # as many as there are: the stand-in says 0
+    ({"NUM_GPUS": "2"}, "torchrun --standalone --nproc_per_node 2 {script} --lr 1"),
+    ({"HOSTFILE": "hosts"}, "deepspeed --hostfile hosts {script} --lr 1"),
+    ({"HOSTFILE": "hosts", "NUM_GPUS": "4"}, "deepspeed --hostfile hosts --num_gpus 4 {script} --lr 1"),
+    ({"NUM_GPUS": "two"}, "finetune_RemoteGLM.sh: error: NUM_GPUS=two: expected a number"),
+    ({"HOSTFILE": "nowhere"}, "finetune_RemoteGLM.sh: error: HOSTFILE=nowhere: no file with lines like 'node1 slots=4'"),
+])
+def test_the_launch_script(tmp_path, environment, expected):
+    """What finetune_RemoteGLM.sh starts, by stand-ins for the launchers that print their command lines."""
+    script = shutil.copy(PROJECT / "finetune_RemoteGLM.sh", tmp_path)
+    (tmp_path / "hosts").write_text("# machines\nnode1 slots=4\n")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("python", "torchrun", "deepspeed"):
+        stand_in = tmp_path / ".venv/bin" / name
+        stand_in.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo 0 || echo {name} "$@"\n')
+        stand_in.chmod(0o755)
+    clean = {key: value for key, value in os.environ.items() if key not in ("NUM_GPUS", "HOSTFILE")}
+    result = subprocess.run(["bash", script, "--lr", "1"], cwd=tmp_path, env=clean | environment, capture_output=True, text=True)
+    error = "error" in expected
+    assert (result.stderr if error else result.stdout).strip() == expected.format(script=tmp_path / "finetune_RemoteGLM.py")
+    assert result.returncode == error
