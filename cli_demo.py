@@ -29,7 +29,7 @@ WORDS = {  # what a person sees, by --english
 
 
 class Parser(argparse.ArgumentParser):
-    """Of every script: its docstring is the help, and what is wrong is one line, which the usage of forty options would hide."""
+    """Of the scripts at the top: their docstring is the help, and what is wrong is one line, which the usage of forty options would hide."""
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -167,6 +167,9 @@ def read_predictions(path, samples, asked):
                 said, parts = entry.get("answer"), parts_of(entry.get("img") or "")
                 if said is not None and not isinstance(said, str):
                     raise ValueError(f"answer must be a text, got {said!r}")
+                if not isinstance(entry.get("settings") or {}, dict):
+                    raise ValueError(f"settings must be an object, got {entry['settings']!r}")
+                (said or "").encode()  # half a character (\ud800) would end the report when it is written
                 if parts and said is not None:
                     group = groups.setdefault(json.dumps(entry.get("settings"), sort_keys=True), defaultdict(list))
                     group[parts[-1], entry["prompt"]].append((parts, said))

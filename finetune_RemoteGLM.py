@@ -168,6 +168,9 @@ def parse(argv=None):
 
 
 def contradictions(o):
+    for name, value in vars(o).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"--{name} {value}: must be a finite number"
     if o.model_parallel_size != 1:
         yield f"--model-parallel-size {o.model_parallel_size}: only 1 is supported (SAT's LoRA is wrong beyond it)"
     if o.epochs and o.train_iters:

@@ -141,7 +141,7 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
     It names all bad records, one a line where there are many; of a file of another kind, whose every record lacks the key, once
     for all. Of a .jsonl, memory holds one record at a time and a hash of each name, to find duplicates.
     """
-    bad, count, good, names, kinds = [], 0, 0, set(), set()
+    bad, count, lacking, good, names = [], 0, 0, 0, set()
     for where, record in islice(read_records(path), limit):
         name = record.get(key) if isinstance(record, dict) else None
         if isinstance(record, json.JSONDecodeError):
@@ -152,7 +152,7 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
             problem = text_problem(record, key) or ("duplicate" if unique and hash(name) in names else problem_of(record))
         if problem:
             count += 1
-            kinds.add(problem if name is None else None)
+            lacking += isinstance(record, dict) and key not in record
             if len(bad) < ALL:
                 bad.append(f"{where}{f' ({reprlib.repr(name)})' if name is not None else ''}: {problem}")
             continue
@@ -160,9 +160,9 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
         if unique:
             names.add(hash(name))
         yield record
+    if count > 5 and lacking == count and not good:
+        raise StageError(f"{path}: all {count} records: {problem}")
     if count > 5:
-        if not good and len(kinds) == 1 and None not in kinds:
-            raise StageError(f"{path}: all {count} records: {kinds.pop()}")
         more = [f"and {count - ALL} more"] if count > ALL else []
         raise StageError("\n  ".join([f"{path}: {count} bad records:", *bad, *more]))
     if bad or not good:

@@ -198,7 +198,7 @@ def augment(image, rng, least, turn=True, tint=True):
         image = image.rotate(90 * rng.randrange(4), expand=True)
         image = ImageOps.mirror(image) if rng.random() < 0.5 else image
         angle = rng.uniform(-np.pi / 4, np.pi / 4)
-    width, height = round(image.width * share), round(image.height * share)
+    width, height = max(1, round(image.width * share)), max(1, round(image.height * share))
     while True:
         cos, sin = np.cos(angle), np.sin(angle)
         wide, high = width * cos + height * abs(sin), width * abs(sin) + height * cos  # what the turned crop covers

@@ -21,10 +21,11 @@ from .images import augment, read_image, to_pixels
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
 QUESTION_FORMS = '{"img", "prompt"}, {"img"} or {"img", "conversations": [{"role", "content"}, ...]}'
-# Words of rows whose pictures must not be turned: left, right, the points of the compass, the upper and the lower part
-DIRECTION = re.compile(r"[左右东西南北]|[上下顶底][方部侧边端半角]|\b(?:left|right|north|south|east|west|top|bottom|upper|lower)\b", re.I)
-# Words of rows whose pictures must keep their hues
-COLOUR = re.compile(r"[红橙黄绿青蓝紫粉棕褐灰黑白]|\b(?:red|orange|yellow|green|blue|purple|pink|brown|gr[ae]y|black|white|colou?r\w*)\b|颜?色", re.I)
+# Words of rows whose pictures must not be turned, and of those that must keep their hues; an English word by its beginning
+DIRECTION = re.compile(r"[左右南北横竖斜]|东(?!西)|(?<!东)西|对角|水平|[上下顶底][方部侧边端半角]|"
+                       r"(?<![a-z])(?:left|right|north|south|east|west|top|bottom|upper|lower|diagonal|horizontal|vertical)", re.I)
+COLOUR = re.compile(r"[红橙黄绿青蓝紫粉棕褐灰黑白金银]|色|(?<![a-z])(?:red|orange|yellow|green|blue|purple|violet|pink|brown|beige|tan(?![a-z])|gold|"
+                    r"silver|gr[ae]y|black|whit|cyan|turquoise|colou?r)", re.I)
 SHOWN = 5  # problems named in one message
 
 
@@ -170,7 +171,7 @@ class RowDataset(torch.utils.data.Dataset):
         elif image:
             picture = read_image(image)
             if self.augment is not None:
-                said = "".join(chain(*sample.history, (sample.question, sample.answer)))
+                said = "\n".join(chain(*sample.history, (sample.question, sample.answer)))
                 seed, share = self.augment
                 picture = augment(picture, random.Random(f"{seed} {index}"), share, turn=not DIRECTION.search(said), tint=not COLOUR.search(said))
             item["pixels"] = to_pixels(picture, self.image_size)

@@ -212,9 +212,9 @@ def test_of_very_many_problems_the_first_thousand_are_listed(tmp_path, capsys):
 
 
 def test_a_file_of_another_kind_is_one_line(tmp_path, capsys):
-    source = save(tmp_path / "in.json", [{"img": f"{i}.tif", "prompt": "?"} for i in range(20)])
+    source = save(tmp_path / "in.json", [{"img": f"{i}.tif", ("prompt", "label")[i % 2]: "?"} for i in range(20)])
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
-    assert capsys.readouterr().err == f"transform.py: error: {source}: all 20 records: no 'filename' among its keys (img, prompt)\n"
+    assert capsys.readouterr().err == f"transform.py: error: {source}: all 20 records: no 'filename' among its keys (img, label)\n"
 
 
 @pytest.mark.parametrize("suffix", (".json", ".jsonl"))

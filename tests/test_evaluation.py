@@ -355,6 +355,14 @@ class TestScript:
             script.main([names.get(word, word) for word in argv])
         assert "\n" not in caught.value.code and not list(tmp_path.glob("eval-*"))  # nothing is written before it is known to be right
 
+    @pytest.mark.parametrize("entry, words", [
+        ({"answer": "\ud800飞机"}, "UnicodeEncodeError"), ({"answer": "车", "settings": [1]}, r"settings must be an object, got \[1\]"),
+        ({"answer": "车", "settings": "a"}, "settings must be an object, got 'a'")])
+    def test_answers_that_no_report_could_hold(self, rows, tmp_path, entry, words):
+        (tmp_path / "a.jsonl").write_text(json.dumps({"img": "9.tif", "prompt": PROMPT} | entry))
+        with pytest.raises(SystemExit, match=f"line 1 is no .*{words}"):
+            script.main(["--predictions", str(tmp_path / "a.jsonl"), "--data", str(rows / "rows-val.json")])
+
     @pytest.mark.parametrize("argv, words", [
         ([], "give either"), (["--from_pretrained", "a", "--predictions", "b"], "give either"), (["--predictions", "b", "--base"], "--base goes with"),
         (["--from_pretrained", "a", "--split", "val"], "--split needs"), (["--from_pretrained", "a", "--batch-size", "0"], "must be at least 1")])

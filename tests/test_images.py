@@ -77,6 +77,7 @@ def test_augment():
     assert len({laid(image) for image in seen}) == 8
     assert {laid(augment(picture, random.Random(i), 0.8, turn=False, tint=False)) for i in range(100)} == {laid(picture)}
     assert all(48 <= min(image.size) <= 60 and 64 <= max(image.size) <= 80 for image in seen)
+    assert all(min(augment(Image.new("RGB", size), random.Random(i), 0.01).size) > 0 for size in ((1, 1), (3, 500)) for i in range(50))
     assert min(min(augment(picture, random.Random(i), 0.3).size) for i in range(100)) in range(18, 24)
     light = [np.asarray(image).mean() for image in seen]
     assert max(light) > 1.15 * min(light) and np.array_equal(seen[7], augment(picture, random.Random(7), 0.8, tint=False))

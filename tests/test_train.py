@@ -574,6 +574,16 @@ class TestRows:
         assert [all(g > 0.05 and b > 0.05 and abs(g - b) < 0.02 for g, b in (spread(row, epoch) for epoch in range(40)))
                 for row in range(3)] == [False, True, True]
 
+    def test_words_of_direction_and_colour(self):
+        for text in ("左侧的河", "西南角", "图的下半部", "一条斜向的跑道", "纵横交错", "对角", "leftmost", "North-eastern", "两条diagonal跑道", "upper part"):
+            assert model_rows.DIRECTION.search(text), text
+        for text in ("有什么东西？", "地上有车", "flowers", "a stop sign", "天下"):
+            assert not model_rows.DIRECTION.search(text), text
+        for text in ("彩色屋顶", "灰色", "Greenish", "是white的", "a tan roof", "beige", "greyish"):
+            assert model_rows.COLOUR.search(text), text
+        for text in ("storage tanks", "altered", "evergreen", "一片屋顶"):
+            assert not model_rows.COLOUR.search(text), text
+
     def test_padding_and_mixed_rows_do_not_change_the_loss(self, rows, vocabulary, tiny_config, tiny_checkpoint):
         """Rows alone against the same rows in one padded batch with and without pictures."""
         network, tokenizer, _ = checkpoint.load(tiny_checkpoint, device="cpu")
@@ -643,6 +653,8 @@ class TestRows:
     ("--gradient-accumulation-steps 0", "must be above 0"),
     ("--train-iters -3 --lora_dropout 2 --warmup 7", "--train_iters -3: must not be below 0; --lora_dropout 2.0: must be below 1; --warmup 7.0"),
     ("--layer_range 3-0", "--layer_range 3-0: expected numbers"),
+    ("--augment 1.5 --patch_dropout 1", "--patch_dropout 1.0: must be below 1; --augment 1.5: a share of each side"),
+    ("--augment nan --lr inf", "--augment nan: must be a finite number; --lr inf: must be a finite number"),
     ("--report tensorboard", "--report tensorboard needs its package: pip install tensorboard"),
 ])
 def test_contradictions(capsys, options, words):
