@@ -459,7 +459,7 @@ def train(o, unused):
                 "runs in every step instead")
             cache = None
     elif pictures and o.vision_cache != "off":
-        why = "pictures vary" if o.augment or o.patch_dropout else "the vision tower or the Q-Former is trained"
+        why = "pictures or their patches vary" if o.augment or o.patch_dropout else "the vision tower or the Q-Former is trained"
         say(f"{why}: they are encoded in every step")
     unknown = set(cache.missing if cache else pictures)
     check_images([sample for sample in samples + held_out if sample.image in unknown], train_file)

@@ -38,18 +38,19 @@ def write(path, value):
 def make_rows(data, work):
     """{drawn,looking,telling,all}-{train,val}.json in `work`, from drawn pictures and from descriptions and English sentences.
 
-    The pictures that are trained on are shrunk once, to twice what the network sees: reading them is half the work otherwise.
+    The pictures that are trained on are shrunk once, to twice what the network sees, so that reading and turning them costs less.
     """
     drawn = work / "scenes"
     run("data/demo_scenes.py", "--output", drawn, "--train", 400, "--seed", 7)
     run("data/transform.py", "--dataset", "demo", "--input", drawn / "dataset.json", "--output", drawn / "demo-en.json")
     run("data/translation_en2zh.py", "--dataset", "demo", "--input", drawn / "demo-en.json", "--output", drawn / "demo-zh.json",
         "--memory", drawn / "memory.jsonl")
-    for image in [] if (work / "images").exists() else sorted((data / "images").iterdir()):
-        (work / "images.part").mkdir(exist_ok=True)
-        read_image(image).resize((2 * SIDE, 2 * SIDE)).save(work / "images.part" / image.name)
     if not (work / "images").exists():
-        (work / "images.part").rename(work / "images")
+        part = work / "images.part"
+        part.mkdir(exist_ok=True)
+        for image in (data / "images").iterdir():
+            read_image(image).resize((2 * SIDE, 2 * SIDE)).save(part / image.name)
+        part.rename(work / "images")
 
     whole, passed, facts = data / f"{data.name}-zh.json", work / "passed.json", ("scene", "objects")
     run("data/translation_en2zh.py", "--check", whole, "--input", data / "dataset.json", "--output", passed)
@@ -82,7 +83,7 @@ def main():
             "--resume", "--batch-size", 32, "--clip-grad", 1, "--weight-decay", 0.1, "--train-iters", iters, "--eval-interval", 500,
             "--eval-batch-size", 32, "--keep", 1, *more)
 
-    # At 1e-3 it learns the language first, and with pictures that vary it had not begun to look after 1,000 steps.
+    # At 1e-3 it learns the language first, and with pictures that vary it had hardly begun to look after 1,000 steps.
     train("drawn", args.iters[0], "--model_config", work / "model_config.json", "--tokenizer", work / VOCABULARY, "--lr", 5e-4,
           "--lr-decay-style", "constant", "--patch_dropout", 0.5)
     train("looking", args.iters[1], "--from_pretrained", work / "drawn", "--lr", 5e-4, "--augment", 0.4, "--patch_dropout", 0.5)

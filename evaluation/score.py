@@ -32,7 +32,8 @@ class Scores:
     """The table: columns of measures, {column: {measure: Measure}}.
 
     references: texts of each picture, the first its description; truths and questions: see hallucination.py;
-    train: {training picture: its captions}; read: opens a picture as PIL RGB; documents: the references from which CIDEr learns how common n-grams are, if other ones.
+    train: {training picture: its captions}; read: opens a picture as PIL RGB; documents: the references from which CIDEr learns
+    how common n-grams are, if other ones.
     """
 
     def __init__(self, pictures, references, truths, questions, train, read, *, seed=0, resamples=1000, documents=None):

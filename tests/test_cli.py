@@ -265,7 +265,6 @@ def test_an_error_is_not_led_in_as_an_answer(adapter, rows, capsys):
 
 
 def test_bands_reach_the_reader(adapter, rows, monkeypatch):
-    import web_demo
 
     seen = []
 

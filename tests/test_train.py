@@ -168,8 +168,9 @@ def started(*args, until, **how):
     return folder
 
 
-@pytest.mark.parametrize("launcher, batch, more", [((sys.executable,), 4, ["--lora_dropout", 0.2, "--augment", 0.7, "--patch_dropout", 0.5]), (TORCHRUN, 2, ["--zero-stage", 2])],
-                         ids=["one process", "two processes"])
+@pytest.mark.parametrize("launcher, batch, more", [
+    ((sys.executable,), 4, ["--lora_dropout", 0.2, "--augment", 0.7, "--patch_dropout", 0.5]), (TORCHRUN, 2, ["--zero-stage", 2])],
+    ids=["one process", "two processes"])
 def test_resume_is_exact(pretrained, long_and_short, tmp_path, launcher, batch, more):
     """40 steps at one go against kill -9 after step 23 and --resume: every later loss is equal, to the last bit."""
     common = ["--from_pretrained", pretrained[0], *long_and_short, "--batch-size", batch, "--train-iters", 40, "--save-interval", 10,
