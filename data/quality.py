@@ -121,6 +121,27 @@ def problems(target, source, instruction="", allowance=1.0):
     return found + unfaithful(target, source)
 
 
+SENTENCE = re.compile(r"[^。！？!?]+[。！？!?]*")
+LINKS = re.compile(r"(?:此外|另外|同时|除此之外|除此以外|总之|总的来说)[，,]?")   # to a sentence before
+BACK = re.compile(r"[它其这那]|两者|前者|后者|上述|该")
+
+
+def trimmed(target, source, instruction="", allowance=1.0):
+    """The sentences of `target` with which nothing is wrong, as a description that passes; "" where that leaves none.
+
+    Of what follows a sentence left out, the word that linked it goes, and a sentence that points back to it goes as well.
+    """
+    kept, gap, most = "", False, most_characters(source, allowance)
+    for sentence in SENTENCE.findall(target):
+        words = LINKS.sub("", sentence, count=1) if gap and LINKS.match(sentence) else sentence
+        if gap and BACK.match(words) or chinese_characters(kept + words) > most or any(
+                reason != "length" for reason, _ in problems(words, source, instruction, allowance)):
+            gap = True
+        else:
+            kept, gap = kept + words, False
+    return kept if not problems(kept, source, instruction, allowance) else ""
+
+
 def unfaithful(target, source):
     """Objects, scenes, colours and counts that `target` names and no sentence of `source` does."""
     source = " . ".join(distinct_sentences(source))
@@ -170,12 +191,13 @@ class Report:
     EXAMPLES = 5
 
     def __init__(self):
-        self.passed = self.rejected = 0
+        self.passed = self.trimmed = self.rejected = 0
         self.rows, self.examples = Counter(), {}
 
-    def add(self, name, target, problems):
+    def add(self, name, target, problems, trimmed=False):
         self.passed += not problems
-        self.rejected += bool(problems)
+        self.trimmed += trimmed
+        self.rejected += bool(problems) and not trimmed
         for reason in dict.fromkeys(reason for reason, _ in problems):
             self.rows[reason] += 1
             if self.rows[reason] <= self.EXAMPLES:
@@ -184,10 +206,12 @@ class Report:
 
     def as_dict(self):
         reasons = {reason: {"rows": count, "examples": self.examples[reason]} for reason, count in self.rows.most_common()}
-        return {"rows": self.passed + self.rejected, "passed": self.passed, "rejected": self.rejected, "reasons": reasons}
+        return {"rows": self.passed + self.trimmed + self.rejected, "passed": self.passed, "trimmed": self.trimmed,
+                "rejected": self.rejected, "reasons": reasons}
 
     def __str__(self):
-        lines = [f"quality gate: {self.passed + self.rejected} rows, {self.passed} passed, {self.rejected} rejected"]
+        trimmed = f"{self.trimmed} trimmed, " if self.trimmed else ""
+        lines = [f"quality gate: {self.passed + self.trimmed + self.rejected} rows, {self.passed} passed, {trimmed}{self.rejected} rejected"]
         for reason, count in self.rows.most_common():
             example = self.examples[reason][0]
             lines.append(f"  {reason:<10} {count:>6}  e.g. {example['imged_id']}: {'; '.join(example['words'])}")

@@ -5,7 +5,7 @@ in:  [{"imged_id": "1.tif", "caption": English, ...}, ...]      out: the same re
 An answer is paid for once: each distinct caption is asked once, and every answer, good or bad, is appended to
 <output>.journal.jsonl and fsynced before its worker asks the next one, so a run that was killed continues where it stopped.
 An answer that quality.py finds fault with is asked again with the complaint; what stays bad goes to NAME-rejected and is
-left out. NAME-report.json counts the reasons. --check runs the same gate on a file that exists.
+left out, or with --trim keeps its sound sentences. NAME-report.json counts the reasons. --check runs the same gate on a file that exists.
 """
 import argparse
 import asyncio
@@ -216,7 +216,7 @@ def translate(args):
     def rows():
         for record in caption_records(args.input, args.limit):
             name = same(record["caption"])
-            yield (record, texts.known[name], []) if name in texts.known else (record, *texts.rejected[name])
+            yield record, record["caption"], *((texts.known[name], []) if name in texts.known else texts.rejected[name])
 
     write_results(args, rows(), gated=bool(texts.answers) and not args.no_gate)
     if args.memory_out:
@@ -225,17 +225,18 @@ def translate(args):
 
 
 def write_results(args, rows, gated):
-    """Write output, NAME-rejected and NAME-report.json and print the report. rows: (English record, Chinese, problems)."""
+    """Write output, NAME-rejected and NAME-report.json and print the report. rows: (record, its English, Chinese, problems)."""
     rejected = args.output.with_name(f"{args.output.stem}-rejected{args.output.suffix}")
     path = args.output.with_name(f"{args.output.stem}-report.json")
     report = quality.Report()
     with record_writer(args.output) as good, record_writer(rejected) as bad:
-        for record, target, problems in rows:
-            report.add(record["imged_id"], target, problems)
-            if problems:
+        for record, english, target, problems in rows:
+            sound = quality.trimmed(target, english, *STYLES[args.style]) if problems and args.trim else ""
+            report.add(record["imged_id"], target, problems, trimmed=bool(sound))
+            if problems and not sound:
                 bad({**record, "answer": target, "problems": problems})
             else:
-                good({**record, "caption": target})
+                good({**record, "caption": sound or target})
     if not report.rejected:
         rejected.unlink()
     if gated:
@@ -243,7 +244,7 @@ def write_results(args, rows, gated):
         print(report)
     else:
         path.unlink(missing_ok=True)  # of an earlier run
-    print(f"{args.output}: {report.passed} records{' (--limit)' if args.limit else ''}")
+    print(f"{args.output}: {report.passed + report.trimmed} records{' (--limit)' if args.limit else ''}")
     if report.rejected:
         print(f"{rejected}: {report.rejected} rows left out, with their reasons; a correction goes in by --memory")
 
@@ -270,8 +271,8 @@ def check(args):
     missing = [record["imged_id"] for record in caption_records(args.check, args.limit) if record["imged_id"] not in english]
     if missing:
         raise StageError(f"{len(missing)} images of {args.check} are not in {args.input}: {listed(missing)}; check --input")
-    write_results(args, ((record, record["caption"],
-                          quality.problems(record["caption"], english[record["imged_id"]], "", allowance))
+    write_results(args, ((record, source := english[record["imged_id"]], record["caption"],
+                          quality.problems(record["caption"], source, "", allowance))
                          for record in caption_records(args.check, args.limit)), gated=True)
 
 
@@ -302,6 +303,8 @@ def main(argv=None):
                       help="how often a bad answer is asked again with the complaint before it is rejected; what an earlier "
                       "run rejected is asked again only by a larger N (default: %(default)s)")
     gate.add_argument("--no-gate", action="store_true", help="take every answer as it is")
+    gate.add_argument("--trim", action="store_true", help="of a description that stays bad keep the sentences with which nothing is wrong; "
+                      "rejected is only what then has none left")
     gate.add_argument("--check", type=Path, metavar="FILE",
                       help="translate nothing: run the gate on this Chinese file against --input (English records or a "
                       "caption set as distributed); writes NAME-checked or --output")
@@ -339,6 +342,8 @@ def main(argv=None):
         problems.append("--max-cost needs --price-in and --price-out")
     if args.check and (args.memory or args.memory_out or args.dry_run or args.no_gate):
         problems.append("--check asks nothing: it does not go with --memory, --memory-out, --dry-run or --no-gate")
+    if args.trim and args.no_gate:
+        problems.append("--trim cuts what the gate finds: leave --no-gate out")
     if problems:
         parser.error("; ".join(problems))
     return run_stage(__file__, translate, args)

@@ -61,6 +61,19 @@ def test_an_echo_of_the_instruction_and_the_allowance_of_a_style():
     assert "length" in reasons(long) and "length" not in reasons(long, allowance=2)
 
 
+@pytest.mark.parametrize("target, kept", (
+    ("机场上停着两架白色飞机。整个画面给人宁静的感觉。", "机场上停着两架白色飞机。"),
+    ("机场位于北京。两架飞机停在机场。", "两架飞机停在机场。"),
+    ("机场位于北京。此外，两架飞机停在机场。", "两架飞机停在机场。"),                          # what linked it to the sentence before goes
+    ("机场位于北京。它们停在建筑旁。机场周围有许多树木。", "机场周围有许多树木。"),              # "they" would be nobody
+    ("两架飞机停在机场。它们停在建筑旁。", "两架飞机停在机场。它们停在建筑旁。"),
+    ("两架飞机停在机场。" + "机场周围有许多树木，旁边有一座建筑物和一些汽车。" * 6, "两架飞机停在机场。" + "机场周围有许多树木，旁边有一座建筑物和一些汽车。" * 3),
+    ("机场位于北京，停着三架飞机。", ""), ("飞机。机场位于北京。", "")))                          # nothing sound, or too little
+def test_trimming_keeps_the_sound_sentences(target, kept):
+    assert quality.trimmed(target, ENGLISH) == kept
+    assert not kept or quality.problems(kept, ENGLISH) == []
+
+
 def test_the_complaint_names_every_problem_in_chinese():
     said = quality.complaint(quality.problems("住宅区里宁静的河流旁有三架红色飞机。", ENGLISH))
     assert all(word in said for word in ("住宅区", "宁静", "河", "红色", "3", "只输出"))

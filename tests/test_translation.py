@@ -244,6 +244,23 @@ def test_check_runs_the_gate_on_an_existing_file(tmp_path, capsys):
     assert unknown.read_bytes() == before and "is the file that is checked: name another" in capsys.readouterr().err
 
 
+def test_trim_keeps_the_sound_sentences_of_what_stays_bad(tmp_path, stub, capsys):
+    stub.answer = lambda text, nth: {"Lake 0 .": "图中有一个湖泊。湖面宁静。", "Lake 1 .": "湖边有汽车。"}.get(text) or chinese(text)
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    assert translate(source, output, "--reask", 0) == 0 and [row["imged_id"] for row in load(output)] == ["2.png"]
+    assert translate(source, output, "--reask", 0, "--trim") == 0 and len(stub.asked) == 3  # what was paid for is trimmed, not asked again
+    assert [(row["imged_id"], row["caption"]) for row in load(output)] == [("0.png", "图中有一个湖泊。"), ("2.png", "图中有2个湖泊。")]
+    assert [row["imged_id"] for row in load(rejected_of(output))] == ["1.png"]
+    report = load(tmp_path / "zh-report.json")
+    assert [report[key] for key in ("rows", "passed", "trimmed", "rejected")] == [3, 1, 1, 1]
+    assert "3 rows, 1 passed, 1 trimmed, 1 rejected" in capsys.readouterr().out
+
+    file = save(tmp_path / "old.json", [{"imged_id": "0.png", "caption": "湖面宁静。图中有一个湖泊。", "split": "val"}])
+    assert translation_en2zh.main(["--check", str(file), "--input", str(source), "--trim"]) == 0
+    assert load(tmp_path / "old-checked.json") == [{"imged_id": "0.png", "caption": "图中有一个湖泊。", "split": "val"}]
+    assert not (tmp_path / "old-checked-rejected.json").exists()
+
+
 def test_check_finds_the_captions_of_a_set_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(translation_en2zh, "DATA", tmp_path)
     monkeypatch.setattr("records.DATA", tmp_path)
@@ -507,7 +524,7 @@ def test_killed_ten_times_asks_only_the_rest(tmp_path, stub):
 @pytest.mark.parametrize("options, word", (
     (("--concurrency", "0"), "0 is not at least 1"), (("--timeout", "nan"), "--timeout"), (("--reask", "-1"), "--reask"),
     (("--max-cost", "1"), "--price-in"), (("--check", "x.json", "--dry-run"), "--check asks nothing"),
-    (("--style", "poem"), "concise"),
+    (("--style", "poem"), "concise"), (("--trim", "--no-gate"), "--trim cuts"),
     (("--rpm", "0"), "--rpm"), (("--price-in", "-1"), "--price-in")))
 def test_options_that_make_no_sense_are_refused_at_parse_time(options, word, capsys):
     with pytest.raises(SystemExit, match="2"):
