@@ -46,10 +46,10 @@ def kin(kind, name):
 
 
 def agreed_scene(chinese, english):
-    """The scene that more sentences name than any other, at least half of them; of the description alone, the only one."""
+    """The scene that more sentences name than any other, two of them or one and the description; of the description alone, the only one."""
     votes = Counter(scene for mentions in english or [chinese] for scene in named(mentions, "scene"))
     best = votes.most_common(2)
-    if not best or 2 * best[0][1] < len(english) or len(best) > 1 and best[0][1] == best[1][1]:
+    if not best or len(best) > 1 and best[0][1] == best[1][1] or best[0][1] < 2 and best[0][0] not in closure(chinese):
         return None
     return best[0][0]
 

@@ -87,6 +87,16 @@ def test_scene_objects_and_counts_are_what_the_sentences_agree_on(tmp_path):
                 assert re.search("几|多少", row["prompt"]) and ("飞机" in row["prompt"]) == (row["label"] == "两架。")
 
 
+@pytest.mark.parametrize("description, sentences, scene", (
+    ("灌木丛里有许多植物。", ("This is a chaparral .", "Many plants are on the ground ."), "chaparral"),  # one, and the description
+    ("地上有许多植物。", ("This is a chaparral .", "Many plants are on the ground ."), None),
+    ("房屋周围有农田。", ("A residential area .", "A residential area .", "There is farmland .", "Many houses ."), "residential area"),
+    ("河流旁是海滩。", ("A beach .", "A river ."), None),  # as many for the one as for the other
+    ("移动房屋公园。", ("A mobile home park .", "Many mobile homes ."), "mobile home park")))
+def test_the_scene_is_what_most_sentences_name(description, sentences, scene):
+    assert instructions.facts(description, sentences).scene == scene
+
+
 def test_yes_and_no_are_balanced_and_no_is_honest(tmp_path):
     """Over many seeds: as many 有 as 没有 for each picture, and nothing denied that a text names, implies or makes likely."""
     seen = {name: Counter() for name in SET}
