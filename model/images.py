@@ -183,7 +183,7 @@ def _read_scene(file, bands, need):
 
 GREY = np.full((3, 3), 1 / 3)  # what of a colour is grey; a hue turns the rest about it
 TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3 ** 0.5  # a quarter of a turn
-HUE = 0.3 * np.pi  # largest change, radians
+HUE = 0.1 * np.pi  # largest change, radians
 
 
 def augment(image, rng, least, turn=True, tint=True):
@@ -208,10 +208,8 @@ def augment(image, rng, least, turn=True, tint=True):
     x, y = rng.uniform(wide / 2, image.width - wide / 2), rng.uniform(high / 2, image.height - high / 2)  # the middle of the crop
     left, top = x - (cos * width - sin * height) / 2, y - (sin * width + cos * height) / 2  # its corner
     image = image.transform((width, height), Image.Transform.AFFINE, (cos, -sin, left, sin, cos, top), Image.Resampling.BILINEAR)
-    change = 0.4 if tint else 0.25
-    light, contrast, colour = (rng.uniform(1 - change, 1 + change) for _ in range(3))
+    light, contrast, colour = (rng.uniform(1 - change, 1 + change) for change in (0.3, 0.3, 0.4 if tint else 0.25))
     hue = rng.uniform(-HUE, HUE) if tint else 0
-    colour *= not tint or rng.random() > 0.2  # one in five is grey
     matrix = light * contrast * (GREY + colour * (np.cos(hue) * (np.eye(3) - GREY) + np.sin(hue) * TURN))
     offset = light * (1 - contrast) * np.asarray(image).mean()
     return image.convert("RGB", tuple(np.column_stack((matrix, np.full(3, offset))).ravel()))
