@@ -63,12 +63,12 @@ class Tokenizer:
         return text
 
 
-def train_vocabulary(texts, path, size):
-    """Write a small vocabulary of the same make (for tiny models) from an iterable of texts."""
+def train_vocabulary(texts, path, size, whole=()):
+    """Write a small vocabulary of the same make (for tiny models) from an iterable of texts; `whole`: words that are one piece each."""
     lines = (text.replace("\n", "<n>") for text in texts)
     with open(path, "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines, model_writer=file, vocab_size=size, model_type="unigram",
             character_coverage=1.0, byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3, pad_piece="<pad>",
-            user_defined_symbols=TINY_PIECES, normalization_rule_name="nmt_nfkc",
+            user_defined_symbols=[*TINY_PIECES, *whole], normalization_rule_name="nmt_nfkc",
             minloglevel=1)

@@ -41,11 +41,20 @@ def _tanh_gelu(x):
     return F.gelu(x, approximate="tanh")  # SAT's own is jit-scripted, which makes a resumed run differ in the last bits
 
 
+def attend(query, key, value, visible=None):
+    """Attention over [B, H, T, d]; visible: bool [B, 1, T, T] or None, where everything sees everything."""
+    if query.requires_grad and query.device.type == "cpu" and query.dtype != torch.float32:
+        # torch's fused backward takes five times as long there as these products (benchmarks/train.py)
+        scores = query * query.size(-1) ** -0.5 @ key.transpose(-1, -2)
+        return (scores if visible is None else scores.masked_fill(~visible, -torch.inf)).softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+
+
 class FullAttention(BaseMixin):
-    """Attention of the vision tower and the Q-Former: everything sees everything, no mask is built or compared."""
+    """Attention of the vision tower and the Q-Former: no mask is built or compared."""
 
     def attention_fn(self, query, key, value, mask, dropout=None, **kwargs):
-        return F.scaled_dot_product_attention(query, key, value)
+        return attend(query, key, value)
 
 
 class ImageNorm(BaseMixin):
@@ -168,11 +177,7 @@ class PrefixAttention(BaseMixin):
         extra = key.size(-2) - visible.size(-1)  # P-tuning's prefix, which SAT's mixin puts last: everyone sees it
         if extra:
             visible = F.pad(visible, (0, extra), value=True)
-        if query.requires_grad and query.device.type == "cpu" and query.dtype != torch.float32:
-            # torch's fused backward takes five times as long there as these products (benchmarks/train.py)
-            scores = query * query.size(-1) ** -0.5 @ key.transpose(-1, -2)
-            return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        return attend(query, key, value, visible)
 
     def attention_forward(self, hidden, mask, layer_id=None, rotary=None, **kwargs):
         attention = self.transformer.layers[layer_id].attention

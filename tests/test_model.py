@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PIECES, TEXTS
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,7 +20,7 @@ from model.generate import candidates, generate
 from model.images import to_pixels
 from model.packing import PackedLinear, pack
 from model.stored import Stored
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, train_vocabulary
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = Path(__file__).parent.parent / "model" / "tiny" / "base"
@@ -379,13 +380,14 @@ def test_attention_while_training(network, dtype, tolerance):
     """In bfloat16 on a CPU the training pass has products of its own: against the fused ones, values and gradients."""
     torch.manual_seed(4)
     q, k, v = (torch.randn(2, 4, 12, 16).to(dtype).requires_grad_() for _ in range(3))
-    visible = (torch.ones(12, 12).tril().bool() | (torch.arange(12) < 5)).expand(2, 1, 12, 12)
-    attention = network.mixins["chatglm-attn"].attention_fn
-    results = []
-    for out in (attention(q, k, v, None, visible=visible), torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)):
-        results.append([out, *torch.autograd.grad((out * torch.arange(16)).sum(), (q, k, v))])
-    for ours, fused in zip(*results):
-        assert (ours - fused).abs().max() <= tolerance * fused.abs().max()
+    prefix = (torch.ones(12, 12).tril().bool() | (torch.arange(12) < 5)).expand(2, 1, 12, 12)
+    language, vision = network.mixins["chatglm-attn"].attention_fn, network.mixins["eva"].model.vit.mixins["attention"].attention_fn
+    for visible, got in ((prefix, language(q, k, v, None, visible=prefix)), (None, vision(q, k, v, None))):
+        results = []
+        for out in (got, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)):
+            results.append([out, *torch.autograd.grad((out * torch.arange(16)).sum(), (q, k, v))])
+        for ours, fused in zip(*results):
+            assert (ours - fused).abs().max() <= tolerance * fused.abs().max()
 
 
 class TestTokenizer:
@@ -396,6 +398,13 @@ class TestTokenizer:
             assert all(0 <= i < 338 for i in ids)
             assert tokenizer.decode(ids) == text.replace("：", ":").replace("？", "?")  # nfkc
         assert tokenizer.decode([tokenizer.gmask, tokenizer.sop, *tokenizer.encode("农田"), tokenizer.eop, 507]) == "农田"
+
+    def test_words_that_are_one_piece(self, tmp_path, tiny_config):
+        def pieces(whole):
+            train_vocabulary(TEXTS * 20, tmp_path / "v", PIECES, whole)
+            encode = Tokenizer(tmp_path / "v", tiny_config).encode
+            return len(encode("绿<img>")) - len(encode("绿"))
+        assert pieces(()) > 2 and pieces(["<img>"]) == 1
 
     def test_real_vocabulary(self):
         """All recorded vectors both ways, where ChatGLM's own vocabulary is at hand: REMOTEGLM_VOCABULARY=ice_text.model"""
