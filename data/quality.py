@@ -4,6 +4,7 @@ Reasons: chinese (share of Chinese characters), length, refusal, latin (stray wo
 subjective (feelings and praise), unseen (what no image shows: places, dates, purposes, guesses), attribute, position,
 object, scene, colour, count (said in the Chinese, in none of the English sentences; the last four by lexicon.json).
 """
+import math
 import re
 from collections import Counter
 
@@ -122,24 +123,28 @@ def problems(target, source, instruction="", allowance=1.0):
 
 
 SENTENCE = re.compile(r"[^。！？!?]+[。！？!?]*")
-LINKS = re.compile(r"(?:此外|另外|同时|除此之外|除此以外|总之|总的来说)[，,]?")   # to a sentence before
+LINKS = re.compile(r"^(?:此外|另外|同时|除此之外|除此以外|总之|总的来说)[，,]?")   # to a sentence before
 BACK = re.compile(r"[它其这那]|两者|前者|后者|上述|该")
 
 
-def trimmed(target, source, instruction="", allowance=1.0):
-    """The sentences of `target` with which nothing is wrong, as a description that passes; "" where that leaves none.
+def trimmed(target, source, instruction="", allowance=1.0, sentences=math.inf):
+    """The first sentences of `target` with which nothing is wrong, as a description that passes; "" where that leaves none.
 
-    Of what follows a sentence left out, the word that linked it goes, and a sentence that points back to it goes as well.
+    sentences: as many at most, or the fewest that pass. Of what follows a sentence left out, the word that linked it goes, and a
+    sentence that points back to it goes as well.
     """
-    kept, gap, most = "", False, most_characters(source, allowance)
+    kept, gap, most = [], False, most_characters(source, allowance)
     for sentence in SENTENCE.findall(target):
-        words = LINKS.sub("", sentence, count=1) if gap and LINKS.match(sentence) else sentence
-        if gap and BACK.match(words) or chinese_characters(kept + words) > most or any(
+        words = LINKS.sub("", sentence, count=1) if gap else sentence
+        if gap and BACK.match(words) or chinese_characters("".join([*kept, words])) > most or any(
                 reason != "length" for reason, _ in problems(words, source, instruction, allowance)):
             gap = True
-        else:
-            kept, gap = kept + words, False
-    return kept if not problems(kept, source, instruction, allowance) else ""
+            continue
+        kept, gap = [*kept, words], False
+        if len(kept) >= sentences and not problems("".join(kept), source, instruction, allowance):
+            break
+    text = "".join(kept)
+    return text if not problems(text, source, instruction, allowance) else ""
 
 
 def unfaithful(target, source):

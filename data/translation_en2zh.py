@@ -10,6 +10,7 @@ left out, or with --trim keeps its sound sentences. NAME-report.json counts the 
 import argparse
 import asyncio
 import json
+import math
 import os
 import re
 import reprlib
@@ -231,8 +232,9 @@ def write_results(args, rows, gated):
     report = quality.Report()
     with record_writer(args.output) as good, record_writer(rejected) as bad:
         for record, english, target, problems in rows:
-            sound = quality.trimmed(target, english, *STYLES[args.style]) if problems and args.trim else ""
-            report.add(record["imged_id"], target, problems, trimmed=bool(sound))
+            trim = args.trim and (problems or args.trim < math.inf)
+            sound = quality.trimmed(target, english, *STYLES[args.style], args.trim) if trim else ""
+            report.add(record["imged_id"], target, problems, trimmed=bool(problems and sound))
             if problems and not sound:
                 bad({**record, "answer": target, "problems": problems})
             else:
@@ -303,8 +305,9 @@ def main(argv=None):
                       help="how often a bad answer is asked again with the complaint before it is rejected; what an earlier "
                       "run rejected is asked again only by a larger N (default: %(default)s)")
     gate.add_argument("--no-gate", action="store_true", help="take every answer as it is")
-    gate.add_argument("--trim", action="store_true", help="of a description that stays bad keep the sentences with which nothing is wrong; "
-                      "rejected is only what then has none left")
+    gate.add_argument("--trim", type=at_least(int, 1), nargs="?", const=math.inf, metavar="N",
+                      help="of a description that stays bad keep the sentences with which nothing is wrong; rejected is only what then has "
+                      "none left. With N, keep of every description the first N of them")
     gate.add_argument("--check", type=Path, metavar="FILE",
                       help="translate nothing: run the gate on this Chinese file against --input (English records or a "
                       "caption set as distributed); writes NAME-checked or --output")

@@ -74,6 +74,12 @@ def test_trimming_keeps_the_sound_sentences(target, kept):
     assert not kept or quality.problems(kept, ENGLISH) == []
 
 
+def test_trimming_to_a_number_of_sentences():
+    target = "机场。机场里有飞机，环境宁静。机场上停着两架白色飞机。附近有汽车。机场周围有许多树木。"
+    assert [quality.trimmed(target, ENGLISH, sentences=number) for number in (1, 2, 3)] == [
+        "机场。机场上停着两架白色飞机。", "机场。机场上停着两架白色飞机。", "机场。机场上停着两架白色飞机。附近有汽车。"]  # 机场 alone would be too short
+
+
 def test_the_complaint_names_every_problem_in_chinese():
     said = quality.complaint(quality.problems("住宅区里宁静的河流旁有三架红色飞机。", ENGLISH))
     assert all(word in said for word in ("住宅区", "宁静", "河", "红色", "3", "只输出"))

@@ -259,6 +259,11 @@ def test_trim_keeps_the_sound_sentences_of_what_stays_bad(tmp_path, stub, capsys
     assert translation_en2zh.main(["--check", str(file), "--input", str(source), "--trim"]) == 0
     assert load(tmp_path / "old-checked.json") == [{"imged_id": "0.png", "caption": "图中有一个湖泊。", "split": "val"}]
     assert not (tmp_path / "old-checked-rejected.json").exists()
+    save(file, [{"imged_id": "0.png", "caption": "图中有一个湖泊。湖边是水面。", "split": "val"}])  # passes as a whole
+    for number, kept in ((1, "图中有一个湖泊。"), (2, "图中有一个湖泊。湖边是水面。")):
+        assert translation_en2zh.main(["--check", str(file), "--input", str(source), "--trim", str(number)]) == 0
+        assert load(tmp_path / "old-checked.json")[0]["caption"] == kept
+        assert load(tmp_path / "old-checked-report.json")["passed"] == 1
 
 
 def test_check_finds_the_captions_of_a_set_by_itself(tmp_path, monkeypatch):
@@ -524,7 +529,7 @@ def test_killed_ten_times_asks_only_the_rest(tmp_path, stub):
 @pytest.mark.parametrize("options, word", (
     (("--concurrency", "0"), "0 is not at least 1"), (("--timeout", "nan"), "--timeout"), (("--reask", "-1"), "--reask"),
     (("--max-cost", "1"), "--price-in"), (("--check", "x.json", "--dry-run"), "--check asks nothing"),
-    (("--style", "poem"), "concise"), (("--trim", "--no-gate"), "--trim cuts"),
+    (("--style", "poem"), "concise"), (("--trim", "--no-gate"), "--trim cuts"), (("--trim", "0"), "0 is not at least 1"),
     (("--rpm", "0"), "--rpm"), (("--price-in", "-1"), "--price-in")))
 def test_options_that_make_no_sense_are_refused_at_parse_time(options, word, capsys):
     with pytest.raises(SystemExit, match="2"):
