@@ -20,7 +20,7 @@ RULES = [(reason, re.compile(chinese), english and re.compile(rf"\b(?:{english})
                 r"语言模型|助手)|请(?:您)?提供", None),
     ("echo", r"英[文语](?:描述|句子|原文|说明)|原文|译文|翻译(?:如下|结果)?[：:为成]|以下是|您?提供的(?:描述|句子|信息)|根据(?:上述|以上|描述|给出|这些|所给)|"
              r"(?:描述|句子)中(?:提到|提及|说)|遥感影像解译专家|^好的|上述描述", None),
-    ("subjective", r"给人|令人|[让使]人|使得?我们|感[受觉]到?|气息|辉映|增添|增色|营造|大自然|仿佛|犹如|宛如|好像|如同|氛围|气氛|魅力|诗意|画卷|风情|韵味|意境", None),
+    ("subjective", r"给人|令人|[让使]人|使得?我们|感[受觉]到?|气息|辉映|增添|增色|营造|大自然|仿佛|犹如|宛如|好像|如同|氛围|气氛|魅力|诗意|画卷|风情|韵味|意境|精神|光辉|盎然|闻名", None),
     ("subjective", r"宁静|安静|静谧|祥和|平静|寂静|恬静|静静|安宁|冷清|凄凉", r"peaceful|quiet|calm|tranquil|still|melt|desolat"),
     ("subjective", r"美丽|优美|美景|美观|美妙|迷人|壮观|壮丽|壮美|磅礴|雄伟|宏伟|力量|秀丽|动人|怡人|宜人|宜居|舒适|惬意|愉悦|温馨|浪漫|清新|和谐|奇迹|引人|吸引|赏心|心旷|绚丽|"
                    r"独特|别致|精美|漂亮|美感|风光|如画|美好|之美|震撼|神秘|有趣", r"beaut|pretty|nice|scenic"),
@@ -36,6 +36,7 @@ RULES = [(reason, re.compile(chinese), english and re.compile(rf"\b(?:{english})
      r"\d{2,4} ?年|[一二三四五六七八九十\d]+月|\d+ ?日|世纪|年代(?!久远)|春[天季]|四季|常年|全年|夏[天季]|秋[天季]|冬[天季]|清晨|早晨|上午|中午|下午|傍晚|夜晚|夜间|周末|假日|拍摄于|"
                r"目前|近年", None),
     ("unseen", r"[\d一二三四五六七八九十百千万]+ ?(?:平方公里|平方千米|平方米|公里|千米|公顷|亩|吨|万人|米(?![色黄白]))", r"\d|met(?:er|re)|mile|acre|hectare"),
+    ("unseen", r"季节|天气|灌溉", r"season|weather|irrigat"),
     ("unseen", r"关闭|封闭|闭合|废弃", r"abandon|waste|desolat"),
     ("unseen", r"起飞|降落|起降|着陆", r"taxi|fly|flies|land(?:s|ing|ed)|tak(?:es?|ing) off"),
     ("attribute", r"肥沃|丰收|富饶|丰富", r"fertile|rich|harvest|different|many|lots"),
@@ -122,21 +123,26 @@ def problems(target, source, instruction="", allowance=1.0):
     return found + unfaithful(target, source)
 
 
-SENTENCE = re.compile(r"[^。！？!?]+[。！？!?]*")
-LINKS = re.compile(r"^(?:此外|另外|同时|除此之外|除此以外|总之|总的来说)[，,]?")   # to a sentence before
-BACK = re.compile(r"[它其这那]|两者|前者|后者|上述|该")
+SENTENCE = re.compile(r"[^。！？!?]+[。！？!?]*[”’）」』)]*")
+# What ties a sentence to the one before it: words that can go, words that point back, and words that no description begins with
+LINKS = re.compile(r"^(?:此外|另外|同时|除此之外|除此以外|总之|总的来说|总体(?:来说|而言)|整体(?:来说|而言)|首先|其次|最后|而且|因此|所以|并且)[，,]?")
+BACK = re.compile(r"[它其这那]|两者|前者|后者|上述|该|另[一两]")
+AMID = re.compile(r"还|也|周围|旁边|四周|附近|两旁|两侧|除了|部分|整[个体张幅]|与|在[^，。]*[下旁周边]")
 
 
 def trimmed(target, source, instruction="", allowance=1.0, sentences=math.inf):
     """The first sentences of `target` with which nothing is wrong, as a description that passes; "" where that leaves none.
 
     sentences: as many at most, or the fewest that pass. Of what follows a sentence left out, the word that linked it goes, and a
-    sentence that points back to it goes as well.
+    sentence that points back to it or begins in mid-thought goes as well. A description does not lose the scene that it named.
     """
+    def scenes(text):
+        return lexicon.named(lexicon.find(text, "zh"), "scene") & lexicon.closure(lexicon.find(source, "en"))
+
     kept, gap, most = [], False, most_characters(source, allowance)
     for sentence in SENTENCE.findall(target):
         words = LINKS.sub("", sentence, count=1) if gap else sentence
-        if gap and BACK.match(words) or chinese_characters("".join([*kept, words])) > most or any(
+        if gap and (BACK.match(words) or not kept and AMID.match(words)) or chinese_characters("".join([*kept, words])) > most or any(
                 reason != "length" for reason, _ in problems(words, source, instruction, allowance)):
             gap = True
             continue
@@ -144,7 +150,7 @@ def trimmed(target, source, instruction="", allowance=1.0, sentences=math.inf):
         if len(kept) >= sentences and not problems("".join(kept), source, instruction, allowance):
             break
     text = "".join(kept)
-    return text if not problems(text, source, instruction, allowance) else ""
+    return "" if problems(text, source, instruction, allowance) or scenes(target) and not scenes(text) else text
 
 
 def unfaithful(target, source):

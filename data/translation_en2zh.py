@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import quality
 from endpoint import Endpoint, Failed, Stopped, estimated_tokens
+from lexicon import language
 from records import (DATA, DEFAULT_SET, StageError, add_path_options, caption_records, checked_records, listed, read_records,
                      record_writer, resolve_paths, run_stage, text_problem, write_records)
 from transform import image_problem
@@ -248,7 +249,7 @@ def write_results(args, rows, gated):
         path.unlink(missing_ok=True)  # of an earlier run
     print(f"{args.output}: {report.passed + report.trimmed} records{' (--limit)' if args.limit else ''}")
     if report.rejected:
-        print(f"{rejected}: {report.rejected} rows left out, with their reasons; a correction goes in by --memory")
+        print(f"{rejected}: {report.rejected} rows left out, with their reasons" + ("" if args.check else "; a correction goes in by --memory"))
 
 
 def english_of(path):
@@ -269,6 +270,8 @@ def check(args):
         raise StageError(f"output {args.output} is the file that is checked: name another by --output")
     resolve_paths(args)
     english = english_of(args.input)
+    if all(language(text) == "zh" for text in english.values()):
+        raise StageError(f"{args.input} is Chinese: --input takes the English sentences of the pictures, --check the Chinese file")
     allowance = STYLES[args.style][1]
     missing = [record["imged_id"] for record in caption_records(args.check, args.limit) if record["imged_id"] not in english]
     if missing:

@@ -27,7 +27,7 @@ def test_faithful_descriptions_pass(target):
     ("以下是翻译：两架飞机停在机场。", "echo"), ("根据这些英文句子，机场里有飞机。", "echo"), ("机场里有两架飞机，给人繁忙的感觉。", "subjective"),
     ("机场里有飞机，环境宁静。", "subjective"), ("飞机停在机场，充满生机。", "subjective"), ("这是北京的一个机场，停着飞机。", "unseen"),
     ("照片拍摄于2015年，机场里有飞机。", "unseen"), ("机场占地约三平方公里，停着飞机。", "unseen"), ("机场里有飞机，可能在等待起飞。", "unseen"),
-    ("机场里停着飞机，方便人们出行。", "unseen"), ("机场里有两架巨大的飞机。", "attribute"), ("两架飞机停在机场左侧。", "position"),
+    ("机场里停着飞机，方便人们出行。", "unseen"), ("机场绿意盎然。", "subjective"), ("机场天气晴好。", "unseen"), ("机场里有两架巨大的飞机。", "attribute"), ("两架飞机停在机场左侧。", "position"),
     ("两架飞机停在机场的北部。", "position"), ("机场里有飞机，旁边是一条河。", "object"), ("住宅区旁停着两架飞机。", "scene"),
     ("机场里有两架红色的飞机。", "colour"), ("机场里停着三架飞机。", "count"), ("机场里有飞机和四辆汽车。", "count")))
 def test_each_reason(target, reason):
@@ -68,6 +68,10 @@ def test_an_echo_of_the_instruction_and_the_allowance_of_a_style():
     ("机场位于北京。它们停在建筑旁。机场周围有许多树木。", "机场周围有许多树木。"),              # "they" would be nobody
     ("两架飞机停在机场。它们停在建筑旁。", "两架飞机停在机场。它们停在建筑旁。"),
     ("两架飞机停在机场。" + "机场周围有许多树木，旁边有一座建筑物和一些汽车。" * 6, "两架飞机停在机场。" + "机场周围有许多树木，旁边有一座建筑物和一些汽车。" * 3),
+    ("机场里有飞机（给人宁静的感觉。）机场周围有许多树木。", "机场周围有许多树木。"),
+    ("机场位于北京。周围还有许多树木。", ""), ("机场旁停着飞机。周围还有许多树木。", "机场旁停着飞机。周围还有许多树木。"),  # in mid-thought
+    ("这是一个宁静的机场。图中停着两架飞机。", ""),                                            # the scene would be lost
+    ("机场位于北京。最后，两架飞机停在机场。", "两架飞机停在机场。"),
     ("机场位于北京，停着三架飞机。", ""), ("飞机。机场位于北京。", "")))                          # nothing sound, or too little
 def test_trimming_keeps_the_sound_sentences(target, kept):
     assert quality.trimmed(target, ENGLISH) == kept

@@ -239,6 +239,7 @@ def test_check_runs_the_gate_on_an_existing_file(tmp_path, capsys):
     unknown = save(tmp_path / "x.json", [{"imged_id": "9.png", "caption": "湖"}])
     assert translation_en2zh.main(["--check", str(unknown), "--input", str(captions)]) == 1
     assert "1 images of" in (message := capsys.readouterr().err) and "9.png" in message
+    assert translation_en2zh.main(["--check", str(file), "--input", str(file)]) == 1 and "is Chinese: --input takes" in capsys.readouterr().err
     before = unknown.read_bytes()
     assert translation_en2zh.main(["--check", str(unknown), "--input", str(captions), "--output", str(unknown)]) == 1
     assert unknown.read_bytes() == before and "is the file that is checked: name another" in capsys.readouterr().err
