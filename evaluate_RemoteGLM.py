@@ -159,11 +159,14 @@ def read_predictions(path, samples, asked):
     """The Systems whose answers a file holds: as many as it names settings. Raises UserError where one lacks an answer."""
     from model import UserError
 
-    groups = {}  # settings as JSON -> {(file name, question): [(parts of the path, answer)]}
+    keys, groups = {}, {}  # those of all lines; settings as JSON -> {(file name, question): [(parts of the path, answer)]}
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
             if line.strip():
                 entry = json.loads(line)
+                if not isinstance(entry, dict):
+                    raise ValueError(f"expected an object, got {type(entry).__name__}")
+                keys.update(entry)
                 said, parts = entry.get("answer"), parts_of(entry.get("img") or "")
                 if said is not None and not isinstance(said, str):
                     raise ValueError(f"answer must be a text, got {said!r}")
@@ -178,7 +181,8 @@ def read_predictions(path, samples, asked):
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'predictions {path}: line {number} is no {{"img", "prompt", "answer"}} ({type(error).__name__}: {error})') from None
     if not groups:
-        raise UserError(f"predictions {path}: no answers about pictures")
+        raise UserError(f"predictions {path}: no answers about pictures; expected lines of img, prompt and answer, got "
+                        + (f"keys {', '.join(keys)}" if keys else "an empty file"))
 
     def answer(group, sample, question):
         """Of answers about files of one name that whose path agrees longest from its end."""

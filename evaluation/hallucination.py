@@ -25,6 +25,8 @@ NO = (r"没有|没(?!错)|无(?!法|疑)|无法看|不[是对能含见]|不可[�
       r"\bno\b|\bnot\b|\bcannot\b|n't\b|\bnone\b")
 YES = r"有|^是|是的|没错|毫无疑问|存在|包含|看得[到见]|对|^能|^可以|\byes\b|\bthere (?:is|are)\b"
 REPLY = re.compile("|".join(f"(?P<{name}>{words})" for name, words in (("echo", ECHO), ("unknown", UNKNOWN), ("no", NO), ("yes", YES))), re.I)
+# Between two scene words: the one before is an attribute of the other
+MODIFIER = re.compile(r"[^，。；、！？和与及或是有]*的[^，。；、！？和与及或是有]*")
 QUESTION = re.compile(r"[^。！；，,.;!?？]*[?？]")  # an answer may begin by saying it again
 
 
@@ -50,9 +52,13 @@ def truth(references):
 
 
 def first_scenes(text):
-    """The scenes that the first scene word of a text means; empty if it names none."""
+    """The scenes that the first scene word of a text means; empty if it names none. Of 穿过森林的河流 that is the river."""
     scenes = [mention for mention in find(text, language(text)) if mention.kind == "scene" and not mention.negated]
-    return {mention.name for mention in scenes if mention.start == scenes[0].start}
+    first = scenes[:1]
+    for scene in scenes[1:]:
+        if MODIFIER.fullmatch(text, first[0].end, max(scene.start, first[0].end)):
+            first = [scene]
+    return {mention.name for mention in scenes if mention.start == first[0].start}
 
 
 def scene_right(text, known):

@@ -65,6 +65,10 @@ class Scores:
     def add(self, system):
         """A column for the system's answers, one for each control, and what the controls tell about it."""
         self.column(system.name, system.answers, references=self.same)
+        if empty := sum(not tokens(text) for text in system.answers):
+            self.warnings.append(f"{system.name}: {empty} of {len(self.pictures)} answers are empty, which counts as nothing hallucinated")
+        elif len(set(system.answers)) == 1 < len(self.pictures):
+            self.warnings.append(f"{system.name}: says the same of all {len(self.pictures)} pictures")
         if system.replies:
             for setting in SETTINGS:
                 asked = self.questions[setting]

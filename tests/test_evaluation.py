@@ -135,7 +135,8 @@ def test_a_word_of_two_meanings_is_right_by_either():
     assert [right for *_, right in objects_of("湖边的码头", lake)] == [True, False]
 
 
-@pytest.mark.parametrize("text, right", (("这是一个机场。", True), ("一个港口，旁边是机场", False), ("飞机", False), ("", False), ("没有港口，是机场", True)))
+@pytest.mark.parametrize("text, right", (("这是一个机场。", True), ("一个港口，旁边是机场", False), ("飞机", False), ("", False), ("没有港口，是机场", True),
+                                         ("一个靠近港口的机场", True), ("机场旁的港口", False), ("港口和附近的机场", False), ("港口，后面的机场", False)))
 def test_scene(text, right):
     assert scene_right(text, AIRPORT) is right
 
@@ -328,7 +329,9 @@ class TestScript:
         (["--from_pretrained", "CK", "--data", "VAL", "--image-root", "/nowhere"], "3 of 3 wrong"),
         (["--predictions", "no.jsonl", "--data", "VAL"], "predictions no.jsonl: cannot be read"),
         (["--predictions", "VAL", "--data", "VAL"], "line 1 is no "),
-        (["--predictions", "EMPTY", "--data", "VAL"], "no answers about pictures"),
+        (["--predictions", "EMPTY", "--data", "VAL"], "no answers about pictures; expected lines of img, prompt and answer, got an empty file"),
+        (["--predictions", "COLUMNS", "--data", "VAL"], "got keys image, output"),
+        (["--predictions", "LIST", "--data", "VAL"], "line 1 is no .*expected an object, got list"),
         (["--predictions", "OTHER", "--data", "VAL"], "of other 3 of 3 pictures have no answer to the question of their row, such as 9.tif: 这张"),
         (["--predictions", "NUMBER", "--data", "VAL"], "line 1 is no .*answer must be a text, got 5"),
         (["--predictions", "TWICE", "--data", "VAL"], "several answers about .*9.tif"),
@@ -342,6 +345,8 @@ class TestScript:
         asked = [{"img": str(rows / "images/0.tif"), "prompt": question, "label": "有。"} for question in ("有船吗？", "有车吗？")]
         (tmp_path / "asked.json").write_text(json.dumps(asked))
         (tmp_path / "empty").touch()
+        (tmp_path / "columns").write_text('{"image": "a.tif", "output": "有车。"}')
+        (tmp_path / "list").write_text("[]")
         (tmp_path / "number").write_text('{"img": "a.tif", "prompt": "有什么？", "answer": 5}')
         (tmp_path / "twice").write_text("".join(json.dumps({"img": f"{folder}/9.tif", "prompt": PROMPT, "answer": folder}) + "\n" for folder in "ab"))
         (tmp_path / "mixed.json").write_text(json.dumps([{"img": str(rows / f"images/{i}.tif"), "prompt": "?", "label": label}
@@ -349,7 +354,8 @@ class TestScript:
         (tmp_path / "sets.json").write_text(json.dumps({"images": [
             {"filename": f"images\\{i}.tif", "split": "val" if i > 8 else "train", "sentences": [{"raw": "a car"}]} for i in range(12)]}))
         (tmp_path / "other").write_text('{"img": "a.tif", "prompt": "有什么？", "answer": "有车。"}')
-        names = {"VAL": str(rows / "rows-val.json"), "CK": str(adapter), "EMPTY": str(tmp_path / "empty"), "OTHER": str(tmp_path / "other"),
+        names = {"VAL": str(rows / "rows-val.json"), "CK": str(adapter), "EMPTY": str(tmp_path / "empty"), "COLUMNS": str(tmp_path / "columns"), "LIST": str(tmp_path / "list"),
+                 "OTHER": str(tmp_path / "other"),
                  "NUMBER": str(tmp_path / "number"), "TWICE": str(tmp_path / "twice"), "MIXED": str(tmp_path / "mixed.json"), "SETS": str(tmp_path / "sets.json"), "ASKED": str(tmp_path / "asked.json")}
         with pytest.raises(SystemExit, match=words) as caught:
             script.main([names.get(word, word) for word in argv])
@@ -393,6 +399,16 @@ def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
     assert page.index("0.png") and metrics["scenes"]["Scene named rightly: looks"]["harbour"] == {"share": 100, "pictures": 5}
     wrong_first = scores.worst_first("blind")
     assert scene_right(blind[wrong_first[0]], truths[wrong_first[0]]) is False
+
+
+@pytest.mark.parametrize("answers, warning", (
+    (["", "。", "机场"], "silent: 2 of 3 answers are empty, which counts as nothing hallucinated"), (["机场", "机场", "港口"], None),
+    (["机场"] * 3, "silent: says the same of all 3 pictures")))
+def test_empty_and_constant_answers_are_called_out(answers, warning):
+    references = [["机场。"], ["港口。"], ["农田。"]]
+    scores = Scores([Path("a")] * 3, references, list(map(truth, references)), {}, {}, None)
+    scores.add(script.System("silent", answers))
+    assert scores.warnings == ([warning] if warning else [])
 
 
 def test_lexicon_names_each_scene_of_the_demo():
