@@ -200,12 +200,16 @@ def collate(items):
     return batch
 
 
+ALIKE = 8  # tokens
+
+
 def plan_epoch(lengths, size, seed, epoch, pool=8):
     """Rows of every optimizer step of an epoch: lists of `size` indices.
 
     A function of its arguments alone, so that any number of processes and a resumed run take the same steps. Rows of alike
-    length stand together (sorted within `pool` steps' worth of shuffled rows), steps in random order. Every row comes once;
-    the last step is filled up from the epoch's first rows.
+    length stand together (sorted within `pool` steps' worth of shuffled rows), steps in random order. Alike is what differs by
+    less than ALIKE tokens: sorted exactly, a step of short answers would hold few different ones. Every row comes once; the last
+    step is filled up from the epoch's first rows.
     """
     rng = random.Random(f"{seed} {epoch}")
     order = list(range(len(lengths)))
@@ -213,7 +217,7 @@ def plan_epoch(lengths, size, seed, epoch, pool=8):
     order += [order[i % len(order)] for i in range(-len(order) % size)]
     steps = []
     for start in range(0, len(order), size * pool):
-        alike = sorted(order[start:start + size * pool], key=lambda i: lengths[i])
+        alike = sorted(order[start:start + size * pool], key=lambda i: lengths[i] // ALIKE)
         steps += [alike[i:i + size] for i in range(0, len(alike), size)]
     rng.shuffle(steps)
     return steps
