@@ -63,7 +63,7 @@ class Options:
     max_target_length: int = option(256, "tokens of an answer; longer ones are cut, counted and reported")
     english: bool = option(False, "frame questions with Q: / A: instead of 问： / 答：")
     num_workers: int = option(-1, "processes that read images; -1: 4 with a GPU, else 0")
-    augment: float = option(0.0, "turn, mirror, crop, relight and tint training pictures at random, otherwise in every epoch; keep this share of "
+    augment: float = option(0.0, "turn, mirror, crop, stretch, relight and tint training pictures at random, otherwise in every epoch; keep this share of "
                                  "each side at least (0.8 if none is named). Rows that speak of a direction are not turned, those of colours not "
                                  "tinted; no vision cache then",
                             nargs="?", const=0.8)
