@@ -78,14 +78,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=PROJECT / "data" / "UCM", help="folder of the caption set (data/UCM)")
     parser.add_argument("--work", type=Path, default=PROJECT / "checkpoints" / "effect", help="folder of all that is written")
-    parser.add_argument("--iters", type=int, nargs=3, default=(600, 8500, 4800), help="steps of 32 rows per process (%(default)s)")
+    parser.add_argument("--iters", type=int, nargs=3, default=(600, 9000, 4800), help="steps of 32 rows per process (%(default)s)")
     args = parser.parse_args()
     work, data = args.work.absolute(), args.data.absolute()
     work.mkdir(parents=True, exist_ok=True)
     make_rows(data, work)
     texts = [row[key] for name in ("drawn", "telling") for row in read(work / f"{name}-train.json") for key in ("prompt", "label")]
-    train_vocabulary(texts, work / VOCABULARY, PIECES - 8, FRAME)
-    write(work / "model_config.json", config(layers=3, width=128, heads=4, inner=512, vocabulary=PIECES, vit=(5, 160, 5, 640), qformer=(1, 128, 4),
+    train_vocabulary(texts, work / VOCABULARY, PIECES - 8, FRAME, prefix=False)
+    write(work / "model_config.json", config(layers=3, width=128, heads=4, inner=512, vocabulary=PIECES, vit=(4, 128, 4, 512), qformer=(1, 128, 4),
                                              image_size=SIDE, patch_size=8, slots=8))
 
     def train(name, iters, *more):

@@ -63,12 +63,15 @@ class Tokenizer:
         return text
 
 
-def train_vocabulary(texts, path, size, whole=()):
-    """Write a small vocabulary of the same make (for tiny models) from an iterable of texts; `whole`: words that are one piece each."""
+def train_vocabulary(texts, path, size, whole=(), prefix=True):
+    """Write a small vocabulary of the same make (for tiny models) from an iterable of texts.
+
+    whole: words that are one piece each; prefix: as in ChatGLM's, a text begins with a blank, so that a word has other pieces there.
+    """
     lines = (text.replace("\n", "<n>") for text in texts)
     with open(path, "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines, model_writer=file, vocab_size=size, model_type="unigram",
             character_coverage=1.0, byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3, pad_piece="<pad>",
             user_defined_symbols=[*TINY_PIECES, *whole], normalization_rule_name="nmt_nfkc",
-            minloglevel=1)
+            add_dummy_prefix=prefix, minloglevel=1)

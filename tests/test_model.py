@@ -406,6 +406,13 @@ class TestTokenizer:
             return len(encode("绿<img>")) - len(encode("绿"))
         assert pieces(()) > 2 and pieces(["<img>"]) == 1
 
+    def test_words_have_the_same_pieces_everywhere_without_a_prefix(self, tmp_path, tiny_config):
+        def first(prefix):
+            train_vocabulary(TEXTS * 20, tmp_path / "v", PIECES, prefix=prefix)
+            encode = Tokenizer(tmp_path / "v", tiny_config).encode
+            return encode("农田") == encode("的农田")[1:]
+        assert first(False) and not first(True)
+
     def test_real_vocabulary(self):
         """All recorded vectors both ways, where ChatGLM's own vocabulary is at hand: REMOTEGLM_VOCABULARY=ice_text.model"""
         path = os.environ.get("REMOTEGLM_VOCABULARY")
