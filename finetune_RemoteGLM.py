@@ -69,6 +69,7 @@ class Options:
                             nargs="?", const=0.8)
     patch_dropout: float = option(0.0, "leave this share of a picture's patches out of each training step, at random: less to compute and to learn by "
                                        "heart; for a vision part that is trained, no vision cache then")
+    label_smoothing: float = option(0.0, "share of each target that goes to all tokens alike: fewer rows are learnt by heart")
     vision_cache: str = option(str(PROJECT / "checkpoints" / "vision-cache"), "folder of what the frozen vision tower says of each "
                                "picture, computed once; off: computed in every step")
     vision_cache_gb: float = option(20.0, "what was used longest ago is removed beyond this size")
@@ -202,10 +203,10 @@ def contradictions(o):
             yield f"--{name} {getattr(o, name)}: must be above 0"
     for name in ("train_iters", "epochs", "warmup", "eval_interval", "save_interval", "eval_iters", "keep", "early_stopping", "max_source_length",
                  "max_target_length", "weight_decay", "clip_grad", "lora_dropout", "adam_beta1", "adam_beta2",
-                 "augment", "patch_dropout"):
+                 "augment", "patch_dropout", "label_smoothing"):
         if getattr(o, name) < 0:
             yield f"--{name} {getattr(o, name)}: must not be below 0"
-    for name in ("lora_dropout", "patch_dropout", "adam_beta1", "adam_beta2", "warmup"):
+    for name in ("lora_dropout", "patch_dropout", "label_smoothing", "adam_beta1", "adam_beta2", "warmup"):
         if getattr(o, name) >= 1:
             yield f"--{name} {getattr(o, name)}: must be below 1"
     if o.augment > 1:
@@ -365,7 +366,7 @@ def estimated_gb(network, dataset, batch_size):
 
 
 # What a resumed run must share with the one it goes on from, or it would go somewhere else.
-FIXED = ("mode", "augment", "patch_dropout", "model_config", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout",
+FIXED = ("mode", "augment", "patch_dropout", "label_smoothing", "model_config", "use_ptuning", "use_qlora", "lora_rank", "lora_alpha", "lora_dropout",
          "lora_targets", "layer_range", "pre_seq_len", "train", "freeze", "max_source_length", "max_target_length", "english", "lr",
          "lr_decay_style", "warmup", "weight_decay", "clip_grad", "seed", "adam_beta1", "adam_beta2", "adam_eps", "fp16", "bf16")
 
@@ -443,6 +444,7 @@ def train(o, unused):
     network, tokenizer, config, card = make_network(o, device, dtype)
     network.mixins["chatglm-layer"].checkpoint_activations = o.checkpoint_activations
     network.mixins["eva"].model.vit.transformer.embedding_dropout.share = o.patch_dropout
+    network.label_smoothing = o.label_smoothing
 
     size_of_network = sum(p.numel() for p in network.parameters())
     pictures = sorted({sample.image for sample in samples + held_out if sample.image})

@@ -78,7 +78,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=PROJECT / "data" / "UCM", help="folder of the caption set (data/UCM)")
     parser.add_argument("--work", type=Path, default=PROJECT / "checkpoints" / "effect", help="folder of all that is written")
-    parser.add_argument("--iters", type=int, nargs=3, default=(600, 9000, 4800), help="steps of 32 rows per process (%(default)s)")
+    parser.add_argument("--iters", type=int, nargs=3, default=(600, 3600, 2700), help="steps of 32 rows per process (%(default)s)")
     args = parser.parse_args()
     work, data = args.work.absolute(), args.data.absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def main():
 
     def train(name, iters, *more):
         run("finetune_RemoteGLM.sh", "--mode", "pretrain", "--train-data", work / f"{name}-train.json", "--save", work, "--experiment-name", name,
-            "--resume", "--bf16", "--batch-size", 32, "--clip-grad", 1, "--weight-decay", 0.1, "--train-iters", iters, "--eval-interval", 1000,
+            "--resume", "--bf16", "--batch-size", 32, "--clip-grad", 1, "--weight-decay", 0.5, "--label_smoothing", 0.1, "--train-iters", iters, "--eval-interval", 1000,
             "--eval-batch-size", 32, "--keep", 1, *more)
 
     train("drawn", args.iters[0], "--model_config", work / "model_config.json", "--tokenizer", work / VOCABULARY, "--lr", 8e-4,

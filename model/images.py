@@ -183,7 +183,7 @@ def _read_scene(file, bands, need):
 
 GREY = np.full((3, 3), 1 / 3)  # what of a colour is grey; a hue turns the rest about it
 TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3 ** 0.5  # a quarter of a turn
-HUE = 0.1 * np.pi  # largest change, radians
+HUE = 0.3 * np.pi  # largest change, radians
 STRETCH = 0.15  # of one side against the other, as a logarithm
 
 
@@ -204,8 +204,10 @@ def augment(image, rng, least, turn=True, tint=True):
     c, f = (middle + beyond - np.dot(row, (width / 2, height / 2)) for middle, row in zip((x, y), rows))
     image = Image.fromarray(np.pad(np.asarray(image), ((beyond, beyond), (beyond, beyond), (0, 0)), "symmetric"))
     image = image.transform((round(width), round(height)), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
-    light, contrast, colour = (rng.uniform(1 - change, 1 + change) for change in (0.3, 0.3, 0.4 if tint else 0.25))
+    change = 0.4 if tint else 0.25
+    light, contrast, colour = (rng.uniform(1 - change, 1 + change) for _ in range(3))
     hue = rng.uniform(-HUE, HUE) if tint else 0
+    colour *= not tint or rng.random() > 0.2  # one in five is grey
     matrix = light * contrast * (GREY + colour * (np.cos(hue) * (np.eye(3) - GREY) + np.sin(hue) * TURN))
     offset = light * (1 - contrast) * np.asarray(image).mean()
     return image.convert("RGB", tuple(np.column_stack((matrix, np.full(3, offset))).ravel()))

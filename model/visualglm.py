@@ -221,6 +221,7 @@ class VisualGLM(BaseModel):
     """
 
     on_cpu = ()  # prefixes of parameters that do not move to the network's device
+    label_smoothing = 0.0  # while training: share of the target that goes to all tokens alike
     record = None  # how a step of decoding is recorded, see decoder.cuda_graph
 
     def __init__(self, config, device="cpu", dtype=torch.float32, init=True):
@@ -303,5 +304,6 @@ class VisualGLM(BaseModel):
             input_ids=input_ids, position_ids=None, attention_mask=None, visible=visible[:, None], rotary=rotary,
             image_embeds=image_embeds, image_rows=image_rows, image_start=image_start,
             logit_positions=target_positions if targets is not None else logit_positions)[0]
-        loss = None if targets is None else F.cross_entropy(logits.float(), targets)
+        loss = None if targets is None else F.cross_entropy(
+            logits.float(), targets, label_smoothing=self.label_smoothing if self.training else 0.0)
         return logits, loss

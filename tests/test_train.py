@@ -439,6 +439,27 @@ def test_options(pretrained, rows, tmp_path, options, check):
     assert check(card, load_file(tmp_path / "x" / step / checkpoint.ADAPTER))
 
 
+def test_label_smoothing(pretrained, rows, tmp_path):
+    """Loss of the first step with and without: a share goes to all tokens alike; the held-out loss of step 0 stays what it is."""
+    read = {}
+    for share in (0, 0.25):
+        result = run("--batch-size", 2, "--train-iters", 1, "--log-interval", 1, "--label_smoothing", share, "--from_pretrained", pretrained[0],
+                     "--train-data", rows / "rows-train.json", "--save", tmp_path, "--experiment-name", str(share))
+        assert result.returncode == 0, result.stderr
+        read[share] = losses(tmp_path / str(share))[0]
+        read[share, "held out"] = re.search(r"step 0: held-out loss (\S+),", result.stdout)[1]
+    assert read[0, "held out"] == read[0.25, "held out"] and read[0.25][0] > read[0][0] + 0.5  # the network is sure of its answers
+
+    network = checkpoint.load(pretrained[0], device="cpu")[0]
+    ids, prefix, at, targets = torch.tensor([[5, 6, 7, 8, 9, 10, 509, 510, 20]]), torch.tensor([7]), torch.tensor([6, 7]), torch.tensor([510, 20])
+    network.label_smoothing = 0.25
+    logits, loss = network.train()(ids, prefix, targets=targets, target_positions=at)
+    chances = logits.log_softmax(-1)
+    exact, spread = -chances[[0, 1], targets].mean(), -chances.mean()
+    assert loss.item() == pytest.approx((0.75 * exact + 0.25 * spread).item(), rel=1e-5)
+    assert network.eval()(ids, prefix, targets=targets, target_positions=at)[1].item() == pytest.approx(exact.item(), rel=1e-5)
+
+
 def test_nf4_stays_near_full_precision(pretrained):
     """Logits with 4-bit weights: not equal, but as near as rounding to 16 levels allows; only the blocks' weights change."""
     from model.quantization import to_nf4
@@ -657,6 +678,7 @@ class TestRows:
     ("--train-iters -3 --lora_dropout 2 --warmup 7", "--train_iters -3: must not be below 0; --lora_dropout 2.0: must be below 1; --warmup 7.0"),
     ("--layer_range 3-0", "--layer_range 3-0: expected numbers"),
     ("--augment 1.5 --patch_dropout 1", "--patch_dropout 1.0: must be below 1; --augment 1.5: a share of each side"),
+    ("--label_smoothing 1", "--label_smoothing 1.0: must be below 1"),
     ("--augment nan --lr inf", "--augment nan: must be a finite number; --lr inf: must be a finite number"),
     ("--report tensorboard", "--report tensorboard needs its package: pip install tensorboard"),
 ])
