@@ -145,10 +145,9 @@ def test_processes_accumulation_and_zero_stages_do_not_change_the_result(pretrai
         found[name] = losses(tmp_path / name.replace(" ", ""))[0]
         assert len(found[name]) == 5
         stored = load_file(tmp_path / name.replace(" ", "") / "5" / checkpoint.ADAPTER)
-        assert len(stored) == 16 and all(tensor.numel() for tensor in stored.values())
+        assert len(stored) == 16 and all(tensor.any() for tensor in stored.values())  # matrix_B starts as zeros: all have learnt
     for name, values in found.items():
         assert values == pytest.approx(found["one"], abs=1e-5), name
-    assert found["one"][-1] < found["one"][0]
 
 
 def started(*args, until, **how):
