@@ -31,3 +31,23 @@ def test_stock_way_is_the_same_network(tiny_config, vocabulary):
         trained = (label[1:] != stock.IGNORED).nonzero().flatten()
         assert trained.tolist() == list(row.target_positions)
         assert label[1:][trained].tolist() == [row.ids[t + 1] for t in row.target_positions]
+
+
+def test_brief_rows_say_the_scene_first_and_one_thing_more():
+    import effect
+
+    def row(text, name="a.tif"):
+        return {"img": f"/images/{name}", "prompt": "描述这张图。", "label": text}
+    sentences = ["a harbor with many boats and a car", "there are boats in the harbor", "a harbor with a car and a building"]
+    images = [{"filename": name, "sentences": [{"raw": text} for text in sentences]} for name in ("a.tif", "b.tif")]
+    scenes = [row("港口。")]
+    kept = effect.brief([
+        row("港口里停着许多船。"),                # the water and the pier follow from the harbour, the boats are one thing more
+        row("港口的水面上停着许多船。"),
+        row("许多船整齐地停着。"),                # names no scene: it is said before it
+        row("港口里停着许多船，旁边有一辆汽车。"),   # two things more
+        row("一片沙滩旁停着许多船。"),             # another scene
+        row("港口里停着许多船。", "b.tif"),        # of which no scene is agreed
+    ], scenes, images)
+    assert [r["label"] for r in kept] == ["港口。港口里停着许多船。", "港口。港口的水面上停着许多船。", "港口。许多船整齐地停着。"]
+    assert kept[0] == row("港口。港口里停着许多船。")
