@@ -51,3 +51,16 @@ def test_brief_rows_say_the_scene_first_and_one_thing_more():
     ], scenes, images)
     assert [r["label"] for r in kept] == ["港口。港口里停着许多船。", "港口。港口的水面上停着许多船。", "港口。许多船整齐地停着。"]
     assert kept[0] == row("港口。港口里停着许多船。")
+
+
+def test_split_finds_what_a_linear_classifier_finds():
+    import split
+
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.arange(120) % 3
+    features = torch.randn(120, 5, generator=generator) * 0.1
+    features[torch.arange(120), classes] += 1
+    train = torch.arange(120) < 90
+    assert split.accuracy(features, classes, train) == 100
+    moved = torch.where(train, classes, (classes + 1) % 3)  # elsewhere each class looks like another one
+    assert split.accuracy(features, moved, train) == 0

@@ -148,6 +148,9 @@ def test_processes_accumulation_and_zero_stages_do_not_change_the_result(pretrai
         assert len(stored) == 16 and all(tensor.any() for tensor in stored.values())  # matrix_B starts as zeros: all have learnt
     for name, values in found.items():
         assert values == pytest.approx(found["one"], abs=1e-5), name
+    run("--from_pretrained", pretrained[0], *long_and_short, *ways["one"][0], "--lr", 1e-9, "--train-iters", 5, "--save", tmp_path, "--experiment-name", "still")
+    unlearnt = losses(tmp_path / "still")[0]  # of the same rows
+    assert found["one"][0] == pytest.approx(unlearnt[0], abs=1e-5) and found["one"][-1] < unlearnt[-1]
 
 
 def started(*args, until, **how):
