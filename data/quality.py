@@ -134,11 +134,14 @@ def trimmed(target, source, instruction="", allowance=1.0, sentences=math.inf):
     """The first sentences of `target` with which nothing is wrong, as a description that passes; "" where that leaves none.
 
     sentences: as many at most, or the fewest that pass. Of what follows a sentence left out, the word that linked it goes, and a
-    sentence that points back to it or begins in mid-thought goes as well. A description does not lose the scene that it named.
+    sentence that points back to it or begins in mid-thought goes as well. A description does not lose the scene that it named: one that the
+    source names too, not just what that implies (of 移动房屋公园, 公园), where there is such a one.
     """
     def scenes(text):
-        return lexicon.named(lexicon.find(text, "zh"), "scene") & lexicon.closure(lexicon.find(source, "en"))
+        return lexicon.named(lexicon.find(text, "zh"), "scene")
 
+    said = lexicon.find(source, "en")
+    needed = scenes(target) & lexicon.named(said, "scene") or scenes(target) & lexicon.closure(said)
     kept, gap, most = [], False, most_characters(source, allowance)
     for sentence in SENTENCE.findall(target):
         words = LINKS.sub("", sentence, count=1) if gap else sentence
@@ -150,7 +153,7 @@ def trimmed(target, source, instruction="", allowance=1.0, sentences=math.inf):
         if len(kept) >= sentences and not problems("".join(kept), source, instruction, allowance):
             break
     text = "".join(kept)
-    return "" if problems(text, source, instruction, allowance) or scenes(target) and not scenes(text) else text
+    return "" if problems(text, source, instruction, allowance) or needed and not needed & scenes(text) else text
 
 
 def unfaithful(target, source):

@@ -78,6 +78,15 @@ def test_trimming_keeps_the_sound_sentences(target, kept):
     assert not kept or quality.problems(kept, ENGLISH) == []
 
 
+@pytest.mark.parametrize("target, source, kept", (
+    ("移动房屋公园周围有飞机。公园内有道路穿过。", "mobile homes and a road in the mobile home park", ""),  # a park is another scene
+    ("移动房屋公园内有道路穿过。公园里有飞机。", "mobile homes and a road in the mobile home park", "移动房屋公园内有道路穿过。"),
+    ("公园周围有飞机。公园内有道路穿过。", "mobile homes and a road in the mobile home park", "公园内有道路穿过。"),  # no more was named
+    ("住宅区里停着飞机。房屋被灌木丛环绕。", "a house surrounded by bushes in the residential area", "")))
+def test_trimming_does_not_replace_the_scene_by_what_it_implies(target, source, kept):
+    assert quality.trimmed(target, source) == kept
+
+
 def test_trimming_to_a_number_of_sentences():
     target = "机场。机场里有飞机，环境宁静。机场上停着两架白色飞机。附近有汽车。机场周围有许多树木。"
     assert [quality.trimmed(target, ENGLISH, sentences=number) for number in (1, 2, 3)] == [
