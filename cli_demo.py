@@ -7,6 +7,7 @@
 Images are files or http(s) addresses. In a dialogue Ctrl-C stops the answer and Ctrl-D leaves; what was typed
 is kept for the arrow keys in ~/.remoteglm_history.
 """
+
 import argparse
 import json
 import os
@@ -18,13 +19,30 @@ from functools import partial
 HISTORY = "~/.remoteglm_history"
 
 WORDS = {  # what a person sees, by --english
-    False: {"image": "请输入图像路径（回车进入纯文本对话，stop 退出）：", "user": "用户：", "model": "RemoteGLM：", "base": "微调前：",
-            "hint": "clear 换一张图像，stop 退出。", "error": "错误：", "cut": "注意：超出长度上限，未读入", "rounds": "最早的 {} 轮对话",
-            "tail": "问题的末尾", "and": "和"},
-    True: {"image": "Path of an image (empty: plain text, stop: leave): ", "user": "You: ", "model": "RemoteGLM: ",
-           "base": "Before fine-tuning: ", "hint": "clear: another image, stop: leave.", "error": "error: ",
-           "cut": "note: beyond the length limit and not read: ", "rounds": "the oldest rounds ({})",
-           "tail": "the end of the question", "and": " and "},
+    False: {
+        "image": "请输入图像路径（回车进入纯文本对话，stop 退出）：",
+        "user": "用户：",
+        "model": "RemoteGLM：",
+        "base": "微调前：",
+        "hint": "clear 换一张图像，stop 退出。",
+        "error": "错误：",
+        "cut": "注意：超出长度上限，未读入",
+        "rounds": "最早的 {} 轮对话",
+        "tail": "问题的末尾",
+        "and": "和",
+    },
+    True: {
+        "image": "Path of an image (empty: plain text, stop: leave): ",
+        "user": "You: ",
+        "model": "RemoteGLM: ",
+        "base": "Before fine-tuning: ",
+        "hint": "clear: another image, stop: leave.",
+        "error": "error: ",
+        "cut": "note: beyond the length limit and not read: ",
+        "rounds": "the oldest rounds ({})",
+        "tail": "the end of the question",
+        "and": " and ",
+    },
 }
 
 
@@ -32,7 +50,9 @@ class Parser(argparse.ArgumentParser):
     """Of the scripts at the top: their docstring is the help, and what is wrong is one line, which the usage of forty options would hide."""
 
     def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; all options: --help\n")
@@ -41,36 +61,75 @@ class Parser(argparse.ArgumentParser):
 def add_loading_options(parser, whole=False, **from_pretrained):
     """The options by which every script finds and loads a checkpoint; `loading` hands them on. whole: as it is on disk."""
     add = parser.add_argument_group("checkpoint").add_argument
-    add("--from_pretrained", help="checkpoint: a folder (an adapter, a full checkpoint, a base in SAT's or Hugging Face's layout) "
-        "or a name such as visualglm-6b, looked up in SAT_HOME and the Hugging Face and ModelScope caches", **from_pretrained)
+    add(
+        "--from_pretrained",
+        help="checkpoint: a folder (an adapter, a full checkpoint, a base in SAT's or Hugging Face's layout) "
+        "or a name such as visualglm-6b, looked up in SAT_HOME and the Hugging Face and ModelScope caches",
+        **from_pretrained,
+    )
     add("--base_path", help="the adapter's base, if it is no longer where it was in training")
-    add("--tokenizer", help="vocabulary file; default: ice_text.model in the checkpoint folder, then in those caches")
-    add("--download", nargs="?", const="huggingface", choices=("huggingface", "modelscope"),
-        help="fetch a checkpoint that is not found (default source: huggingface, or the mirror HF_ENDPOINT names)")
+    add(
+        "--tokenizer",
+        help="vocabulary file; default: ice_text.model in the checkpoint folder, then in those caches",
+    )
+    add(
+        "--download",
+        nargs="?",
+        const="huggingface",
+        choices=("huggingface", "modelscope"),
+        help="fetch a checkpoint that is not found (default source: huggingface, or the mirror HF_ENDPOINT names)",
+    )
     if whole:
         return
-    add("--quant", type=int, choices=(8, 4), help="weights in 8 or 4 bits: less memory; default: as they are")
+    add(
+        "--quant",
+        type=int,
+        choices=(8, 4),
+        help="weights in 8 or 4 bits: less memory; default: as they are",
+    )
     add("--device", help="cuda, mps or cpu; default: the first that works")
-    add("--dtype", choices=("float32", "float16", "bfloat16"),
-        help="default: float16 on a GPU; on a CPU float32, or bfloat16 with --quant and for large networks")
-    add("--cuda_graphs", action="store_true", help="record the decode step as CUDA graphs: fewer launches, the same tokens; not yet tried on "
-        "real hardware")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float16 on a GPU; on a CPU float32, or bfloat16 with --quant and for large networks",
+    )
+    add(
+        "--cuda_graphs",
+        action="store_true",
+        help="record the decode step as CUDA graphs: fewer launches, the same tokens; not yet tried on "
+        "real hardware",
+    )
 
 
 def loading(args):
-    return {"base": args.base_path, "tokenizer": args.tokenizer, "bits": args.quant, "download": args.download,
-            "device": args.device, "dtype": args.dtype} | ({"cuda_graphs": True} if vars(args).get("cuda_graphs") else {})
+    return {
+        "base": args.base_path,
+        "tokenizer": args.tokenizer,
+        "bits": args.quant,
+        "download": args.download,
+        "device": args.device,
+        "dtype": args.dtype,
+    } | ({"cuda_graphs": True} if vars(args).get("cuda_graphs") else {})
 
 
 def add_bands_option(parser):
-    parser.add_argument("--bands", type=int, nargs=3, metavar=("R", "G", "B"), help="bands shown as red, green and blue, counted "
-                        "from 1, such as 4 3 2; needs rasterio. Default: what the image says, else its first three")
+    parser.add_argument(
+        "--bands",
+        type=int,
+        nargs=3,
+        metavar=("R", "G", "B"),
+        help="bands shown as red, green and blue, counted "
+        "from 1, such as 4 3 2; needs rasterio. Default: what the image says, else its first three",
+    )
 
 
 def compares(args, assistant):
     """Whether the untuned base is to answer as well, as --base asks; one line where there is none apart."""
     if args.base and not assistant.has_adapter:
-        print(f"--base is left out: {args.from_pretrained} has no adapter that could be switched off", file=sys.stderr)
+        print(
+            f"--base is left out: {args.from_pretrained} has no adapter that could be switched off",
+            file=sys.stderr,
+        )
     return args.base and assistant.has_adapter
 
 
@@ -87,29 +146,65 @@ def parse(argv=None):
     add_loading_options(parser, default="checkpoints/RemoteGLM")
     add("--base", action="store_true", help="show the answer of the untuned base as well")
     add("--image", help="with --prompt: one question about this image, then leave")
-    add("--prompt", help="one question, then leave; default with --image: the one the checkpoint was trained on; with --input: "
-        "for the rows without one")
-    add("--input", help='answer the rows of this .json or .jsonl file: {"img", "prompt"}, or dialogues (their last question)')
-    add("--output", help="file of those answers, one JSON object a line, appended as they come: a second run goes on")
-    add("--image-root", default="", help="folder of relative images in rows; default: beside the rows, then the project root")
+    add(
+        "--prompt",
+        help="one question, then leave; default with --image: the one the checkpoint was trained on; with --input: "
+        "for the rows without one",
+    )
+    add(
+        "--input",
+        help='answer the rows of this .json or .jsonl file: {"img", "prompt"}, or dialogues (their last question)',
+    )
+    add(
+        "--output",
+        help="file of those answers, one JSON object a line, appended as they come: a second run goes on",
+    )
+    add(
+        "--image-root",
+        default="",
+        help="folder of relative images in rows; default: beside the rows, then the project root",
+    )
     add("--batch-size", type=int, default=4, help="rows answered together (%(default)s)")
     add_bands_option(parser)
-    add("--prompt_zh", help="first question of a dialogue; default: the one the checkpoint was trained on")
+    add(
+        "--prompt_zh",
+        help="first question of a dialogue; default: the one the checkpoint was trained on",
+    )
     add("--prompt_en", default="Describe the image.", help="the same with --english (%(default)s)")
     add("--english", action="store_true", help="ask and answer in English")
     add("--json", action="store_true", help="print a one-shot answer as one JSON object")
-    add("--max_length", type=int, default=2048, help="prompt and answer together, in tokens (%(default)s)")
-    add("--top_p", type=float, default=0.4, help="nucleus sampling, 0 to 1; 0: greedy (%(default)s)")
-    add("--top_k", type=int, default=100, help="choose among this many tokens; 1: greedy, 0: all (%(default)s)")
+    add(
+        "--max_length",
+        type=int,
+        default=2048,
+        help="prompt and answer together, in tokens (%(default)s)",
+    )
+    add(
+        "--top_p", type=float, default=0.4, help="nucleus sampling, 0 to 1; 0: greedy (%(default)s)"
+    )
+    add(
+        "--top_k",
+        type=int,
+        default=100,
+        help="choose among this many tokens; 1: greedy, 0: all (%(default)s)",
+    )
     add("--temperature", type=float, default=0.8, help="0: greedy (%(default)s)")
     add("--repetition_penalty", type=float, default=1.2, help="1: none (%(default)s)")
     add("--seed", type=int, help="makes sampled answers repeatable")
     args = parser.parse_args(argv)
-    for name, low, high in (("max_length", 2, None), ("top_p", 0, 1), ("top_k", 0, None), ("temperature", 0, None),
-                            ("batch-size", 1, None)):
+    for name, low, high in (
+        ("max_length", 2, None),
+        ("top_p", 0, 1),
+        ("top_k", 0, None),
+        ("temperature", 0, None),
+        ("batch-size", 1, None),
+    ):
         value = getattr(args, name.replace("-", "_"))
         if value < low or high is not None and value > high:
-            parser.error(f"--{name} {value}: must be at least {low}" + (f" and at most {high}" if high else ""))
+            parser.error(
+                f"--{name} {value}: must be at least {low}"
+                + (f" and at most {high}" if high else "")
+            )
     if args.repetition_penalty <= 0:
         parser.error(f"--repetition_penalty {args.repetition_penalty}: must be above 0")
     if bool(args.input) != bool(args.output) or args.input and (args.image or args.json):
@@ -137,11 +232,21 @@ def run(args):
     from model.batch import AnswerFile
     from model.rows import load_rows
 
-    sampling = Sampling(max_length=args.max_length, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
-                        repetition_penalty=args.repetition_penalty, seed=args.seed)
+    sampling = Sampling(
+        max_length=args.max_length,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+    )
     # What can be wrong with the user's files shows before the weights are read.
     image = read_image(args.image, args.bands) if args.image else None
-    rows = (load_rows(args.input, args.image_root, questions=True), AnswerFile(args.output)) if args.input else None
+    rows = (
+        (load_rows(args.input, args.image_root, questions=True), AnswerFile(args.output))
+        if args.input
+        else None
+    )
     assistant = load_assistant(args.from_pretrained, **loading(args))
     first = args.prompt_en if args.english else args.prompt_zh or assistant.prompt
     base = compares(args, assistant)
@@ -161,7 +266,9 @@ def run(args):
         if base:
             with assistant.untuned():
                 say(words["base"], stream(*asked), stoppable=dialogue)
-        return say(words["model"], stream(*asked, on_cut=None if base else note), stoppable=dialogue)  # said once
+        return say(
+            words["model"], stream(*asked, on_cut=None if base else note), stoppable=dialogue
+        )  # said once
 
     if dialogue:
         try:
@@ -182,22 +289,40 @@ def run(args):
 
 def answer_file(args, assistant, samples, file, first, sampling, base):
     """Answer rows into a file. Raises UserError at the end if some have no answer."""
+    from tqdm import tqdm
+
     from model import UserError
     from model.batch import answer_rows
-    from tqdm import tqdm
 
     samples = [replace(sample, question=sample.question or first) for sample in samples]
     with file:
-        entries = [entry for untuned in ([True] if base else []) + [False]
-                   for entry in answer_rows(assistant, samples, file, checkpoint=args.from_pretrained, base=untuned,
-                                            sampling=sampling, english=args.english, bands=args.bands,
-                                            batch_size=args.batch_size, progress=partial(tqdm, unit="batch"))]
+        entries = [
+            entry
+            for untuned in ([True] if base else []) + [False]
+            for entry in answer_rows(
+                assistant,
+                samples,
+                file,
+                checkpoint=args.from_pretrained,
+                base=untuned,
+                sampling=sampling,
+                english=args.english,
+                bands=args.bands,
+                batch_size=args.batch_size,
+                progress=partial(tqdm, unit="batch"),
+            )
+        ]
     failed = [entry["error"] for entry in entries if "error" in entry]
     print(f"{len(entries) - len(failed)} answers: {args.output}")
     if shortened := sum("cut" in entry for entry in entries):
-        print(f'{shortened} of them to dialogues beyond the length limit: "cut" says what was not read', file=sys.stderr)
+        print(
+            f'{shortened} of them to dialogues beyond the length limit: "cut" says what was not read',
+            file=sys.stderr,
+        )
     if failed:
-        raise UserError(f'{len(failed)} of {len(entries)} rows have no answer but "error"; the first: {failed[0]}')
+        raise UserError(
+            f'{len(failed)} of {len(entries)} rows have no answer but "error"; the first: {failed[0]}'
+        )
 
 
 def say(name, pieces, stoppable):

@@ -1,8 +1,9 @@
 """Write a checkpoint in another form: merged for SwissArmyTransformer or Hugging Face, as a PEFT adapter, or quantized.
 
-    python export_RemoteGLM.py --from_pretrained checkpoints/RemoteGLM --format hf --output checkpoints/merged-hf
-    python export_RemoteGLM.py --from_pretrained visualglm-6b --format int4 --output checkpoints/visualglm-6b-int4
+python export_RemoteGLM.py --from_pretrained checkpoints/RemoteGLM --format hf --output checkpoints/merged-hf
+python export_RemoteGLM.py --from_pretrained visualglm-6b --format int4 --output checkpoints/visualglm-6b-int4
 """
+
 import sys
 from pathlib import Path
 
@@ -20,9 +21,18 @@ FORMATS = {
 def parse(argv=None):
     parser = Parser(__doc__)
     add_loading_options(parser, whole=True, required=True)
-    parser.add_argument("--format", required=True, choices=FORMATS, help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
-    parser.add_argument("--output", required=True, type=Path, help="folder to write; it must not exist")
-    parser.set_defaults(dtype="stored", device="cpu", quant=None)  # as it is on disk, changed only by the format
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()),
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, help="folder to write; it must not exist"
+    )
+    parser.set_defaults(
+        dtype="stored", device="cpu", quant=None
+    )  # as it is on disk, changed only by the format
     args = parser.parse_args(argv)
     if args.output.exists():
         parser.error(f"--output {args.output} exists: name a new folder, or remove this one first")
@@ -30,15 +40,20 @@ def parse(argv=None):
 
 
 def export(args):
-    from model import checkpoint, export
+    from model.visualglm import export
+    from model.visualglm import loading as checkpoint
 
     options = loading(args)
     if args.format.startswith("int"):
-        export.to_quantized(args.output, args.from_pretrained, **options | {"bits": int(args.format[3:])})
+        export.to_quantized(
+            args.output, args.from_pretrained, **options | {"bits": int(args.format[3:])}
+        )
     else:
         network, tokenizer, card = checkpoint.load(args.from_pretrained, **options)
         if args.format == "peft":
-            export.to_peft(args.output, network, args.base_path or (card.get("base") or {}).get("path"))
+            export.to_peft(
+                args.output, network, args.base_path or (card.get("base") or {}).get("path")
+            )
         else:
             write = export.to_sat if args.format == "sat" else export.to_huggingface
             write(args.output, network, tokenizer, card)

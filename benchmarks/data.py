@@ -5,6 +5,7 @@
 Stages run as a user runs them, each in a process of its own, start included, on files written to a temporary folder; the best
 of several runs stands for the time, the greatest resident set size (ru_maxrss) for the memory.
 """
+
 import argparse
 import asyncio
 import json
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-sys.path.insert(0, str(DATA))
+sys.path.insert(0, str(DATA.parent))
 
 WORDS = "There are many white planes parked near the long gray terminal building of the airport beside some green trees".split()
 
@@ -42,8 +43,10 @@ def image_objects(count):
     for i in range(count):
         sentences = []
         for k in range(5):
-            tokens = WORDS[:10 + (i + k) % 9] + [str(i + k)]
-            sentences.append({"tokens": tokens, "raw": " ".join(tokens) + " .", "imgid": i, "sentid": 5 * i + k})
+            tokens = WORDS[: 10 + (i + k) % 9] + [str(i + k)]
+            sentences.append(
+                {"tokens": tokens, "raw": " ".join(tokens) + " .", "imgid": i, "sentid": 5 * i + k}
+            )
         split = "val" if i % 10 == 8 else "test" if i % 10 == 9 else "train"
         yield {"filename": f"airport_{i}.jpg", "imgid": i, "sentences": sentences, "split": split}
 
@@ -52,7 +55,12 @@ def transform(folder, args):
     """RSICD's size: 10,921 images, 54,605 sentences."""
     source = folder / "dataset.json"
     source.write_text(json.dumps({"images": list(image_objects(10921)), "dataset": "rsicd"}))
-    seconds, memory = zip(*(run(DATA / "transform.py", "--input", source, "--output", folder / "en.json") for _ in range(3)))
+    seconds, memory = zip(
+        *(
+            run(DATA / "transform.py", "--input", source, "--output", folder / "en.json")
+            for _ in range(3)
+        )
+    )
     yield "transform, 10,921 images (JSON)", f"{min(seconds):.2f} s, {max(memory):.0f} MB", "<= 1 s"
 
 
@@ -63,18 +71,36 @@ def stream(folder, args):
         for image in image_objects(count):
             file.write(json.dumps(image) + "\n")
     size = (folder / "big.jsonl").stat().st_size / 1e9
-    seconds, memory = run(DATA / "transform.py", "--input", folder / "big.jsonl", "--output", folder / "big-en.jsonl")
-    yield f"transform, {count:,} images (JSONL, {size:.1f} GB)", f"{seconds:.0f} s, {memory:.0f} MB", "<= 150 MB"
+    seconds, memory = run(
+        DATA / "transform.py", "--input", folder / "big.jsonl", "--output", folder / "big-en.jsonl"
+    )
+    yield (
+        f"transform, {count:,} images (JSONL, {size:.1f} GB)",
+        f"{seconds:.0f} s, {memory:.0f} MB",
+        "<= 150 MB",
+    )
     (folder / "big.jsonl").unlink()
-    seconds, memory = run(DATA / "generate_prompt.py", "--input", folder / "big-en.jsonl", "--output", folder / "rows.jsonl",
-                          "--no-image-check")
-    yield f"generate_prompt, {count:,} records (JSONL)", f"{seconds:.0f} s, {memory:.0f} MB", "<= 150 MB"
+    seconds, memory = run(
+        DATA / "generate_prompt.py",
+        "--input",
+        folder / "big-en.jsonl",
+        "--output",
+        folder / "rows.jsonl",
+        "--no-image-check",
+    )
+    yield (
+        f"generate_prompt, {count:,} records (JSONL)",
+        f"{seconds:.0f} s, {memory:.0f} MB",
+        "<= 150 MB",
+    )
 
 
 def images(folder, args):
     """The image check, what decoding alone takes in as many threads, and a second run that finds everything kept."""
-    from image_check import CACHE, examine_all
     from PIL import Image
+
+    from data.image_check import CACHE, examine_all
+
     paths = sorted(path for path in args.images.iterdir() if path.is_file())
 
     def decode(path):
@@ -97,17 +123,31 @@ def images(folder, args):
     cache, what = folder / CACHE, f"{len(paths):,} images"
     decode_all()  # the files are in the system's cache from here on
     yield f"decoding alone, {what}", rate(decode_all), ""
-    yield f"image check, {what}", rate(lambda: examine_all(paths, cache), lambda: cache.unlink(missing_ok=True)), ">= 300 images/s"
+    yield (
+        f"image check, {what}",
+        rate(lambda: examine_all(paths, cache), lambda: cache.unlink(missing_ok=True)),
+        ">= 300 images/s",
+    )
     yield f"image check again, {what}", rate(lambda: examine_all(paths, cache)), ""
 
 
 async def serve(delay, port):
     """An OpenAI-compatible server that answers each request after `delay` seconds; tells its port by the pipe `port`."""
     message = {"role": "assistant", "content": "图中有一座机场，停着飞机。"}
-    reply = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "stub",
-                        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-                        "usage": {"prompt_tokens": 150, "completion_tokens": 12, "total_tokens": 162}}).encode()
-    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(reply), reply)
+    reply = json.dumps(
+        {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "stub",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 150, "completion_tokens": 12, "total_tokens": 162},
+        }
+    ).encode()
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+        len(reply),
+        reply,
+    )
 
     async def client(reader, writer):
         try:
@@ -133,38 +173,86 @@ def translation(folder, args):
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve_in_process, args=(0.2, there), daemon=True)
     server.start()
-    os.environ |= {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": f"http://127.0.0.1:{here.recv()}/v1"}
+    os.environ |= {
+        "OPENAI_API_KEY": "none",
+        "OPENAI_BASE_URL": f"http://127.0.0.1:{here.recv()}/v1",
+    }
     source, count, sample = folder / "en.json", 2713, 100
-    source.write_text(json.dumps([{"imged_id": f"{k}.tif", "caption": f"Airplanes at airport number {k} ."} for k in range(count)]))
+    source.write_text(
+        json.dumps(
+            [
+                {"imged_id": f"{k}.tif", "caption": f"Airplanes at airport number {k} ."}
+                for k in range(count)
+            ]
+        )
+    )
 
     def seconds(concurrency, name, *more):
-        return run(DATA / "translation_en2zh.py", "--input", source, "--output", folder / name, "--concurrency", concurrency, *more)
+        return run(
+            DATA / "translation_en2zh.py",
+            "--input",
+            source,
+            "--output",
+            folder / name,
+            "--concurrency",
+            concurrency,
+            *more,
+        )
 
     start, _ = seconds(1, "start.json", "--limit", 1)
     alone, _ = seconds(1, "alone.json", "--limit", sample + 1)
     each = (alone - start) / sample
     together, memory = zip(*(seconds(64, f"together{k}.json") for k in range(3)))
     server.terminate()
-    yield f"translation one by one, 200 ms server, {sample} captions", f"{1000 * each:.0f} ms each", ""
+    yield (
+        f"translation one by one, 200 ms server, {sample} captions",
+        f"{1000 * each:.0f} ms each",
+        "",
+    )
     faster = (start + each * (count - 1)) / min(together)
-    yield (f"translation, {count:,} captions, --concurrency 64",
-           f"{min(together):.1f} s, {count / min(together):.0f} captions/s, {max(memory):.0f} MB: {faster:.0f} times as fast", ">= 25 times")
+    yield (
+        f"translation, {count:,} captions, --concurrency 64",
+        f"{min(together):.1f} s, {count / min(together):.0f} captions/s, {max(memory):.0f} MB: {faster:.0f} times as fast",
+        ">= 25 times",
+    )
 
 
-BENCHMARKS = {"translation": translation, "transform": transform, "stream": stream, "images": images}
+BENCHMARKS = {
+    "translation": translation,
+    "transform": transform,
+    "stream": stream,
+    "images": images,
+}
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Measure the data stages on this machine and print a table.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(BENCHMARKS)} (default: all; images "
-                        "only with --images)")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of pictures to check, such as data/UCM/images")
-    parser.add_argument("--records", type=int, default=1_000_000, help="of stream (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Measure the data stages on this machine and print a table."
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"what to measure: {', '.join(BENCHMARKS)} (default: all; images only with --images)",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of pictures to check, such as data/UCM/images",
+    )
+    parser.add_argument(
+        "--records", type=int, default=1_000_000, help="of stream (default: %(default)s)"
+    )
     args = parser.parse_args()
     names = args.names or [name for name in BENCHMARKS if name != "images" or args.images]
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown or "images" in names and not (args.images and args.images.is_dir()):
-        parser.error(f"no benchmark {', '.join(unknown)}" if unknown else "images needs a folder: --images DIR")
+        parser.error(
+            f"no benchmark {', '.join(unknown)}"
+            if unknown
+            else "images needs a folder: --images DIR"
+        )
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     print("| what | measured | wanted |\n| --- | --- | --- |")
     for name in names:

@@ -8,6 +8,7 @@ median, so that other load falls on all alike. A first turn encodes the picture;
 "Products allow" times nothing but the matrix-vector products of a token, in their order: what is left is this project's own.
 Memory is the peak of RssAnon while answering, each way in a process of its own.
 """
+
 import argparse
 import statistics
 import subprocess
@@ -19,7 +20,13 @@ from types import SimpleNamespace
 
 from networks import TINY, PeakMemory, machine, mid_size, random_base, table
 
-WAYS = {"stock float32": None, "float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"bits": 8}, "int4": {"bits": 4}}
+WAYS = {
+    "stock float32": None,
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"bits": 8},
+    "int4": {"bits": 4},
+}
 TEXT, ANSWER = 30, 60  # tokens of a question and of an earlier answer
 IMAGE_START = 3
 PENALTY = 1.2
@@ -32,19 +39,27 @@ class Ours:
     def answer(self, prompt, tokens, pixels=None, embeds=None):
         """(ids, seconds from the question to each of them); pixels: a first turn's, embeds: what a dialogue keeps."""
         from model import Sampling
-        from model.generate import generate
+        from model.visualglm.generate import generate
+
         start = time.perf_counter()
         if pixels is not None:
             embeds = self.encode(pixels)
         ids, times = [], []
-        for token, in generate(self.network, [prompt], eop=-1, image_embeds=embeds, image_start=IMAGE_START, sampling=Sampling(
-                max_new_tokens=tokens, temperature=0, repetition_penalty=PENALTY)):
+        for (token,) in generate(
+            self.network,
+            [prompt],
+            eop=-1,
+            image_embeds=embeds,
+            image_start=IMAGE_START,
+            sampling=Sampling(max_new_tokens=tokens, temperature=0, repetition_penalty=PENALTY),
+        ):
             ids.append(token)
             times.append(time.perf_counter() - start)
         return ids, times
 
     def encode(self, pixels):
         import torch
+
         with torch.inference_mode():
             return self.network.encode_images(pixels)
 
@@ -52,13 +67,25 @@ class Ours:
         """Seconds that the products of one token take alone."""
         import torch
 
-        from model.decoder import Decoder
+        from model.visualglm.decoder import Decoder
+
         with torch.inference_mode():
             decoder, config = Decoder(self.network, [1], 0), self.network.config
-            inputs = {width: torch.randn(1, width).to(self.network.dtype) for width in (config.hidden_size, config.inner_hidden_size)}
+            inputs = {
+                width: torch.randn(1, width).to(self.network.dtype)
+                for width in (config.hidden_size, config.inner_hidden_size)
+            }
             narrow, wide = inputs.values()
-            calls = [call for layer in decoder.layers for call in
-                     ((layer.qkv, narrow), (layer.dense, narrow), (layer.up, narrow), (layer.down, wide))] + [(decoder.head, narrow)]
+            calls = [
+                call
+                for layer in decoder.layers
+                for call in (
+                    (layer.qkv, narrow),
+                    (layer.dense, narrow),
+                    (layer.up, narrow),
+                    (layer.down, wide),
+                )
+            ] + [(decoder.head, narrow)]
             start = time.perf_counter()
             for product, x in calls:
                 product(x)
@@ -71,7 +98,8 @@ class Stock:
         from safetensors.torch import load_file
         from sat.model.cached_autoregressive_model import CachedAutoregressiveMixin
 
-        from model.checkpoint import CONFIG, FULL, read_config
+        from model.visualglm.loading import CONFIG, FULL, read_config
+
         self.network = stock.network(read_config(folder / CONFIG))
         self.network.load_state_dict(load_file(folder / FULL))
         self.network.add_mixin("auto-regressive", CachedAutoregressiveMixin())
@@ -80,7 +108,9 @@ class Stock:
         return self.network.parameters()
 
     def __call__(self, input_ids, pixels, **kwargs):
-        return self.network(input_ids=input_ids, pixels=pixels if input_ids.size(1) > 1 else None, **kwargs)
+        return self.network(
+            input_ids=input_ids, pixels=pixels if input_ids.size(1) > 1 else None, **kwargs
+        )
 
     def answer(self, prompt, tokens, pixels):
         import torch
@@ -98,14 +128,23 @@ class Stock:
         start = time.perf_counter()
         with torch.inference_mode():
             out = filling_sequence(
-                self, torch.tensor(prompt + [-1] * tokens), batch_size=1, pixels=pixels, image_start=IMAGE_START,
+                self,
+                torch.tensor(prompt + [-1] * tokens),
+                batch_size=1,
+                pixels=pixels,
+                image_start=IMAGE_START,
                 strategy=Timed(temperature=1.0, top_k=1, repetition_penalty=PENALTY),
-                get_masks_and_position_ids=lambda seq: (seq[None], *self.network.get_inputs(seq[None])))[0]
-        return out[0, len(prompt):].tolist(), times
+                get_masks_and_position_ids=lambda seq: (
+                    seq[None],
+                    *self.network.get_inputs(seq[None]),
+                ),
+            )[0]
+        return out[0, len(prompt) :].tolist(), times
 
 
 def load(folder, way):
     from model import load_assistant
+
     if WAYS[way] is None:
         return Stock(Path(folder))
     return Ours(load_assistant(folder, device="cpu", **WAYS[way]).network)
@@ -114,8 +153,17 @@ def load(folder, way):
 def dialogue(config):
     """Prompts of a first and a third turn of random words, and the picture's pixels."""
     import torch
-    words = torch.randint(10, config.gmask_token_id - 100, (3 * TEXT + 2 * ANSWER,), generator=torch.Generator().manual_seed(1)).tolist()
-    head, end = words[:IMAGE_START] + [3] * config.image_length, [config.gmask_token_id, config.bos_token_id]
+
+    words = torch.randint(
+        10,
+        config.gmask_token_id - 100,
+        (3 * TEXT + 2 * ANSWER,),
+        generator=torch.Generator().manual_seed(1),
+    ).tolist()
+    head, end = (
+        words[:IMAGE_START] + [3] * config.image_length,
+        [config.gmask_token_id, config.bos_token_id],
+    )
     height, width = config.eva_args["image_size"]
     return head + words[:TEXT] + end, head + words + end, torch.randn(1, 3, height, width)
 
@@ -137,32 +185,61 @@ def measure(name, folder, args):
                 new["first"].append(times[0])
                 new["token"] += [b - a for a, b in zip(times, times[1:])]
                 new["third"].append(third_time)
-                new["products"] += [run.products() for _ in range(args.tokens // 2)] if isinstance(run, Ours) else []
+                new["products"] += (
+                    [run.products() for _ in range(args.tokens // 2)]
+                    if isinstance(run, Ours)
+                    else []
+                )
         if said["float32"] != said["stock float32"]:
-            sys.exit(f"benchmarks/generate.py: error: {name}: float32 and stock gave different tokens: {said}")
+            sys.exit(
+                f"benchmarks/generate.py: error: {name}: float32 and stock gave different tokens: {said}"
+            )
     rows, base = [], {}
     for way in WAYS:
         typical = {what: statistics.median(times) for what, times in seconds[way].items() if times}
         base = base or typical
-        peak = subprocess.run([sys.executable, __file__, "--tokens", str(args.tokens), "--memory", way, str(folder)],
-                              check=True, capture_output=True, text=True).stdout
-        row = {"network": name, "way": way, "tokens/s": f"{1 / typical['token']:.0f} ({base['token'] / typical['token']:.2f}x)"}
+        peak = subprocess.run(
+            [sys.executable, __file__, "--tokens", str(args.tokens), "--memory", way, str(folder)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        row = {
+            "network": name,
+            "way": way,
+            "tokens/s": f"{1 / typical['token']:.0f} ({base['token'] / typical['token']:.2f}x)",
+        }
         row["products allow"] = f"{1 / typical['products']:.0f}" if "products" in typical else ""
-        row["share"] = f"{typical['products'] / typical['token']:.0%}" if "products" in typical else ""
+        row["share"] = (
+            f"{typical['products'] / typical['token']:.0%}" if "products" in typical else ""
+        )
         for what in ("first", "third"):
-            row[f"{what} turn, ms"] = f"{typical[what] * 1e3:.0f} ({base[what] / typical[what]:.2f}x)"
+            row[f"{what} turn, ms"] = (
+                f"{typical[what] * 1e3:.0f} ({base[what] / typical[what]:.2f}x)"
+            )
         rows.append(row | {"peak, MB": f"{int(peak.split()[-1]) / 1e6:.0f}"})
     return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of one reading (%(default)s)")
-    parser.add_argument("--readings", type=int, default=7, help="readings of each way (%(default)s)")
-    parser.add_argument("--memory", nargs=2, metavar=("WAY", "FOLDER"), help="print the peak memory of one answer, in bytes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="tokens of one reading (%(default)s)"
+    )
+    parser.add_argument(
+        "--readings", type=int, default=7, help="readings of each way (%(default)s)"
+    )
+    parser.add_argument(
+        "--memory",
+        nargs=2,
+        metavar=("WAY", "FOLDER"),
+        help="print the peak memory of one answer, in bytes",
+    )
     args = parser.parse_args()
 
-    from model.checkpoint import CONFIG, read_config
+    from model.visualglm.loading import CONFIG, read_config
 
     if args.memory:
         way, folder = args.memory
@@ -173,7 +250,9 @@ def main():
         return print(memory.peak)
     with tempfile.TemporaryDirectory() as folder:
         random_base(Path(folder) / "base", mid_size())
-        rows = measure("mid-size", Path(folder) / "base", args) + measure("tiny", TINY / "base", args)
+        rows = measure("mid-size", Path(folder) / "base", args) + measure(
+            "tiny", TINY / "base", args
+        )
     print(f"{machine()}; batch 1, answers of {args.tokens} tokens\n")
     table(rows)
 

@@ -3,6 +3,7 @@ scripts use them. Random weights. What the benchmarks compare with.
 
 Shapes: B rows, T tokens, P image patches + 1, Q image slots, V vocabulary.
 """
+
 import argparse
 import json
 import time
@@ -13,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from networks import rendered
 
-from model.checkpoint import CONFIG, DTYPES, VOCABULARY, read_config
-from model.sat_import import BaseMixin, BaseModel, LoraMixin, ensure_model_parallel_group
-from model.tokenizer import Tokenizer
-
 # SAT is in memory now, its optional packages closed: see model/sat_import.py.
 from sat.model.official.chatglm_model import ChatGLMModel
 from sat.model.official.vit_model import ViTModel
+
+from model.visualglm.loading import CONFIG, DTYPES, VOCABULARY, read_config
+from model.visualglm.sat import BaseMixin, BaseModel, LoraMixin, ensure_model_parallel_group
+from model.visualglm.tokenizer import Tokenizer
 
 SOURCE, TARGET = 64, 256  # tokens of every row, padding included
 IGNORED = -100
@@ -43,8 +44,12 @@ class Tower(ViTModel):
         self.add_mixin("cls", Norm(args.hidden_size))
 
     def forward(self, pixels):
-        return super().forward(input_ids=pixels.new_zeros(pixels.size(0), 1, dtype=torch.long), position_ids=None,
-                               attention_mask=pixels.new_ones(1, 1), image=pixels)[0]
+        return super().forward(
+            input_ids=pixels.new_zeros(pixels.size(0), 1, dtype=torch.long),
+            position_ids=None,
+            attention_mask=pixels.new_ones(1, 1),
+            image=pixels,
+        )[0]
 
 
 class Queries(BaseModel):
@@ -63,8 +68,13 @@ class Queries(BaseModel):
     def forward(self, image):
         count = self.transformer.word_embeddings.num_embeddings
         queries = torch.arange(count, device=image.device).expand(image.size(0), -1)
-        return super().forward(input_ids=queries, position_ids=None, attention_mask=image.new_ones(1, 1, 1, count),
-                               encoder_outputs=image, cross_attention_mask=image.new_ones(1, 1, 1, image.size(1)))[0]
+        return super().forward(
+            input_ids=queries,
+            position_ids=None,
+            attention_mask=image.new_ones(1, 1, 1, count),
+            encoder_outputs=image,
+            cross_attention_mask=image.new_ones(1, 1, 1, image.size(1)),
+        )[0]
 
 
 class Images(BaseMixin):
@@ -75,19 +85,30 @@ class Images(BaseMixin):
         self.model = torch.nn.Module()
         self.model.vit = Tower(arguments(config["eva_args"], device), **kwargs)
         self.model.qformer = Queries(arguments(config["qformer_args"], device), **kwargs)
-        self.model.glm_proj = torch.nn.Linear(config["qformer_args"]["hidden_size"], config["hidden_size"])
+        self.model.glm_proj = torch.nn.Linear(
+            config["qformer_args"]["hidden_size"], config["hidden_size"]
+        )
 
     def word_embedding_forward(self, input_ids, pixels=None, image_start=0, **kwargs):
         words = self.transformer.word_embeddings
         if pixels is None:
             return words(input_ids)
         image = self.model.glm_proj(self.model.qformer(self.model.vit(pixels)))
-        return torch.cat((words(input_ids[:, :image_start]), image, words(input_ids[:, image_start + image.size(1):])), 1)
+        return torch.cat(
+            (
+                words(input_ids[:, :image_start]),
+                image,
+                words(input_ids[:, image_start + image.size(1) :]),
+            ),
+            1,
+        )
 
 
 def arguments(config, device):
     """A part of a `model_config.json` as the arguments SAT reads."""
-    return SimpleNamespace(**config | {"skip_init": False, "use_gpu_initialization": device == "cuda"})
+    return SimpleNamespace(
+        **config | {"skip_init": False, "use_gpu_initialization": device == "cuda"}
+    )
 
 
 def network(config, device="cpu", dtype=torch.float32):
@@ -103,13 +124,13 @@ def network(config, device="cpu", dtype=torch.float32):
 
 
 def padded(rows, pad):
-    """model.dialogue's rendered rows -> input_ids and labels [B, SOURCE + TARGET]; what is not to be learned is IGNORED."""
+    """model.visualglm.prompt's rendered rows -> input_ids and labels [B, SOURCE + TARGET]; what is not to be learned is IGNORED."""
     width = SOURCE + TARGET
     input_ids = torch.full((len(rows), width), pad)
     labels = torch.full((len(rows), width), IGNORED)
     for ids, label, row in zip(input_ids, labels, rows):
-        ids[:len(row.ids)] = torch.tensor(row.ids)
-        label[row.prefix:len(row.ids)] = torch.tensor(row.ids[row.prefix:])
+        ids[: len(row.ids)] = torch.tensor(row.ids)
+        label[row.prefix : len(row.ids)] = torch.tensor(row.ids[row.prefix :])
     return input_ids, labels
 
 
@@ -129,8 +150,12 @@ def train(config, rows, batch_size, steps, rank, device="cpu", dtype=torch.float
         input_ids, labels = (tensor.to(device) for tensor in padded(batch, config["pad_token_id"]))
         pixels = torch.randn(batch_size, 3, height, width, device=device, dtype=dtype)
         start = time.perf_counter()
-        logits = model(input_ids=input_ids, pixels=pixels, image_start=batch[0].image_start)[0].float()
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        logits = model(input_ids=input_ids, pixels=pixels, image_start=batch[0].image_start)[
+            0
+        ].float()
+        loss = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 0.1)
@@ -141,18 +166,41 @@ def train(config, rows, batch_size, steps, rank, device="cpu", dtype=torch.float
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train the stock way on random pixels; print the seconds of each step.")
-    parser.add_argument("base", type=Path, help="folder with model_config.json and the vocabulary; its weights are not read")
+    parser = argparse.ArgumentParser(
+        description="Train the stock way on random pixels; print the seconds of each step."
+    )
+    parser.add_argument(
+        "base",
+        type=Path,
+        help="folder with model_config.json and the vocabulary; its weights are not read",
+    )
     parser.add_argument("rows", type=Path, help="row file")
     parser.add_argument("--batch-size", type=int, default=4, help="rows a step (%(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps to time (%(default)s)")
     parser.add_argument("--rank", type=int, default=10, help="rank of LoRA (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of weights and activations (%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=DTYPES,
+        help="of weights and activations (%(default)s)",
+    )
     args = parser.parse_args()
     config = read_config(args.base / CONFIG)
     rows = rendered(args.rows, Tokenizer(args.base / VOCABULARY, config), config)
-    print(json.dumps(train(config, rows, args.batch_size, args.steps, args.rank, args.device, DTYPES[args.dtype])))
+    print(
+        json.dumps(
+            train(
+                config,
+                rows,
+                args.batch_size,
+                args.steps,
+                args.rank,
+                args.device,
+                DTYPES[args.dtype],
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

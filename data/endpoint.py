@@ -1,4 +1,5 @@
 """Asking an OpenAI-compatible endpoint: pace, retries, when to stop, tokens and cost. Nothing here knows of captions."""
+
 import asyncio
 import email.utils
 import math
@@ -6,14 +7,16 @@ import random
 import re
 import time
 
-from records import StageError
+from data.records import StageError
 
 # 401 key, 402 balance (DeepSeek), 403 permission or region, 404 model or URL: the next request would fare no better
 HOPELESS = (401, 402, 403, 404)
 PASSING = (408, 409, 425, 429)  # and 5xx: worth another try
-LONGEST_PAUSE = 60    # seconds that the growing pauses end at
-LONGEST_WAIT = 600    # seconds; a server that asks for more is asked again by another run
-SECRET = 8            # characters from which on a key is hidden; "x" and "none" are words for servers without keys
+LONGEST_PAUSE = 60  # seconds that the growing pauses end at
+LONGEST_WAIT = 600  # seconds; a server that asks for more is asked again by another run
+SECRET = (
+    8  # characters from which on a key is hidden; "x" and "none" are words for servers without keys
+)
 
 
 class Stopped(Exception):
@@ -57,15 +60,26 @@ class Endpoint:
     def __init__(self, args, key):
         try:
             import openai  # here: a run that finds everything in journal and memory needs neither client nor key
-            self.client = openai.AsyncOpenAI(api_key=key, base_url=args.base_url, timeout=None, max_retries=0)
-        except ImportError as error:  # no openai, or a SOCKS proxy in the environment and no socksio
+
+            self.client = openai.AsyncOpenAI(
+                api_key=key, base_url=args.base_url, timeout=None, max_retries=0
+            )
+        except (
+            ImportError
+        ) as error:  # no openai, or a SOCKS proxy in the environment and no socksio
             raise StageError(f"cannot start the client: {error}") from None
         self.api_error, self.args, self.key = openai.APIError, args, key
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
-        self.cost, self.under_way = 0.0, []  # (tokens in, tokens out) that each request under way is thought to take
-        self.longest, self.ratio = 0, 1.5  # most tokens that an answer had; most that were counted per token estimated
-        self.next_start = 0.0              # by --rpm and --tpm, on the clock of time.monotonic()
-        self.held_until = 0.0              # by Retry-After
+        self.cost, self.under_way = (
+            0.0,
+            [],
+        )  # (tokens in, tokens out) that each request under way is thought to take
+        self.longest, self.ratio = (
+            0,
+            1.5,
+        )  # most tokens that an answer had; most that were counted per token estimated
+        self.next_start = 0.0  # by --rpm and --tpm, on the clock of time.monotonic()
+        self.held_until = 0.0  # by Retry-After
         self.failed_in_a_row = 0
         self.stopped, self.stop_event = None, asyncio.Event()
 
@@ -74,7 +88,9 @@ class Endpoint:
         return text.replace(self.key, "***") if len(self.key) >= SECRET else text
 
     def price(self, tokens_in, tokens_out):
-        return (tokens_in * (self.args.price_in or 0) + tokens_out * (self.args.price_out or 0)) / 1e6
+        return (
+            tokens_in * (self.args.price_in or 0) + tokens_out * (self.args.price_out or 0)
+        ) / 1e6
 
     def price_at_most(self, tokens_in, expected):
         """By what the answers so far have shown: each one that arrives revalues the requests under way."""
@@ -100,8 +116,10 @@ class Endpoint:
         """Wait until the limits per minute and the server's Retry-After allow a request of so many tokens."""
         now = time.monotonic()
         start = max(now, self.next_start)
-        self.next_start = start + max(60 / self.args.rpm if self.args.rpm else 0,
-                                      60 * tokens / self.args.tpm if self.args.tpm else 0)
+        self.next_start = start + max(
+            60 / self.args.rpm if self.args.rpm else 0,
+            60 * tokens / self.args.tpm if self.args.tpm else 0,
+        )
         await self.pause(start - now)
         while (left := self.held_until - time.monotonic()) > 0:
             await self.pause(left + random.uniform(0, 0.1 * left))  # not all at the same moment
@@ -117,14 +135,20 @@ class Endpoint:
             reserved = sum(self.price_at_most(*request) for request in self.under_way)
             most, this = self.args.max_cost, self.price_at_most(tokens_in, expected)
             if most is not None and self.cost + reserved + this > most:
-                self.stop(f"--max-cost {most:g} is reached: {self.cost:.4f} spent, {reserved:.4f} under way, "
-                          f"{this:.4f} for the next request")
+                self.stop(
+                    f"--max-cost {most:g} is reached: {self.cost:.4f} spent, {reserved:.4f} under way, "
+                    f"{this:.4f} for the next request"
+                )
             self.under_way.append((tokens_in, expected))
             self.requests += 1
             self.retries += attempt > 0
             try:
                 return await self.ask(messages, tokens_in, expected)
-            except (self.api_error, NoAnswer, ValueError) as error:  # ValueError: half a surrogate pair
+            except (
+                self.api_error,
+                NoAnswer,
+                ValueError,
+            ) as error:  # ValueError: half a surrogate pair
                 seconds = self.judge(error, attempt)
             finally:
                 self.under_way.remove((tokens_in, expected))
@@ -133,17 +157,30 @@ class Endpoint:
     async def ask(self, messages, tokens_in, expected):
         try:
             async with asyncio.timeout(self.args.timeout):
-                reply = await self.client.chat.completions.create(model=self.args.model, messages=messages)
+                reply = await self.client.chat.completions.create(
+                    model=self.args.model, messages=messages
+                )
         except (TimeoutError, ValueError) as error:  # ValueError: a reply that is not JSON
-            self.cost += self.price_at_most(tokens_in, expected)  # the server may have written, and charged, an answer
+            self.cost += self.price_at_most(
+                tokens_in, expected
+            )  # the server may have written, and charged, an answer
             late = f"no answer within {self.args.timeout:g} s"
-            raise NoAnswer(late if isinstance(error, TimeoutError) else f"a reply that is not JSON: {error}") from None
-        choices = getattr(reply, "choices", None)  # a web page under a wrong URL arrives as a plain str
+            raise NoAnswer(
+                late if isinstance(error, TimeoutError) else f"a reply that is not JSON: {error}"
+            ) from None
+        choices = getattr(
+            reply, "choices", None
+        )  # a web page under a wrong URL arrives as a plain str
         if not choices:
             raise NoAnswer("the reply is not a chat completion; does the base URL end in /v1?")
         # reasoning models behind a local server may put their thoughts before the answer
-        text = re.sub(r"^\s*<think>.*?</think>", "", choices[0].message.content or "", flags=re.DOTALL).strip()
-        used = (getattr(reply.usage, "prompt_tokens", 0) or 0, getattr(reply.usage, "completion_tokens", 0) or 0)
+        text = re.sub(
+            r"^\s*<think>.*?</think>", "", choices[0].message.content or "", flags=re.DOTALL
+        ).strip()
+        used = (
+            getattr(reply.usage, "prompt_tokens", 0) or 0,
+            getattr(reply.usage, "completion_tokens", 0) or 0,
+        )
         if not any(used):  # some servers count nothing
             used = tokens_in, estimated_tokens(text)
         self.tokens_in, self.tokens_out = self.tokens_in + used[0], self.tokens_out + used[1]
@@ -162,7 +199,10 @@ class Endpoint:
         text = f"{type(error).__name__}: {getattr(error, 'message', error)}"
         reason = " ".join(self.hide(text).split())[:300]
         status = getattr(error, "status_code", None)
-        if status in HOPELESS or "insufficient_quota" in (getattr(error, "code", None), getattr(error, "type", None)):
+        if status in HOPELESS or "insufficient_quota" in (
+            getattr(error, "code", None),
+            getattr(error, "type", None),
+        ):
             self.stop(f"{reason}; check OPENAI_API_KEY, --base-url and --model")
         if status and status < 500 and status not in PASSING:
             raise Failed(reason)
@@ -172,9 +212,11 @@ class Endpoint:
         if attempt == self.args.max_retries:
             self.failed_in_a_row += 1
             if self.failed_in_a_row >= max(10, self.args.concurrency):
-                self.stop(f"{self.failed_in_a_row} captions failed one after another, the last by {reason}")
+                self.stop(
+                    f"{self.failed_in_a_row} captions failed one after another, the last by {reason}"
+                )
             raise Failed(reason)
         if asked is not None:
             self.held_until = max(self.held_until, time.monotonic() + asked)
             return asked
-        return random.uniform(0.5, 1) * min(LONGEST_PAUSE, self.args.backoff * 2 ** attempt)
+        return random.uniform(0.5, 1) * min(LONGEST_PAUSE, self.args.backoff * 2**attempt)

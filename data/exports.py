@@ -8,6 +8,7 @@ llava        {"image": img, "conversations": [{"from": "human", "value": "<image
 A relative img is looked for under media_dir (default: the folder of dataset_info.json) by LLaMA-Factory, in the current
 folder by ms-swift, under --image_folder by LLaVA.
 """
+
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from records import StageError, temporary_beside
+from data.records import StageError, temporary_beside
 
 FORMATS = ("remoteglm", "llamafactory", "ms-swift", "llava")
 DATASET_INFO = "dataset_info.json"
@@ -26,12 +27,20 @@ DATASET_INFO = "dataset_info.json"
 def row(form, img, rounds):
     """One row of a dialogue about a picture; rounds: [(question, answer), ...]."""
     if form == "llava":
-        turns = [{"from": who, "value": text} for pair in rounds for who, text in zip(("human", "gpt"), pair)]
+        turns = [
+            {"from": who, "value": text}
+            for pair in rounds
+            for who, text in zip(("human", "gpt"), pair)
+        ]
         turns[0]["value"] = "<image>\n" + turns[0]["value"]
         return {"image": img, "conversations": turns}
     if form == "remoteglm" and len(rounds) == 1:
         return {"img": img, "prompt": rounds[0][0], "label": rounds[0][1]}
-    turns = [{"role": who, "content": text} for pair in rounds for who, text in zip(("user", "assistant"), pair)]
+    turns = [
+        {"role": who, "content": text}
+        for pair in rounds
+        for who, text in zip(("user", "assistant"), pair)
+    ]
     if form == "remoteglm":
         return {"img": img, "conversations": turns}
     turns[0]["content"] = "<image>" + turns[0]["content"]  # as many <image> as pictures
@@ -44,7 +53,9 @@ def read_dataset_info(folder):
     try:
         registry = json.loads(path.read_text(encoding="utf-8-sig")) if path.exists() else {}
     except ValueError as error:
-        raise StageError(f"{path} is not JSON ({error}): mend it, or write the output to another folder") from None
+        raise StageError(
+            f"{path} is not JSON ({error}): mend it, or write the output to another folder"
+        ) from None
     if not isinstance(registry, dict):
         raise StageError(f"{path}: expected an object of data sets, got {type(registry).__name__}")
     return registry
@@ -56,10 +67,20 @@ def register(paths):
     registry = read_dataset_info(path.parent)
     for file in paths:
         registry[file.stem] = {
-            "file_name": file.name, "formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"},
-            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}
+            "file_name": file.name,
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "images": "images"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+            },
+        }
     temporary = temporary_beside(path)
-    temporary.write_text(json.dumps(registry, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(
+        json.dumps(registry, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
     os.replace(temporary, path)
     return path
 
@@ -97,6 +118,7 @@ def to_png(source, target):
 
 def convert(pictures):
     """pictures: {target: source} -> how many were written; StageError names the first that cannot be read or written."""
+
     def one(target):
         try:
             return to_png(pictures[target], target)

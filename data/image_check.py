@@ -3,6 +3,7 @@
 Pictures are decoded in threads (Pillow decodes outside Python's lock). What was found is kept in CACHE beside the output, by
 path, size in bytes and modification time, so that the next run opens only what changed; the file may be removed at any time.
 """
+
 import hashlib
 import io
 import json
@@ -16,20 +17,32 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from caption_sets import CAPTION_SETS, SPLITS
-from records import write_records
+from data.caption_sets import CAPTION_SETS, SPLITS
+from data.records import write_records
 
 CACHE = ".image-check.jsonl"
 # what Pillow raises on a damaged file
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-HUGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # over 90 megapixels: a mosaic, or a damaged header
-SIGNATURES = (b"II*\0", b"MM\0*", b"\x89PNG", b"\xff\xd8\xff")  # a cut TIFF may have lost its directory, not its first bytes
-LEAST_SIDE, MOST_SIDES = 8, 10  # pixels; the longer side over the shorter: beyond them it is no picture to describe
+HUGE = (
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)  # over 90 megapixels: a mosaic, or a damaged header
+SIGNATURES = (
+    b"II*\0",
+    b"MM\0*",
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+)  # a cut TIFF may have lost its directory, not its first bytes
+LEAST_SIDE, MOST_SIDES = (
+    8,
+    10,
+)  # pixels; the longer side over the shorter: beyond them it is no picture to describe
 
 
 @dataclass(frozen=True)
 class Use:
     """A row's picture: `img` as the row names it, the known set it belongs to or None, its split or None."""
+
     img: str
     dataset: str | None
     split: str | None
@@ -54,7 +67,9 @@ def examine(path):
         kind, text = "wrong size", str(error)
     except UnidentifiedImageError:
         kind = "truncated" if data.startswith(SIGNATURES) else "unreadable"
-        text = f"{len(data)} bytes, " + ("only the beginning" if kind == "truncated" else "not a picture that Pillow knows")
+        text = f"{len(data)} bytes, " + (
+            "only the beginning" if kind == "truncated" else "not a picture that Pillow knows"
+        )
     except DAMAGED as error:
         text = f"{type(error).__name__}: {error}"
     return found | {"kind": kind, "text": " ".join(text.split())[:100]}
@@ -63,7 +78,9 @@ def examine(path):
 def read_cache(path):
     """{(path, bytes, mtime in ns): entry}; whatever is no entry is left out, it costs one more look."""
     known = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ()
+    ):
         try:
             entry = json.loads(line)
             if ("width" in entry) != ("kind" in entry) and isinstance(entry["digest"], str):
@@ -93,7 +110,9 @@ def examine_all(paths, cache_path):
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with warnings.catch_warnings(), tqdm(total=len(left), unit="image", disable=None) as bar:
-            warnings.simplefilter("ignore")  # corrupt EXIF data and the like do not keep pixels from being read
+            warnings.simplefilter(
+                "ignore"
+            )  # corrupt EXIF data and the like do not keep pixels from being read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             for path, entry in zip(left, pool.map(look, left)):
                 found[path] = entry
@@ -104,7 +123,9 @@ def examine_all(paths, cache_path):
     finally:
         pool.shutdown(cancel_futures=True)
         if new:
-            current = {key[0]: entry for key, entry in cache.items()}  # the last of a path: what it was before is gone
+            current = {
+                key[0]: entry for key, entry in cache.items()
+            }  # the last of a path: what it was before is gone
             write_records(cache_path, current.values())
     return found
 
@@ -115,8 +136,12 @@ def size_problem(entry, dataset):
     if min(size) < LEAST_SIDE or max(size) > MOST_SIDES * min(size):
         return "{}x{} pixels".format(*size)
     if dataset and not CAPTION_SETS[dataset].fits_size(size):
-        other = next((f", as {name} has" for name, known in CAPTION_SETS.items() if known.size == size), "")
-        return "{}x{} pixels{}; {} has {}x{}".format(*size, other, dataset, *CAPTION_SETS[dataset].size)
+        other = next(
+            (f", as {name} has" for name, known in CAPTION_SETS.items() if known.size == size), ""
+        )
+        return "{}x{} pixels{}; {} has {}x{}".format(
+            *size, other, dataset, *CAPTION_SETS[dataset].size
+        )
     return None
 
 
@@ -128,7 +153,9 @@ def check_images(uses, folders, cache_path, keep_duplicates=False):
     [(split, other split, [img in the first, ...])]. Of equal bytes under several names the copy that is held out stays (test
     before val before train), so that dropping the others also takes them out of training; with keep_duplicates all stay.
     """
-    problems = {kind: {} for kind in ("missing", "unreadable", "truncated", "wrong size", "duplicate")}
+    problems = {
+        kind: {} for kind in ("missing", "unreadable", "truncated", "wrong size", "duplicate")
+    }
     files = {}
     for use in uses:
         if use.img not in files:
@@ -149,7 +176,9 @@ def check_images(uses, folders, cache_path, keep_duplicates=False):
             copies[entry["digest"]].append(use)
     leaks = defaultdict(dict)
     for group in copies.values():
-        held_out = sorted(group, key=lambda use: -SPLITS.index(use.split) if use.split else 0)  # the first of a split first
+        held_out = sorted(
+            group, key=lambda use: -SPLITS.index(use.split) if use.split else 0
+        )  # the first of a split first
         for use in held_out[1:]:
             if use.split != held_out[0].split:
                 leaks[use.split, held_out[0].split][use.img] = None

@@ -1,4 +1,5 @@
 """What the data stages share: default paths, reading, checking and atomic writing. Standard library only."""
+
 import json
 import os
 import reprlib
@@ -7,12 +8,15 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from caption_sets import CAPTION_SETS, SPLITS, nwpu_images
+from data.caption_sets import CAPTION_SETS, SPLITS, nwpu_images
 
 DATA = Path(__file__).resolve().parent
 PROJECT = DATA.parent
 DEFAULT_SET = "UCM"
-MAKER = {"en": "transform.py", "zh": "translation_en2zh.py"}  # who writes <dataset>-en.json and <dataset>-zh.json
+MAKER = {
+    "en": "transform.py",
+    "zh": "translation_en2zh.py",
+}  # who writes <dataset>-en.json and <dataset>-zh.json
 
 
 class StageError(Exception):
@@ -23,11 +27,17 @@ def run_stage(script, stage, args):
     """Run `stage(args)` and return the exit status; what a user can mend is one line on stderr, never a traceback."""
     try:
         stage(args)
-    except (StageError, OSError) as error:  # OSError: disk full, permissions, a folder that went away
+    except (
+        StageError,
+        OSError,
+    ) as error:  # OSError: disk full, permissions, a folder that went away
         print(f"{Path(script).name}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{Path(script).name}: interrupted; the same command continues from what is saved", file=sys.stderr)
+        print(
+            f"{Path(script).name}: interrupted; the same command continues from what is saved",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -38,13 +48,30 @@ def add_path_options(parser, reads, writes, several=False):
     With `several`, args.input is a list or None, to be given to resolve_paths one by one.
     """
     files = parser.add_argument_group("files")
-    files.add_argument("--dataset", choices=CAPTION_SETS, help="caption set whose folder data/<dataset>/ holds the default "
-                       f"paths (default: {DEFAULT_SET}; none is assumed where only --input is given)")
-    default = "dataset.json or dataset_<dataset>.json" if reads == "captions" else f"<dataset>-{reads}.json"
-    files.add_argument("--input", type=Path, nargs="+" if several else None, help="JSON, or .jsonl with one record a line"
-                       f"{', or several of them in the order to merge' * several} (default: data/<dataset>/{default})")
-    files.add_argument("--output", type=Path, help="JSON, or .jsonl for one record a line (default: data/<dataset>/"
-                       f"<dataset>-{writes}.json; where --input is given without --dataset: NAME-{writes} beside it)")
+    files.add_argument(
+        "--dataset",
+        choices=CAPTION_SETS,
+        help="caption set whose folder data/<dataset>/ holds the default "
+        f"paths (default: {DEFAULT_SET}; none is assumed where only --input is given)",
+    )
+    default = (
+        "dataset.json or dataset_<dataset>.json"
+        if reads == "captions"
+        else f"<dataset>-{reads}.json"
+    )
+    files.add_argument(
+        "--input",
+        type=Path,
+        nargs="+" if several else None,
+        help="JSON, or .jsonl with one record a line"
+        f"{', or several of them in the order to merge' * several} (default: data/<dataset>/{default})",
+    )
+    files.add_argument(
+        "--output",
+        type=Path,
+        help="JSON, or .jsonl for one record a line (default: data/<dataset>/"
+        f"<dataset>-{writes}.json; where --input is given without --dataset: NAME-{writes} beside it)",
+    )
     parser.set_defaults(reads=reads, writes=writes)
 
 
@@ -54,32 +81,54 @@ def resolve_paths(args):
     if args.input is None:
         args.dataset = args.dataset or DEFAULT_SET
         folder, names = DATA / args.dataset, [f"{args.dataset}-{args.reads}.json"]
-        maker = f"{MAKER[args.reads]} --dataset {args.dataset}" if args.reads in MAKER else "demo_scenes.py"
+        maker = (
+            f"{MAKER[args.reads]} --dataset {args.dataset}"
+            if args.reads in MAKER
+            else "synthetic/demo_scenes.py"
+        )
         hint = f"run data/{maker} first, or give --input"
         if args.reads == "captions":
-            names = ["dataset.json", f"dataset_{args.dataset.lower()}.json", f"dataset_{args.dataset}.json"]
+            names = [
+                "dataset.json",
+                f"dataset_{args.dataset.lower()}.json",
+                f"dataset_{args.dataset}.json",
+            ]
             source = CAPTION_SETS[args.dataset].source
-            hint = hint if args.dataset == "demo" else f"get the {args.dataset} captions from {source}, or give --input"
-        args.input = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+            hint = (
+                hint
+                if args.dataset == "demo"
+                else f"get the {args.dataset} captions from {source}, or give --input"
+            )
+        args.input = next(
+            (folder / name for name in names if (folder / name).exists()), folder / names[0]
+        )
     if args.output is None and args.dataset:
         args.output = DATA / args.dataset / f"{args.dataset}-{args.writes}.json"
-    elif args.output is None:  # x-en.json -> x-zh.json -> x-prompt.json: one's own corpus chains beside its input
+    elif (
+        args.output is None
+    ):  # x-en.json -> x-zh.json -> x-prompt.json: one's own corpus chains beside its input
         stem = args.input.stem.removesuffix(f"-{args.reads}")
         args.output = args.input.with_name(f"{stem}-{args.writes}{args.input.suffix}")
     if not args.input.exists():
         raise StageError(f"input {args.input} does not exist: {hint}")
     if args.output.is_dir() or args.output.exists() and args.output.samefile(args.input):
-        raise StageError(f"output {args.output} is a folder or the input itself: name another file by --output")
+        raise StageError(
+            f"output {args.output} is a folder or the input itself: name another file by --output"
+        )
     try:  # before the heavy work
         args.output.parent.mkdir(parents=True, exist_ok=True)
         temporary_beside(args.output).touch()
         temporary_beside(args.output).unlink()
     except OSError as error:
-        raise StageError(f"cannot write output {args.output}: {error.strerror}; choose another --output") from None
+        raise StageError(
+            f"cannot write output {args.output}: {error.strerror}; choose another --output"
+        ) from None
 
 
 def listed(problems, shown=5):
-    return "; ".join(problems[:shown]) + (f"; and {len(problems) - shown} more" if len(problems) > shown else "")
+    return "; ".join(problems[:shown]) + (
+        f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+    )
 
 
 def text_problem(record, key):
@@ -93,7 +142,11 @@ def text_problem(record, key):
 
 def split_problem(record):
     known = record.get("split", SPLITS[0]) in SPLITS
-    return None if known else f"expected 'split' train, val or test, got {reprlib.repr(record['split'])}"
+    return (
+        None
+        if known
+        else f"expected 'split' train, val or test, got {reprlib.repr(record['split'])}"
+    )
 
 
 def read_records(path):
@@ -116,7 +169,9 @@ def read_records(path):
                 return
             data = json.load(file)
     except json.JSONDecodeError as error:
-        hint = "; one record a line needs a name ending in .jsonl" if error.msg == "Extra data" else ""
+        hint = (
+            "; one record a line needs a name ending in .jsonl" if error.msg == "Extra data" else ""
+        )
         where = f"line {error.lineno} column {error.colno}"
         if path.suffix == ".jsonl":
             where, hint = "line 1", "; an array needs a name ending in .json"
@@ -149,12 +204,16 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
         elif not isinstance(record, dict):
             problem = f"expected an object, got {type(record).__name__}"
         else:
-            problem = text_problem(record, key) or ("duplicate" if unique and hash(name) in names else problem_of(record))
+            problem = text_problem(record, key) or (
+                "duplicate" if unique and hash(name) in names else problem_of(record)
+            )
         if problem:
             count += 1
             lacking += isinstance(record, dict) and key not in record
             if len(bad) < ALL:
-                bad.append(f"{where}{f' ({reprlib.repr(name)})' if name is not None else ''}: {problem}")
+                bad.append(
+                    f"{where}{f' ({reprlib.repr(name)})' if name is not None else ''}: {problem}"
+                )
             continue
         good += 1
         if unique:
@@ -166,13 +225,17 @@ def checked_records(path, key, problem_of, limit=None, unique=True):
         more = [f"and {count - ALL} more"] if count > ALL else []
         raise StageError("\n  ".join([f"{path}: {count} bad records:", *bad, *more]))
     if bad or not good:
-        raise StageError(f"{path}: {count} bad records: {'; '.join(bad)}" if bad else f"{path} holds no records")
+        raise StageError(
+            f"{path}: {count} bad records: {'; '.join(bad)}" if bad else f"{path} holds no records"
+        )
 
 
 def caption_records(path, limit=None, unique=True):
     """What transform and translation write: {"imged_id": file name, "caption": text, "split": optional}."""
+
     def problem(record):
         return text_problem(record, "caption") or split_problem(record)
+
     return checked_records(path, "imged_id", problem, limit, unique)
 
 
@@ -200,7 +263,9 @@ def record_writer(path):
         try:
             file.write(text)
         except UnicodeEncodeError:
-            raise StageError(f"record {count} for {path} holds half a surrogate pair, which UTF-8 cannot store") from None
+            raise StageError(
+                f"record {count} for {path} holds half a surrogate pair, which UTF-8 cannot store"
+            ) from None
 
     try:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:

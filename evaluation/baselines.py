@@ -1,4 +1,5 @@
 """What no trained model is needed for: the rows of the table that say how much a number is worth."""
+
 from collections import Counter
 
 import numpy as np
@@ -23,30 +24,42 @@ def constant_caption(captions):
 
     def typical(caption):
         weights, norms, _ = vectors[caption]
-        return sum(weight * centre[gram] / (norms[len(gram) - 1] or 1) for gram, weight in weights.items())
+        return sum(
+            weight * centre[gram] / (norms[len(gram) - 1] or 1) for gram, weight in weights.items()
+        )
 
-    return max((caption for caption in count if not most or count[caption] == most), key=lambda caption: (typical(caption), caption))
+    return max(
+        (caption for caption in count if not most or count[caption] == most),
+        key=lambda caption: (typical(caption), caption),
+    )
 
 
 def descriptor(image):
     """PIL RGB image -> float array: how often which colour, and which direction of edges weak, middling and strong ones have."""
     pixels = np.asarray(image.resize((SIDE, SIDE)), dtype=np.float32)
-    cells = (pixels.astype(int) * COLOURS // 256) @ (COLOURS ** 2, COLOURS, 1)
+    cells = (pixels.astype(int) * COLOURS // 256) @ (COLOURS**2, COLOURS, 1)
     down, right = np.gradient(pixels.mean(-1))
     strength = np.digitize(np.hypot(down, right), (4, 12, 36))
     direction = (np.arctan2(down, right) % np.pi * DIRECTIONS / np.pi).astype(int) % DIRECTIONS
     edges = np.bincount((strength * DIRECTIONS + direction).ravel(), minlength=4 * DIRECTIONS)
-    return np.sqrt(np.concatenate([np.bincount(cells.ravel(), minlength=COLOURS ** 3), edges]) / SIDE ** 2)
+    return np.sqrt(
+        np.concatenate([np.bincount(cells.ravel(), minlength=COLOURS**3), edges]) / SIDE**2
+    )
 
 
 def nearest(images, known):
     """For each picture the index of the most similar one of `known`, by colours and edges alone; iterables of PIL images."""
-    asked, told = np.stack([descriptor(image) for image in images]), np.stack([descriptor(image) for image in known])
+    asked, told = (
+        np.stack([descriptor(image) for image in images]),
+        np.stack([descriptor(image) for image in known]),
+    )
     return (asked @ told.T).argmax(1)
 
 
 def leave_one_out(references):
     """People measured like a model: of each image's texts one, another in turn, and its others. Returns (held out, others)."""
     turns = [index % len(texts) for index, texts in enumerate(references)]
-    return ([texts[turn] for texts, turn in zip(references, turns)],
-            [[*texts[:turn], *texts[turn + 1:]] for texts, turn in zip(references, turns)])
+    return (
+        [texts[turn] for texts, turn in zip(references, turns)],
+        [[*texts[:turn], *texts[turn + 1 :]] for texts, turn in zip(references, turns)],
+    )

@@ -4,6 +4,7 @@ Sources: CHAIR, Rohrbach et al. 2018, Object Hallucination in Image Captioning; 
 Hallucination in Large Vision-Language Models. A scene word (住宅区) counts as a scene, not as an object, unless the lexicon
 lists it as both (网球场).
 """
+
 import random
 import re
 from collections import defaultdict
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instructions import QUESTIONS, Facts, Statistics, absent_objects, facts, kin, word
-from lexicon import closure, find, language, named
+from data.instructions import QUESTIONS, Facts, Statistics, absent_objects, facts, kin, word
+from data.lexicon import closure, find, language, named
 
 from .metrics import Measure, divide, mean_of, ratio_of, tokens
 
@@ -21,10 +22,18 @@ ASK = {"zh": QUESTIONS["existence"][0], "en": "Is there a {name} in the image?"}
 # What an answer that does not name the object says; the first that is found decides, of several at one place the longest
 ECHO = r"有没有|是不是|是否|有无|能否"  # of the question
 UNKNOWN = r"无法(?:判断|确定|确认|回答|得知|识别|分辨)|不清楚|不确定|不知道|难以|cannot (?:tell|determine|say)|can't (?:tell|determine|say)|not sure|unclear"
-NO = (r"没有|没(?!错)|无(?!法|疑)|无法看|不[是对能含见]|不可[以能见]|不太可能|不存在|不包含|未[见发看显出]|看不|并非|否|^不|"
-      r"\bno\b|\bnot\b|\bcannot\b|n't\b|\bnone\b")
+NO = (
+    r"没有|没(?!错)|无(?!法|疑)|无法看|不[是对能含见]|不可[以能见]|不太可能|不存在|不包含|未[见发看显出]|看不|并非|否|^不|"
+    r"\bno\b|\bnot\b|\bcannot\b|n't\b|\bnone\b"
+)
 YES = r"有|^是|是的|没错|毫无疑问|存在|包含|看得[到见]|对|^能|^可以|\byes\b|\bthere (?:is|are)\b"
-REPLY = re.compile("|".join(f"(?P<{name}>{words})" for name, words in (("echo", ECHO), ("unknown", UNKNOWN), ("no", NO), ("yes", YES))), re.I)
+REPLY = re.compile(
+    "|".join(
+        f"(?P<{name}>{words})"
+        for name, words in (("echo", ECHO), ("unknown", UNKNOWN), ("no", NO), ("yes", YES))
+    ),
+    re.I,
+)
 # Between two scene words: the one before is an attribute of the other
 MODIFIER = re.compile(r"[^，。；、！？和与及或是有]*的[^，。；、！？和与及或是有]*")
 QUESTION = re.compile(r"[^。！；，,.;!?？]*[?？]")  # an answer may begin by saying it again
@@ -33,9 +42,10 @@ QUESTION = re.compile(r"[^。！；，,.;!?？]*[?？]")  # an answer may begin 
 @dataclass(frozen=True)
 class Truth:
     """What the references of a picture say."""
-    scene: str | None     # by its name in the lexicon, as is all that follows
-    granted: frozenset    # objects and scenes that any reference names, and what they imply
-    facts: Facts          # objects that are there by agreement, and that are not
+
+    scene: str | None  # by its name in the lexicon, as is all that follows
+    granted: frozenset  # objects and scenes that any reference names, and what they imply
+    facts: Facts  # objects that are there by agreement, and that are not
 
 
 def truth(references):
@@ -53,7 +63,11 @@ def truth(references):
 
 def first_scenes(text):
     """The scenes that the first scene word of a text means; empty if it names none. Of 穿过森林的河流 that is the river."""
-    scenes = [mention for mention in find(text, language(text)) if mention.kind == "scene" and not mention.negated]
+    scenes = [
+        mention
+        for mention in find(text, language(text))
+        if mention.kind == "scene" and not mention.negated
+    ]
     first = scenes[:1]
     for scene in scenes[1:]:
         if MODIFIER.fullmatch(text, first[0].end, max(scene.start, first[0].end)):
@@ -80,7 +94,10 @@ def objects_of(text, known):
         names = [mention.name for mention in meanings if mention.kind == "object"]
         if names:
             right = [mention.name for mention in meanings if mention.name in known.granted]
-            found.setdefault(next((name for name in names if name in right), names[0]), (start, meanings[0].end, bool(right)))
+            found.setdefault(
+                next((name for name in names if name in right), names[0]),
+                (start, meanings[0].end, bool(right)),
+            )
     return [(name, *place) for name, place in found.items()]
 
 
@@ -90,12 +107,18 @@ def hallucination_measures(answers, truths):
     wrong = np.array([sum(not right for *_, right in found) for found in named_objects])
     mentioned = np.array([len(found) for found in named_objects])
     told = [set().union(*(kin("object", name) for name, *_ in found)) for found in named_objects]
-    recalled = [sum(name in said for name in known.facts.present) for said, known in zip(told, truths)]
+    recalled = [
+        sum(name in said for name in known.facts.present) for said, known in zip(told, truths)
+    ]
     return {
-        "scene accuracy": percent(mean_of([scene_right(text, known) for text, known in zip(answers, truths)])),
+        "scene accuracy": percent(
+            mean_of([scene_right(text, known) for text, known in zip(answers, truths)])
+        ),
         "CHAIR_i": percent(ratio_of(wrong, mentioned, better=-1)),
         "CHAIR_s": percent(mean_of(wrong > 0, better=-1)),
-        "object recall": percent(ratio_of(recalled, [len(known.facts.present) for known in truths])),
+        "object recall": percent(
+            ratio_of(recalled, [len(known.facts.present) for known in truths])
+        ),
         "objects per caption": mean_of(mentioned, better=0),
         "length": mean_of([len(tokens(text)) for text in answers], better=0),
     }
@@ -118,9 +141,18 @@ def existence_questions(truths, pairs, seed=0, asked_in="zh"):
         number = min(pairs, len(known.facts.present), len(known.facts.absent))
         there = random.Random(f"{seed} {index}").sample(known.facts.present, number)
         for setting in SETTINGS:
-            absent = absent_objects(known.facts, statistics, random.Random(f"{seed} {index} {setting}"), number, setting)
-            questions[setting] += [(index, name, name in there, ASK[asked_in].format(name=word(name) if asked_in == "zh" else name))
-                                   for name in (*there, *absent)]
+            absent = absent_objects(
+                known.facts, statistics, random.Random(f"{seed} {index} {setting}"), number, setting
+            )
+            questions[setting] += [
+                (
+                    index,
+                    name,
+                    name in there,
+                    ASK[asked_in].format(name=word(name) if asked_in == "zh" else name),
+                )
+                for name in (*there, *absent)
+            ]
     return questions
 
 
@@ -130,10 +162,16 @@ def yes_or_no(answer, name):
     What it says of the object itself decides (图中有房屋，但没有飞机), then the first word that means yes or no.
     """
     said = QUESTION.sub("", answer)
-    replies = [match.lastgroup for match in REPLY.finditer(said.strip()) if match.lastgroup != "echo"]
+    replies = [
+        match.lastgroup for match in REPLY.finditer(said.strip()) if match.lastgroup != "echo"
+    ]
     if "unknown" in replies:
         return None
-    mentions = [mention for mention in find(said, language(said)) if mention.kind == "object" and name in kin("object", mention.name)]
+    mentions = [
+        mention
+        for mention in find(said, language(said))
+        if mention.kind == "object" and name in kin("object", mention.name)
+    ]
     if mentions:
         return not all(mention.negated for mention in mentions)
     return {"yes": True, "no": False}[replies[0]] if replies else None
@@ -146,13 +184,22 @@ def existence_measures(questions, answers, images):
         rows[index, 3 * (not there) + {True: 0, False: 1, None: 2}[yes_or_no(answer, name)]] += 1
 
     def share(part, whole):
-        return lambda sums: 100 * divide(np.stack([sums[..., part].sum(-1), sums[..., whole].sum(-1)], -1))
+        return lambda sums: (
+            100 * divide(np.stack([sums[..., part].sum(-1), sums[..., whole].sum(-1)], -1))
+        )
 
     everything, precision, recall = list(range(6)), share([0], [0, 3]), share([0], [0, 1, 2])
 
     def f1(sums):
-        return 100 * divide(np.stack([2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1:4].sum(-1)], -1))
+        return 100 * divide(
+            np.stack([2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1:4].sum(-1)], -1)
+        )
 
-    return {"accuracy": Measure(rows, share([0, 4], everything)), "precision": Measure(rows, precision), "recall": Measure(rows, recall),
-            "F1": Measure(rows, f1), "yes": Measure(rows, share([0, 3], everything), 0),
-            "unparsable": Measure(rows, share([2, 5], everything), -1)}
+    return {
+        "accuracy": Measure(rows, share([0, 4], everything)),
+        "precision": Measure(rows, precision),
+        "recall": Measure(rows, recall),
+        "F1": Measure(rows, f1),
+        "yes": Measure(rows, share([0, 3], everything), 0),
+        "unparsable": Measure(rows, share([2, 5], everything), -1),
+    }

@@ -3,6 +3,7 @@
 Every measure is a formula over numbers that are summed over the images, so that resampled images cost one matrix product.
 Sources: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them (pycocoevalcap); chrF by sacrebleu.
 """
+
 import math
 import re
 import unicodedata
@@ -12,20 +13,25 @@ from functools import cache, lru_cache
 from typing import Callable
 
 import numpy as np
-from lexicon import language
 from sacrebleu.metrics import CHRF
+
+from data.lexicon import language
 
 UNITS = ("characters", "words")
 RESAMPLES = 1000
-SIGMA, BETA = 6.0, 1.2          # of CIDEr-D and ROUGE-L
-TINY, SMALL = 1e-15, 1e-9       # coco-caption's guards against division by zero
-CHRF_METRIC = CHRF()            # its defaults, chrF2 of 6 characters; sacrebleu leaves spaces out
+SIGMA, BETA = 6.0, 1.2  # of CIDEr-D and ROUGE-L
+TINY, SMALL = 1e-15, 1e-9  # coco-caption's guards against division by zero
+CHRF_METRIC = CHRF()  # its defaults, chrF2 of 6 characters; sacrebleu leaves spaces out
 
 
 @lru_cache(2)
 def drawn(images, seed, resamples):
     """How often each image is drawn, float64 [resamples, images]: the same resamples for every measure."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples).astype(float)
+    return (
+        np.random.default_rng(seed)
+        .multinomial(images, np.full(images, 1 / images), resamples)
+        .astype(float)
+    )
 
 
 @lru_cache(2)
@@ -40,6 +46,7 @@ class Measure:
 
     better: +1 where more is better, -1 where less is, 0 where it only describes.
     """
+
     stats: np.ndarray
     formula: Callable
     better: int = 1
@@ -52,7 +59,11 @@ class Measure:
         """Bootstrap 95 % interval over the images: (low, high)."""
         values = self.formula(drawn(len(self.stats), seed, resamples) @ self.stats)
         values = values[~np.isnan(values)]
-        return tuple(map(float, np.percentile(values, (2.5, 97.5)))) if len(values) else (math.nan, math.nan)
+        return (
+            tuple(map(float, np.percentile(values, (2.5, 97.5))))
+            if len(values)
+            else (math.nan, math.nan)
+        )
 
     def p_value(self, other, seed=0, resamples=RESAMPLES):
         """Two-sided approximate randomization: how often would exchanging the two systems' answers, image by image at
@@ -60,7 +71,9 @@ class Measure:
         if math.isnan(self.value) or math.isnan(other.value):
             return math.nan
         moved = exchanged(len(self.stats), seed, resamples) @ (other.stats - self.stats)
-        apart = np.abs(self.formula(self.stats.sum(0) + moved) - self.formula(other.stats.sum(0) - moved))
+        apart = np.abs(
+            self.formula(self.stats.sum(0) + moved) - self.formula(other.stats.sum(0) - moved)
+        )
         return float((1 + np.sum(apart >= abs(self.value - other.value) - 1e-12)) / (1 + resamples))
 
 
@@ -91,7 +104,7 @@ def _segmenter():
     return jieba.lcut
 
 
-@lru_cache(2 ** 16)
+@lru_cache(2**16)
 def tokens(text, unit="characters", punctuation=False):
     """A text -> tuple of tokens, full- and half-width forms unified.
 
@@ -105,14 +118,18 @@ def tokens(text, unit="characters", punctuation=False):
         found = list(text)
     else:
         found = _segmenter()(text)
-    return tuple(token for token in found
-                 if token.strip() and (punctuation or not all(unicodedata.category(char)[0] == "P" for char in token)))
+    return tuple(
+        token
+        for token in found
+        if token.strip()
+        and (punctuation or not all(unicodedata.category(char)[0] == "P" for char in token))
+    )
 
 
 @lru_cache(4096)
 def ngrams(words):
     """Counter of the n-grams of a tuple of tokens, n = 1 to 4, as tuples."""
-    return Counter(words[i:i + n] for n in range(1, 5) for i in range(len(words) - n + 1))
+    return Counter(words[i : i + n] for n in range(1, 5) for i in range(len(words) - n + 1))
 
 
 def bleu(hypotheses, references):
@@ -124,16 +141,28 @@ def bleu(hypotheses, references):
         counts, most = ngrams(said), Counter()
         for ref in refs:
             most |= ngrams(ref)
-        matched = Counter(len(gram) for gram, count in counts.items() for _ in range(min(count, most[gram])))
+        matched = Counter(
+            len(gram) for gram, count in counts.items() for _ in range(min(count, most[gram]))
+        )
         closest = min((abs(len(ref) - len(said)), len(ref)) for ref in refs)[1]
-        rows.append([*(matched[n] for n in range(1, 5)), *(max(0, len(said) - n + 1) for n in range(1, 5)), len(said), closest])
+        rows.append(
+            [
+                *(matched[n] for n in range(1, 5)),
+                *(max(0, len(said) - n + 1) for n in range(1, 5)),
+                len(said),
+                closest,
+            ]
+        )
     stats = np.array(rows, dtype=float)
 
     def formula(order):
         def value(sums):
-            precisions = (sums[..., :order] + TINY) / (sums[..., 4:4 + order] + SMALL)
+            precisions = (sums[..., :order] + TINY) / (sums[..., 4 : 4 + order] + SMALL)
             length = (sums[..., 8] + TINY) / (sums[..., 9] + SMALL)
-            return 100 * np.prod(precisions, -1) ** (1 / order) * np.exp(np.minimum(0, 1 - 1 / length))
+            return (
+                100 * np.prod(precisions, -1) ** (1 / order) * np.exp(np.minimum(0, 1 - 1 / length))
+            )
+
         return value
 
     return {f"BLEU-{order}": Measure(stats, formula(order)) for order in range(1, 5)}
@@ -158,7 +187,11 @@ def rouge_l(hypotheses, references):
         common = [(common_subsequence(said, ref), len(ref)) for ref in refs]
         precision = max(lcs for lcs, _ in common) / len(said) if said else 0
         recall = max(lcs / length if length else 0 for lcs, length in common)
-        values.append(100 * (1 + BETA ** 2) * precision * recall / (recall + BETA ** 2 * precision) if precision and recall else 0)
+        values.append(
+            100 * (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+            if precision and recall
+            else 0
+        )
     return mean_of(values)
 
 
@@ -167,13 +200,18 @@ class Cider:
 
     def __init__(self, documents):
         self.images = math.log(len(documents))
-        self.frequency = Counter(gram for refs in documents for gram in set().union(*map(ngrams, refs)))
+        self.frequency = Counter(
+            gram for refs in documents for gram in set().union(*map(ngrams, refs))
+        )
         self.vector = lru_cache(4096)(self._vector)
 
     def _vector(self, words):
         """({n-gram: weight}, norms of n = 1 to 4, number of bigrams)"""
         counts = ngrams(words)
-        weights = {gram: count * (self.images - math.log(max(1, self.frequency[gram]))) for gram, count in counts.items()}
+        weights = {
+            gram: count * (self.images - math.log(max(1, self.frequency[gram])))
+            for gram, count in counts.items()
+        }
         squares = [0.0] * 4
         for gram, weight in weights.items():
             squares[len(gram) - 1] += weight * weight
@@ -186,8 +224,11 @@ class Cider:
         for gram, weight in weights.items():
             if gram in others:
                 products[len(gram) - 1] += min(weight, others[gram]) * others[gram]
-        cosines = [product / (x * y) if x and y else 0.0 for product, x, y in zip(products, norms, other_norms)]
-        return 10 * sum(cosines) / 4 * math.exp(-(length - other_length) ** 2 / (2 * SIGMA ** 2))
+        cosines = [
+            product / (x * y) if x and y else 0.0
+            for product, x, y in zip(products, norms, other_norms)
+        ]
+        return 10 * sum(cosines) / 4 * math.exp(-((length - other_length) ** 2) / (2 * SIGMA**2))
 
     def __call__(self, hypotheses, references):
         if not self.images:  # one document: every weight is log 1 = 0, whatever is said
@@ -195,7 +236,9 @@ class Cider:
         values = []
         for said, refs in zip(hypotheses, references):
             vector = self.vector(said)
-            values.append(sum(self.similarity(vector, self.vector(ref)) for ref in refs) / len(refs))
+            values.append(
+                sum(self.similarity(vector, self.vector(ref)) for ref in refs) / len(refs)
+            )
         return mean_of(values)
 
 
@@ -203,7 +246,10 @@ def chrf(hypotheses, references):
     """Measure of corpus chrF over texts (punctuation and spaces left out, full-width forms unified)."""
     plain = [" ".join(tokens(text)) for text in hypotheses]
     most = max(map(len, references))
-    streams = [[" ".join(tokens(refs[i])) if i < len(refs) else None for refs in references] for i in range(most)]
+    streams = [
+        [" ".join(tokens(refs[i])) if i < len(refs) else None for refs in references]
+        for i in range(most)
+    ]
     stats = np.array(CHRF_METRIC._extract_corpus_statistics(plain, streams), dtype=float)
 
     def formula(sums):
@@ -224,7 +270,12 @@ def caption_measures(hypotheses, references, documents=None):
     for unit in UNITS:
         said = [tokens(text, unit) for text in hypotheses]
         refs = [[tokens(text, unit) for text in texts] for texts in references]
-        scored = Cider([[tokens(text, unit) for text in texts] for texts in documents or references])
-        measures[unit] = bleu(said, refs) | {"ROUGE-L": rouge_l(said, refs), "CIDEr": scored(said, refs)}
+        scored = Cider(
+            [[tokens(text, unit) for text in texts] for texts in documents or references]
+        )
+        measures[unit] = bleu(said, refs) | {
+            "ROUGE-L": rouge_l(said, refs),
+            "CIDEr": scored(said, refs),
+        }
     measures["characters"]["chrF"] = chrf(hypotheses, references)
     return measures

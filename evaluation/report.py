@@ -1,4 +1,5 @@
 """The measures as a Markdown table and as one HTML page that holds everything, pictures included."""
+
 import base64
 import io
 import math
@@ -34,7 +35,10 @@ def markdown(head, rows):
     head, *rows = [[text.replace("|", "\\|") for text in line] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |"
+        for line in lines
+    )
 
 
 def thumbnail(image):
@@ -48,7 +52,9 @@ def thumbnail(image):
 def marked(text, known):
     """HTML of an answer, its hallucinated objects marked."""
     html, last = "", 0
-    for start, end, name in sorted((start, end, name) for name, start, end, right in objects_of(text, known) if not right):
+    for start, end, name in sorted(
+        (start, end, name) for name, start, end, right in objects_of(text, known) if not right
+    ):
         html += f'{escape(text[last:start])}<mark title="{escape(name)}">{escape(text[start:end])}</mark>'
         last = end
     return html + escape(text[last:])
@@ -57,17 +63,31 @@ def marked(text, known):
 def bars(shares, better):
     """[(label, share in %, count)] -> HTML table with a bar each."""
     kind = "bar" if better else "bar bad"
-    return "<div class='scroll'><table>" + "".join(
-        f"<tr><td>{escape(label)}</td><td>{count}</td><td>{number(share)} %</td><td><span class='{kind}'><i style='width:{share:.1f}%'>"
-        "</i></span></td></tr>" for label, share, count in shares) + "</table></div>"
+    return (
+        "<div class='scroll'><table>"
+        + "".join(
+            f"<tr><td>{escape(label)}</td><td>{count}</td><td>{number(share)} %</td><td><span class='{kind}'><i style='width:{share:.1f}%'>"
+            "</i></span></td></tr>"
+            for label, share, count in shares
+        )
+        + "</table></div>"
+    )
 
 
 def html_table(columns, rows):
     """columns: names of systems; rows: [(measure, {column: (value, interval)})] of texts."""
-    lines = ["<div class='scroll'><table><tr><th>measure</th>" + "".join(f"<th>{escape(name)}</th>" for name in columns) + "</tr>"]
+    lines = [
+        "<div class='scroll'><table><tr><th>measure</th>"
+        + "".join(f"<th>{escape(name)}</th>" for name in columns)
+        + "</tr>"
+    ]
     for name, cells in rows:
         found = [cells.get(column, ("-", "")) for column in columns]
-        lines.append(f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{value}<small>{interval}</small></td>" for value, interval in found) + "</tr>")
+        lines.append(
+            f"<tr><td>{escape(name)}</td>"
+            + "".join(f"<td>{value}<small>{interval}</small></td>" for value, interval in found)
+            + "</tr>"
+        )
     return "\n".join(lines) + "</table></div>"
 
 
@@ -75,17 +95,37 @@ def html_page(*, title, lines, warnings, columns, rows, others, classes, cards):
     """The whole report. lines: what was measured how; warnings: what is wrong with a system; columns, rows: as in
     html_table(), others: rows that are folded away; classes: [(heading, better, [(label, share, count)])]; cards: [(image, name,
     references, [(system, text)], Truth)]."""
-    parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-             f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"]
+    parts = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
+    ]
     parts += [f"<p class='warning'>{escape(text)}</p>" for text in warnings]
-    parts += ["<h2>Measures</h2>", html_table(columns, rows), "<details><summary>all other measures</summary>", html_table(columns, others), "</details>"]
+    parts += [
+        "<h2>Measures</h2>",
+        html_table(columns, rows),
+        "<details><summary>all other measures</summary>",
+        html_table(columns, others),
+        "</details>",
+    ]
     parts += [f"<p>{escape(line)}</p>" for line in lines]
     parts.append("<div class='classes'>")
-    parts += [f"<div><h2>{escape(heading)}</h2>{bars(shares, better)}</div>" for heading, better, shares in classes]
-    parts.append("</div><h2>Answers, the worst first</h2><p>Marked: objects that no reference names.</p><div class='gallery'>")
+    parts += [
+        f"<div><h2>{escape(heading)}</h2>{bars(shares, better)}</div>"
+        for heading, better, shares in classes
+    ]
+    parts.append(
+        "</div><h2>Answers, the worst first</h2><p>Marked: objects that no reference names.</p><div class='gallery'>"
+    )
     for image, name, references, answers, known in cards:
-        parts.append(f"<div class='card'><img alt='{escape(name)}' src='{thumbnail(image)}'><div><p><b>{escape(name)}</b></p>")
-        parts += [f"<p><b>{escape(system)}</b> {marked(text, known) or '(empty)'}</p>" for system, text in answers]
-        parts.append("<p><b>references</b> " + "<br>".join(map(escape, references)) + "</p></div></div>")
+        parts.append(
+            f"<div class='card'><img alt='{escape(name)}' src='{thumbnail(image)}'><div><p><b>{escape(name)}</b></p>"
+        )
+        parts += [
+            f"<p><b>{escape(system)}</b> {marked(text, known) or '(empty)'}</p>"
+            for system, text in answers
+        ]
+        parts.append(
+            "<p><b>references</b> " + "<br>".join(map(escape, references)) + "</p></div></div>"
+        )
     parts.append("</div></html>")
     return "\n".join(parts)

@@ -1,7 +1,8 @@
 """Make the README's pictures from what `bash demo.sh` left behind (web_demo.png: see the end of tests/test_web.py).
 
-    python images/make.py
+python images/make.py
 """
+
 import json
 import shutil
 from pathlib import Path
@@ -29,8 +30,15 @@ def main():
     """scenes.png: one held-out image of each scene with the answer before (grey) and after (black); loss.png."""
     shutil.copy(RUN / "loss.png", HERE / "loss.png")
     step = (RUN / "latest").read_text()
-    lines = (RUN / f"eval-demo-prompt-test-{step}" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    answers = {(Path(e["img"]).name, e["settings"]["system"]): e["answer"] for e in map(json.loads, reversed(lines))}  # the description comes first
+    lines = (
+        (RUN / f"eval-demo-prompt-test-{step}" / "predictions.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
+    answers = {
+        (Path(e["img"]).name, e["settings"]["system"]): e["answer"]
+        for e in map(json.loads, reversed(lines))
+    }  # the description comes first
     shown = sorted({name for name, _ in answers if name.endswith("_test_000.tif")})
     rows = -(-len(shown) // COLUMNS)
     width, height = (TILE + 12) * SCALE, (TILE + TEXT) * SCALE

@@ -1,7 +1,21 @@
-"""RemoteGLM's network and everything around it. The demos and the evaluation need only what is named here."""
-from .assistant import Assistant, load_assistant
-from .errors import UserError
-from .generate import Sampling
-from .images import read_image
+"""RemoteGLM's networks and everything around them. The scripts need only what is named here.
 
-__all__ = ["Assistant", "Sampling", "UserError", "load_assistant", "read_image"]
+Names are imported when they are first used: reading an image or a row file never loads torch.
+"""
+
+from importlib import import_module
+
+PLACES = {
+    "Assistant": "model.assistant",
+    "Sampling": "model.visualglm.generate",
+    "UserError": "model.errors",
+    "load_assistant": "model.assistant",
+    "read_image": "model.images",
+}
+__all__ = list(PLACES)
+
+
+def __getattr__(name):
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PLACES[name]), name)

@@ -1,4 +1,5 @@
 """Answers to many questions: in batches, each kept in a file as soon as it is there, so that a second run goes on."""
+
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import UserError
-from .generate import Sampling
-from .images import read_image
+from model.errors import UserError
+from model.images.reading import read_image
+from model.visualglm.generate import Sampling
 
 BEGINNING = b'{"img": '  # of every line
 
@@ -35,12 +36,24 @@ class AnswerFile:
                 entry = json.loads(line)
             except ValueError:
                 entry = None
-            if isinstance(entry, dict) and "prompt" in entry and ("answer" in entry or "error" in entry):
+            if (
+                isinstance(entry, dict)
+                and "prompt" in entry
+                and ("answer" in entry or "error" in entry)
+            ):
                 self.entries.append(entry)
-            elif entry is None and not line.endswith(b"\n") and BEGINNING.startswith(line[:len(BEGINNING)]):
-                self._file.truncate(self._file.tell() - len(line))  # torn; only the last line has no end
+            elif (
+                entry is None
+                and not line.endswith(b"\n")
+                and BEGINNING.startswith(line[: len(BEGINNING)])
+            ):
+                self._file.truncate(
+                    self._file.tell() - len(line)
+                )  # torn; only the last line has no end
             else:
-                raise UserError(f"output {path}: line {number} is no answer of an earlier run; name another file")
+                raise UserError(
+                    f"output {path}: line {number} is no answer of an earlier run; name another file"
+                )
         if self.entries and lines[-1].endswith(b"}"):
             self._file.write(b"\n")
 
@@ -52,20 +65,37 @@ class AnswerFile:
 
     def append(self, entries):
         try:
-            self._file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode())
+            self._file.write(
+                "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
+            )
             self._file.flush()
         except OSError as error:
-            raise UserError(f"output {self.path} cannot be written: {error.strerror}; make room, the same command goes "
-                            "on") from None
+            raise UserError(
+                f"output {self.path} cannot be written: {error.strerror}; make room, the same command goes "
+                "on"
+            ) from None
         self.entries += entries
 
 
 def _key(entry, settings):
-    return json.dumps([entry.get("img"), entry["prompt"], entry.get("history"), settings], sort_keys=True)
+    return json.dumps(
+        [entry.get("img"), entry["prompt"], entry.get("history"), settings], sort_keys=True
+    )
 
 
-def answer_rows(assistant, samples, file, *, checkpoint, base=False, sampling=Sampling(), english=False, bands=None,
-                batch_size=16, progress=iter):
+def answer_rows(
+    assistant,
+    samples,
+    file,
+    *,
+    checkpoint,
+    base=False,
+    sampling=Sampling(),
+    english=False,
+    bands=None,
+    batch_size=16,
+    progress=iter,
+):
     """The question of each sample (see rows.py) -> its entry in `file`, an AnswerFile; a list in the samples' order.
 
     What the file answers already, asked about the same image with the same history, of the same weights and settings, is
@@ -73,9 +103,16 @@ def answer_rows(assistant, samples, file, *, checkpoint, base=False, sampling=Sa
     checkpoint: the name it goes by in the entries; base: switch the adapter off; bands: see read_image; progress: wraps the
     iterable of batches (tqdm). Raises UserError.
     """
-    settings = {"checkpoint": str(checkpoint), "fingerprint": assistant.fingerprint, "english": english,
-                "system": "base" if base or assistant.is_base else "tuned", "bands": bands} | asdict(sampling)
-    known = {_key(entry, entry.get("settings")): entry for entry in file.entries if "answer" in entry}
+    settings = {
+        "checkpoint": str(checkpoint),
+        "fingerprint": assistant.fingerprint,
+        "english": english,
+        "system": "base" if base or assistant.is_base else "tuned",
+        "bands": bands,
+    } | asdict(sampling)
+    known = {
+        _key(entry, entry.get("settings")): entry for entry in file.entries if "answer" in entry
+    }
     entries = []
     for sample in samples:
         entries.append({"img": sample.image and str(sample.image), "prompt": sample.question})
@@ -84,7 +121,11 @@ def answer_rows(assistant, samples, file, *, checkpoint, base=False, sampling=Sa
         if sample.answer:
             entries[-1]["label"] = sample.answer
     keys = [_key(entry, settings) for entry in entries]
-    asked_once = {key: pair for key, *pair in zip(reversed(keys), reversed(samples), reversed(entries)) if key not in known}
+    asked_once = {
+        key: pair
+        for key, *pair in zip(reversed(keys), reversed(samples), reversed(entries))
+        if key not in known
+    }
     left = list(asked_once.values())[::-1]
 
     def read(pair):
@@ -96,7 +137,7 @@ def answer_rows(assistant, samples, file, *, checkpoint, base=False, sampling=Sa
 
     with ThreadPoolExecutor(4) as pool:
         for start in progress(range(0, len(left), batch_size)) if left else ():
-            batch = left[start:start + batch_size]
+            batch = left[start : start + batch_size]
             asked, images = [], []
             for (sample, entry), image in zip(batch, pool.map(read, batch)):
                 if isinstance(image, UserError):
@@ -110,11 +151,23 @@ def answer_rows(assistant, samples, file, *, checkpoint, base=False, sampling=Sa
 
             try:
                 with assistant.untuned() if base else nullcontext():
-                    texts = assistant.answer_batch([sample.question for sample, _ in asked], images, sampling, english,
-                                                   [sample.history for sample, _ in asked], cut) if asked else []
+                    texts = (
+                        assistant.answer_batch(
+                            [sample.question for sample, _ in asked],
+                            images,
+                            sampling,
+                            english,
+                            [sample.history for sample, _ in asked],
+                            cut,
+                        )
+                        if asked
+                        else []
+                    )
             except torch.OutOfMemoryError:
-                raise UserError(f"the GPU has too little memory for {len(asked)} rows together; lower --batch-size, the "
-                                "same command goes on") from None
+                raise UserError(
+                    f"the GPU has too little memory for {len(asked)} rows together; lower --batch-size, the "
+                    "same command goes on"
+                ) from None
             for (_, entry), text in zip(asked, texts):
                 entry["answer"] = text
             for _, entry in batch:

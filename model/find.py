@@ -3,6 +3,7 @@
 A name such as `visualglm-6b` is looked up in this order: a folder of that path, `$SAT_HOME`, the Hugging Face cache,
 the ModelScope cache. Nothing touches the network unless a download is asked for.
 """
+
 import hashlib
 import importlib.util
 import os
@@ -10,13 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .errors import UserError
-from .stored import weight_files
+from model.errors import UserError
+from model.visualglm.stored import weight_files
 
-CONFIGS = ("model_config.json", "config.json")  # of SAT's and this project's folders, of Hugging Face's
+CONFIGS = (
+    "model_config.json",
+    "config.json",
+)  # of SAT's and this project's folders, of Hugging Face's
 VOCABULARY = "ice_text.model"
 BASE = "visualglm-6b"  # the name people know
-HUGGINGFACE, MODELSCOPE = ("THUDM", "zai-org"), ("ZhipuAI",)  # who publishes VisualGLM-6B and ChatGLM-6B there
+HUGGINGFACE, MODELSCOPE = (
+    ("THUDM", "zai-org"),
+    ("ZhipuAI",),
+)  # who publishes VisualGLM-6B and ChatGLM-6B there
 HUBS = ("huggingface", "modelscope")
 FILES = ("*.bin", "*.safetensors", "*.json", VOCABULARY)
 
@@ -64,13 +71,19 @@ def _is_whole(folder):
 
 
 def _not_found(name, looked):
-    lines = [f"checkpoint {name!r} not found. Looked for a folder at:", *(f"  {place}" for place in looked)]
+    lines = [
+        f"checkpoint {name!r} not found. Looked for a folder at:",
+        *(f"  {place}" for place in looked),
+    ]
     archive = _sat_home() / f"{name}.zip"
     if archive.is_file():
         with open(archive, "rb") as file:
             whole = file.read(2) == b"PK"
-        lines.append(f"{archive} is there: unpack it, `unzip {archive} -d {archive.parent}`" if whole else
-                     f"{archive} is no archive ({archive.stat().st_size} bytes, perhaps the page of an error): fetch it again")
+        lines.append(
+            f"{archive} is there: unpack it, `unzip {archive} -d {archive.parent}`"
+            if whole
+            else f"{archive} is no archive ({archive.stat().st_size} bytes, perhaps the page of an error): fetch it again"
+        )
     repository = _repositories(name, HUGGINGFACE)[0]
     mirror = _repositories(name.rpartition("/")[2], MODELSCOPE)[0]
     lines += [
@@ -97,23 +110,38 @@ def find_checkpoint(name, download=None):
         step = path / latest.read_text(errors="replace").strip() if latest.is_file() else path
         if step != path and _has_checkpoint(step):
             return step
-        raise UserError(f"checkpoint {name}: not a checkpoint; expected {CONFIGS[0]} or {CONFIGS[1]} in the folder, or a `latest` that names a "
-                        "saved step")
+        raise UserError(
+            f"checkpoint {name}: not a checkpoint; expected {CONFIGS[0]} or {CONFIGS[1]} in the folder, or a `latest` that names a "
+            "saved step"
+        )
     if path.exists():
-        raise UserError(f"checkpoint {name}: a file; expected the folder with {CONFIGS[0]} and the weights")
+        raise UserError(
+            f"checkpoint {name}: a file; expected the folder with {CONFIGS[0]} and the weights"
+        )
     name = str(name)
     looked = [path]
-    if not (path.is_absolute() or name.startswith((".", "~", "checkpoints/")) or name.count("/") > 1):  # then it is only a path
+    if not (
+        path.is_absolute() or name.startswith((".", "~", "checkpoints/")) or name.count("/") > 1
+    ):  # then it is only a path
         looked += places(name)
         for place in looked[1:]:
-            if _has_checkpoint(place) and (download is None or _is_whole(place)):  # else the download goes on
+            if _has_checkpoint(place) and (
+                download is None or _is_whole(place)
+            ):  # else the download goes on
                 return place
     if download is None or len(looked) == 1:
         if name.rpartition("/")[2] == BASE and len(looked) > 1:
             raise UserError(_not_found(name, looked))
-        raise UserError(f"checkpoint {name}: no such folder" + (", nor one of that name in SAT_HOME and the Hugging Face and ModelScope "
-                        "caches" if len(looked) > 1 else "") + f"; train one (finetune_RemoteGLM.sh), or name a base such as {BASE} or "
-                        "model/tiny/base")
+        raise UserError(
+            f"checkpoint {name}: no such folder"
+            + (
+                ", nor one of that name in SAT_HOME and the Hugging Face and ModelScope caches"
+                if len(looked) > 1
+                else ""
+            )
+            + f"; train one (finetune_RemoteGLM.sh), or name a base such as {BASE} or "
+            "model/tiny/base"
+        )
     return {"huggingface": _from_huggingface, "modelscope": _from_modelscope}[download](name)
 
 
@@ -122,14 +150,20 @@ def find_vocabulary(folder, given=None):
 
     Raises UserError that names the places.
     """
-    looked = [Path(given)] if given else [Path(folder), *(p for name in (BASE, "chatglm-6b") for p in places(name))]
+    looked = (
+        [Path(given)]
+        if given
+        else [Path(folder), *(p for name in (BASE, "chatglm-6b") for p in places(name))]
+    )
     for place in looked:
         place = place / VOCABULARY if place.is_dir() else place
         if place.is_file():
             return place
-    raise UserError(f"vocabulary {VOCABULARY} not found: looked at {', '.join(map(str, looked[:3]))}"
-                    + (f" and {len(looked) - 3} cache folders" if len(looked) > 3 else "")
-                    + f"; put the file (2.7 MB, part of THUDM/chatglm-6b) into the checkpoint folder or name it with --tokenizer")
+    raise UserError(
+        f"vocabulary {VOCABULARY} not found: looked at {', '.join(map(str, looked[:3]))}"
+        + (f" and {len(looked) - 3} cache folders" if len(looked) > 3 else "")
+        + f"; put the file (2.7 MB, part of THUDM/chatglm-6b) into the checkpoint folder or name it with --tokenizer"
+    )
 
 
 def sha256(path):
@@ -141,24 +175,37 @@ def _from_huggingface(name):
     """Fetch a repository into the Hugging Face cache; files that are there whole are not fetched again. Returns its folder."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if not endpoint.startswith(("http://", "https://")):
-        raise UserError(f"HF_ENDPOINT={endpoint}: expected an address that begins with https:// or http://")
+        raise UserError(
+            f"HF_ENDPOINT={endpoint}: expected an address that begins with https:// or http://"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repository = _repositories(name, HUGGINGFACE)[0]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # the last for a name no repository has
-        raise UserError(f"download of {repository} from {endpoint} failed "
-                        f"({str(error).splitlines()[0]}); run it again to go on, or name a mirror with HF_ENDPOINT") from None
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OSError,
+        ValueError,
+    ) as error:  # the last for a name no repository has
+        raise UserError(
+            f"download of {repository} from {endpoint} failed "
+            f"({str(error).splitlines()[0]}); run it again to go on, or name a mirror with HF_ENDPOINT"
+        ) from None
     damaged = []
     for file in folder.iterdir():
         blob = file.resolve()
-        if len(blob.name) == 64 and sha256(blob) != blob.name:  # large files are stored under their own hash
+        if (
+            len(blob.name) == 64 and sha256(blob) != blob.name
+        ):  # large files are stored under their own hash
             blob.unlink()
             damaged.append(file.name)
     if damaged:
-        raise UserError(f"download of {repository}: {', '.join(damaged)} arrived damaged and was removed; run it again")
+        raise UserError(
+            f"download of {repository}: {', '.join(damaged)} arrived damaged and was removed; run it again"
+        )
     return folder
 
 
@@ -169,8 +216,21 @@ def _from_modelscope(name):
     repository = _repositories(name, MODELSCOPE)[0]
     folder = _modelscope_cache() / "models" / repository
     # As a command: the names inside the client change from release to release.
-    status = subprocess.run([sys.executable, "-m", "modelscope.cli.cli", "download", repository, "--local_dir", str(folder),
-                             "--include", *FILES]).returncode
+    status = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "modelscope.cli.cli",
+            "download",
+            repository,
+            "--local_dir",
+            str(folder),
+            "--include",
+            *FILES,
+        ]
+    ).returncode
     if status:
-        raise UserError(f"download of {repository} from ModelScope failed (its client ended with {status}); run it again to go on")
+        raise UserError(
+            f"download of {repository} from ModelScope failed (its client ended with {status}); run it again to go on"
+        )
     return folder

@@ -1,4 +1,5 @@
 """Shared fixtures: small checkpoints, vocabularies and rows that the tests make themselves."""
+
 import json
 import os
 import random
@@ -10,32 +11,61 @@ from PIL import Image
 
 PROJECT = Path(__file__).resolve().parent.parent
 PIECES = 338  # of the tests' vocabulary
-for folder in (PROJECT, PROJECT / "data"):
-    sys.path.insert(0, str(folder))
+sys.path.insert(0, str(PROJECT))
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-TEXTS = ["这张遥感图像展现了什么场景？", "这是一片绿色的农田。", "这是一个灰色的停车场，停着三辆汽车。", "蓝色的河流穿过森林。",
-         "问：图中有什么？\n答：两块网球场。", "Describe the image.", "A green farmland beside a road .", "有，没有，是，不是。"]
+TEXTS = [
+    "这张遥感图像展现了什么场景？",
+    "这是一片绿色的农田。",
+    "这是一个灰色的停车场，停着三辆汽车。",
+    "蓝色的河流穿过森林。",
+    "问：图中有什么？\n答：两块网球场。",
+    "Describe the image.",
+    "A green farmland beside a road .",
+    "有，没有，是，不是。",
+]
 
 
 @pytest.fixture(scope="session")
 def tiny_config():
     """A network small enough that a training step takes milliseconds."""
     config = json.loads((PROJECT / "model" / "tiny" / "model_config.json").read_text())
-    config |= {"num_layers": 2, "hidden_size": 48, "inner_hidden_size": 96, "num_attention_heads": 4, "vocab_size": 512,
-               "bos_token_id": 510, "eos_token_id": 511, "gmask_token_id": 509, "mask_token_id": 508}
-    config["eva_args"] |= {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "inner_hidden_size": 64,
-                           "image_size": [28, 28], "max_sequence_length": 5}
-    config["qformer_args"] |= {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "is_decoder": [True, False],
-                               "cross_attn_hidden_size": 32, "vocab_size": 8}
+    config |= {
+        "num_layers": 2,
+        "hidden_size": 48,
+        "inner_hidden_size": 96,
+        "num_attention_heads": 4,
+        "vocab_size": 512,
+        "bos_token_id": 510,
+        "eos_token_id": 511,
+        "gmask_token_id": 509,
+        "mask_token_id": 508,
+    }
+    config["eva_args"] |= {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "inner_hidden_size": 64,
+        "image_size": [28, 28],
+        "max_sequence_length": 5,
+    }
+    config["qformer_args"] |= {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "is_decoder": [True, False],
+        "cross_attn_hidden_size": 32,
+        "vocab_size": 8,
+    }
     return config | {"image_length": 8}
 
 
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory, tiny_config):
     """A sentencepiece file of the tests' own texts."""
-    from model.tokenizer import train_vocabulary
+    from model.visualglm.tokenizer import train_vocabulary
+
     path = tmp_path_factory.mktemp("vocabulary") / "ice_text.model"
     train_vocabulary(TEXTS * 20, path, PIECES)
     return path
@@ -51,14 +81,25 @@ def config_file(tmp_path_factory, tiny_config):
 def write_random(folder, config_file, vocabulary, talkative=False):
     """A loadable full checkpoint with random weights. talkative: it says pieces of the vocabulary only and never ends."""
     import torch
-    from model import checkpoint
+
+    from model.visualglm import loading as checkpoint
+
     torch.manual_seed(0)
-    network, tokenizer, config = checkpoint.build(config_file, vocabulary, torch.device("cpu"), torch.float32)
+    network, tokenizer, config = checkpoint.build(
+        config_file, vocabulary, torch.device("cpu"), torch.float32
+    )
     tensors = network.state_dict()
     if talkative:
-        tensors["mixins.chatglm-final.lm_head.weight"][PIECES:] = 0  # some logit of the others is above 0
-    checkpoint.write_folder(folder, config=config, tokenizer=tokenizer, tensors=tensors,
-                            card={"format": 1, "method": {"name": "full"}, "base": None})
+        tensors["mixins.chatglm-final.lm_head.weight"][PIECES:] = (
+            0  # some logit of the others is above 0
+        )
+    checkpoint.write_folder(
+        folder,
+        config=config,
+        tokenizer=tokenizer,
+        tensors=tensors,
+        card={"format": 1, "method": {"name": "full"}, "base": None},
+    )
     return folder
 
 
@@ -71,7 +112,12 @@ def tiny_checkpoint(tmp_path_factory, config_file, vocabulary):
 def wide(tmp_path_factory, tiny_config, vocabulary):
     """A checkpoint of widths that the kernels for quantized and packed weights take, with the depth of the reference."""
     folder = tmp_path_factory.mktemp("wide")
-    config = tiny_config | {"num_layers": 3, "hidden_size": 256, "inner_hidden_size": 1024, "num_attention_heads": 4}
+    config = tiny_config | {
+        "num_layers": 3,
+        "hidden_size": 256,
+        "inner_hidden_size": 1024,
+        "num_attention_heads": 4,
+    }
     (folder / "model_config.json").write_text(json.dumps(config))
     return write_random(folder / "base", folder / "model_config.json", vocabulary, talkative=True)
 
@@ -89,6 +135,10 @@ def rows(tmp_path_factory):
         image.putpixel((rng.randrange(40), rng.randrange(40)), (255, 255, 255))
         image.save(folder / "images" / f"{index}.tif")
         rows.append({"img": f"images/{index}.tif", "prompt": TEXTS[0], "label": colours[name]})
-    (folder / "rows-train.json").write_text(json.dumps(rows[:9], ensure_ascii=False), encoding="utf-8")
-    (folder / "rows-val.json").write_text(json.dumps(rows[9:], ensure_ascii=False), encoding="utf-8")
+    (folder / "rows-train.json").write_text(
+        json.dumps(rows[:9], ensure_ascii=False), encoding="utf-8"
+    )
+    (folder / "rows-val.json").write_text(
+        json.dumps(rows[9:], ensure_ascii=False), encoding="utf-8"
+    )
     return folder

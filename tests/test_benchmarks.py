@@ -1,4 +1,5 @@
 """What the benchmarks compare with: SAT's own classes must be the same network, or the comparison says nothing."""
+
 import sys
 
 import torch
@@ -10,15 +11,18 @@ sys.path.insert(0, str(PROJECT / "benchmarks"))
 def test_stock_way_is_the_same_network(tiny_config, vocabulary):
     import stock
 
-    from model.dialogue import render
-    from model.tokenizer import Tokenizer
-    from model.visualglm import VisualGLM
+    from model.visualglm.network import VisualGLM
+    from model.visualglm.prompt import render
+    from model.visualglm.tokenizer import Tokenizer
 
     torch.manual_seed(0)
     ours, theirs = VisualGLM(tiny_config).eval(), stock.network(tiny_config)
     theirs.load_state_dict(ours.state_dict())
     words = Tokenizer(vocabulary, tiny_config)
-    rows = [render(words, "图中有什么？", answer, image_slots=8) for answer in ("两块网球场。", "这是一片绿色的农田。")]
+    rows = [
+        render(words, "图中有什么？", answer, image_slots=8)
+        for answer in ("两块网球场。", "这是一片绿色的农田。")
+    ]
     input_ids, labels = stock.padded(rows, tiny_config["pad_token_id"])
     pixels, start = torch.randn(2, 3, 28, 28), rows[0].image_start
     with torch.no_grad():
@@ -27,7 +31,9 @@ def test_stock_way_is_the_same_network(tiny_config, vocabulary):
         got = ours(input_ids, prefix, pixels=pixels, image_start=start)[0]
     assert input_ids.shape == (2, 320)
     for row, got_row, expected_row, label in zip(rows, got, expected, labels):
-        torch.testing.assert_close(got_row[:len(row.ids)], expected_row[:len(row.ids)], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            got_row[: len(row.ids)], expected_row[: len(row.ids)], atol=1e-5, rtol=1e-4
+        )
         trained = (label[1:] != stock.IGNORED).nonzero().flatten()
         assert trained.tolist() == list(row.target_positions)
         assert label[1:][trained].tolist() == [row.ids[t + 1] for t in row.target_positions]
@@ -38,18 +44,36 @@ def test_brief_rows_say_the_scene_first_and_one_thing_more():
 
     def row(text, name="a.tif"):
         return {"img": f"/images/{name}", "prompt": "描述这张图。", "label": text}
-    sentences = ["a harbor with many boats and a car", "there are boats in the harbor", "a harbor with a car and a building"]
-    images = [{"filename": name, "sentences": [{"raw": text} for text in sentences]} for name in ("a.tif", "b.tif")]
+
+    sentences = [
+        "a harbor with many boats and a car",
+        "there are boats in the harbor",
+        "a harbor with a car and a building",
+    ]
+    images = [
+        {"filename": name, "sentences": [{"raw": text} for text in sentences]}
+        for name in ("a.tif", "b.tif")
+    ]
     scenes = [row("港口。")]
-    kept = effect.brief([
-        row("港口里停着许多船。"),                # the water and the pier follow from the harbour, the boats are one thing more
-        row("港口的水面上停着许多船。"),
-        row("许多船整齐地停着。"),                # names no scene: it is said before it
-        row("港口里停着许多船，旁边有一辆汽车。"),   # two things more
-        row("一片沙滩旁停着许多船。"),             # another scene
-        row("港口里停着许多船。", "b.tif"),        # of which no scene is agreed
-    ], scenes, images)
-    assert [r["label"] for r in kept] == ["港口。港口里停着许多船。", "港口。港口的水面上停着许多船。", "港口。许多船整齐地停着。"]
+    kept = effect.brief(
+        [
+            row(
+                "港口里停着许多船。"
+            ),  # the water and the pier follow from the harbour, the boats are one thing more
+            row("港口的水面上停着许多船。"),
+            row("许多船整齐地停着。"),  # names no scene: it is said before it
+            row("港口里停着许多船，旁边有一辆汽车。"),  # two things more
+            row("一片沙滩旁停着许多船。"),  # another scene
+            row("港口里停着许多船。", "b.tif"),  # of which no scene is agreed
+        ],
+        scenes,
+        images,
+    )
+    assert [r["label"] for r in kept] == [
+        "港口。港口里停着许多船。",
+        "港口。港口的水面上停着许多船。",
+        "港口。许多船整齐地停着。",
+    ]
     assert kept[0] == row("港口。港口里停着许多船。")
 
 
@@ -62,5 +86,7 @@ def test_split_finds_what_a_linear_classifier_finds():
     features[torch.arange(120), classes] += 1
     train = torch.arange(120) < 90
     assert split.accuracy(features, classes, train) == 100
-    moved = torch.where(train, classes, (classes + 1) % 3)  # elsewhere each class looks like another one
+    moved = torch.where(
+        train, classes, (classes + 1) % 3
+    )  # elsewhere each class looks like another one
     assert split.accuracy(features, moved, train) == 0

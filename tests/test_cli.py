@@ -1,4 +1,5 @@
 """The terminal chat and the evaluation as a user starts them."""
+
 import json
 import os
 import re
@@ -12,16 +13,16 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 import torch
+from safetensors.torch import load_file, save_file
 
 import cli_demo
 import evaluate_RemoteGLM
 import export_RemoteGLM
 import web_demo
-from model import checkpoint
-from model.assistant import DEFAULT_PROMPT
 from model import Assistant, Sampling, UserError, load_assistant, read_image
+from model.assistant import DEFAULT_PROMPT
+from model.visualglm import loading as checkpoint
 
 PROJECT = Path(__file__).resolve().parent.parent
 GREEDY = ["--temperature", "0", "--max_length", "60", "--device", "cpu"]
@@ -31,6 +32,7 @@ GREEDY = ["--temperature", "0", "--max_length", "60", "--device", "cpu"]
 def adapter(tiny_checkpoint, tmp_path_factory):
     """An adapter whose answers differ from its base's."""
     from test_checkpoint import LORA, save_adapter
+
     folder = tmp_path_factory.mktemp("adapter") / "a"
     save_adapter(folder, tiny_checkpoint, LORA)
     return folder
@@ -38,7 +40,9 @@ def adapter(tiny_checkpoint, tmp_path_factory):
 
 def answer(folder, question, image, history=(), **more):
     sampling = Sampling(temperature=0, max_length=60)
-    return "".join(load_assistant(folder, device="cpu").stream(question, image, history, sampling, **more))
+    return "".join(
+        load_assistant(folder, device="cpu").stream(question, image, history, sampling, **more)
+    )
 
 
 def test_one_shot(adapter, tiny_checkpoint, rows, capsys):
@@ -47,41 +51,108 @@ def test_one_shot(adapter, tiny_checkpoint, rows, capsys):
     cli_demo.main(["--from_pretrained", str(adapter), "--image", path, "--base", *GREEDY])
     before, after = answer(tiny_checkpoint, "有什么？", image), answer(adapter, "有什么？", image)
     assert capsys.readouterr().out == f"微调前：{before}\nRemoteGLM：{after}\n" and before != after
-    cli_demo.main(["--from_pretrained", str(adapter), "--image", path, "--prompt", "红色吗？", "--json", "--base", *GREEDY])
+    cli_demo.main(
+        [
+            "--from_pretrained",
+            str(adapter),
+            "--image",
+            path,
+            "--prompt",
+            "红色吗？",
+            "--json",
+            "--base",
+            *GREEDY,
+        ]
+    )
     assert json.loads(capsys.readouterr().out) == {
-        "image": path, "prompt": "红色吗？", "base_answer": answer(tiny_checkpoint, "红色吗？", image),
-        "answer": answer(adapter, "红色吗？", image)}
-    cli_demo.main(["--from_pretrained", str(adapter), "--prompt", "你好", *GREEDY])  # without an image: plain text
+        "image": path,
+        "prompt": "红色吗？",
+        "base_answer": answer(tiny_checkpoint, "红色吗？", image),
+        "answer": answer(adapter, "红色吗？", image),
+    }
+    cli_demo.main(
+        ["--from_pretrained", str(adapter), "--prompt", "你好", *GREEDY]
+    )  # without an image: plain text
     assert capsys.readouterr().out == f"RemoteGLM：{answer(adapter, '你好', None)}\n"
 
 
 def test_sampling_options_reach_the_engine(adapter, rows, capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr("model.Assistant.stream", lambda self, q, image, history, sampling, english, on_cut: seen.append((q, sampling, english)) or iter("x"))
-    cli_demo.main(["--from_pretrained", str(adapter), "--image", str(rows / "images/0.tif"), "--english", "--prompt_en", "Where?",
-                   "--max_length", "99", "--top_p", "0.7", "--top_k", "9", "--temperature", "0.5", "--repetition_penalty", "1.1",
-                   "--seed", "3", "--dtype", "bfloat16", "--device", "cpu"])
-    assert seen == [("Where?", Sampling(max_length=99, top_p=0.7, top_k=9, temperature=0.5, repetition_penalty=1.1, seed=3), True)]
+    monkeypatch.setattr(
+        "model.Assistant.stream",
+        lambda self, q, image, history, sampling, english, on_cut: (
+            seen.append((q, sampling, english)) or iter("x")
+        ),
+    )
+    cli_demo.main(
+        [
+            "--from_pretrained",
+            str(adapter),
+            "--image",
+            str(rows / "images/0.tif"),
+            "--english",
+            "--prompt_en",
+            "Where?",
+            "--max_length",
+            "99",
+            "--top_p",
+            "0.7",
+            "--top_k",
+            "9",
+            "--temperature",
+            "0.5",
+            "--repetition_penalty",
+            "1.1",
+            "--seed",
+            "3",
+            "--dtype",
+            "bfloat16",
+            "--device",
+            "cpu",
+        ]
+    )
+    assert seen == [
+        (
+            "Where?",
+            Sampling(
+                max_length=99, top_p=0.7, top_k=9, temperature=0.5, repetition_penalty=1.1, seed=3
+            ),
+            True,
+        )
+    ]
     assert capsys.readouterr().out == "RemoteGLM: x\n"
 
 
 def test_dialogue(adapter, rows, monkeypatch, capsys):
     """clear, a wrong path, a second round, plain text, stop; the first question is the one it was trained on."""
     red, green = str(rows / "images/0.tif"), str(rows / "images/1.tif")
-    typed = iter(["nowhere.tif", red, "红色吗？", "clear", f"'{green}'", "clear", "", "你好", "stop"])
+    typed = iter(
+        ["nowhere.tif", red, "红色吗？", "clear", f"'{green}'", "clear", "", "你好", "stop"]
+    )
     monkeypatch.setattr("builtins.input", lambda prompt="": print(prompt, end="") or next(typed))
     cli_demo.main(["--from_pretrained", str(adapter), *GREEDY])
     said = re.findall("RemoteGLM：(.*?)\n(?:用户：|请输入)", out := capsys.readouterr().out, re.S)
     image = read_image(red)
     first = answer(adapter, "有什么？", image)
-    assert said == [first, answer(adapter, "红色吗？", image, [("有什么？", first)]), answer(adapter, "有什么？", read_image(green)),
-                    answer(adapter, "你好", None)]
+    assert said == [
+        first,
+        answer(adapter, "红色吗？", image, [("有什么？", first)]),
+        answer(adapter, "有什么？", read_image(green)),
+        answer(adapter, "你好", None),
+    ]
     assert "错误：image nowhere.tif: no such file" in out and next(typed, None) is None
 
 
-@pytest.mark.parametrize("english, said", [(False, r"注意：超出长度上限，未读入最早的 (\d) 轮对话"),
-                                           (True, r"note: beyond the length limit and not read: the oldest rounds \((\d)\)")])
-def test_a_dialogue_too_long_says_what_was_not_read(adapter, tiny_checkpoint, rows, monkeypatch, capsys, english, said):
+@pytest.mark.parametrize(
+    "english, said",
+    [
+        (False, r"注意：超出长度上限，未读入最早的 (\d) 轮对话"),
+        (True, r"note: beyond the length limit and not read: the oldest rounds \((\d)\)"),
+    ],
+)
+def test_a_dialogue_too_long_says_what_was_not_read(
+    adapter, tiny_checkpoint, rows, monkeypatch, capsys, english, said
+):
     """Over the network's 2048 positions: the answers, each stopped early, are those to the dialogue without its oldest rounds."""
     path, long = str(rows / "images/0.tif"), "绿色的农田在公路旁。" * 70
     asked = [long, "红" + long, "蓝" + long, "红色吗？"]
@@ -91,28 +162,66 @@ def test_a_dialogue_too_long_says_what_was_not_read(adapter, tiny_checkpoint, ro
 
     def begun(pieces):
         return "".join(islice(pieces, 20))
-    monkeypatch.setattr(cli_demo, "say", lambda name, pieces, stoppable: texts.append(begun(pieces)) or texts[-1])
-    cli_demo.main(["--from_pretrained", str(adapter), "--temperature", "0", "--device", "cpu", "--base", "--prompt_zh", "有什么？",
-                   "--prompt_en", "有什么？", *["--english"] * english])
+
+    monkeypatch.setattr(
+        cli_demo, "say", lambda name, pieces, stoppable: texts.append(begun(pieces)) or texts[-1]
+    )
+    cli_demo.main(
+        [
+            "--from_pretrained",
+            str(adapter),
+            "--temperature",
+            "0",
+            "--device",
+            "cpu",
+            "--base",
+            "--prompt_zh",
+            "有什么？",
+            "--prompt_en",
+            "有什么？",
+            *["--english"] * english,
+        ]
+    )
     bases, tuned = texts[::2], texts[1::2]
     history = list(zip(["有什么？", *asked], tuned))
-    dropped = [int(re.fullmatch(said, line)[1]) for line in capsys.readouterr().err.splitlines()]  # in the last rounds
+    dropped = [
+        int(re.fullmatch(said, line)[1]) for line in capsys.readouterr().err.splitlines()
+    ]  # in the last rounds
     assert all(tuned) and 2 <= len(dropped) < 5 and dropped[0] < dropped[-1]
     for folder, texts_of_it in ((tiny_checkpoint, bases), (adapter, tuned)):
         assistant = load_assistant(folder, device="cpu")
         for last, first in enumerate(dropped, 5 - len(dropped)):
-            assert texts_of_it[last] == begun(assistant.stream(
-                history[last][0], read_image(path), history[first:last], Sampling(temperature=0), english,
-                on_cut=lambda *cut: pytest.fail(f"{cut} did not fit")))
+            assert texts_of_it[last] == begun(
+                assistant.stream(
+                    history[last][0],
+                    read_image(path),
+                    history[first:last],
+                    Sampling(temperature=0),
+                    english,
+                    on_cut=lambda *cut: pytest.fail(f"{cut} did not fit"),
+                )
+            )
 
 
-@pytest.mark.parametrize("more", [[], ["--json"], ["--json", "--base"]], ids=["text", "json", "base"])
+@pytest.mark.parametrize(
+    "more", [[], ["--json"], ["--json", "--base"]], ids=["text", "json", "base"]
+)
 def test_a_question_too_long_says_so_once(adapter, rows, capsys, more):
     """What was not read changes nothing, and standard output holds the answer alone."""
     outs = []
     for end in ("红色吗？", "蓝色吗？"):
-        cli_demo.main(["--from_pretrained", str(adapter), "--image", str(rows / "images/0.tif"), *GREEDY, *more,
-                       "--prompt", "绿色的农田。" * 9 + end])
+        cli_demo.main(
+            [
+                "--from_pretrained",
+                str(adapter),
+                "--image",
+                str(rows / "images/0.tif"),
+                *GREEDY,
+                *more,
+                "--prompt",
+                "绿色的农田。" * 9 + end,
+            ]
+        )
         said = capsys.readouterr()
         assert said.err == "注意：超出长度上限，未读入问题的末尾\n"
         outs.append(said.out.replace(end, ""))
@@ -127,8 +236,15 @@ class Terminal:
 
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
-            os.environ |= {"HOME": str(home), "TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-            os.execv(sys.executable, [sys.executable, str(PROJECT / "cli_demo.py"), *map(str, argv)])
+            os.environ |= {
+                "HOME": str(home),
+                "TERM": "dumb",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONUTF8": "1",
+            }
+            os.execv(
+                sys.executable, [sys.executable, str(PROJECT / "cli_demo.py"), *map(str, argv)]
+            )
 
     def __enter__(self):
         return self
@@ -166,12 +282,23 @@ def endless(tiny_checkpoint, tmp_path_factory):
     """A checkpoint that never ends an answer: the logit of `<eop>` is always 0, and some other one is above."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("endless") / "a")
     tensors = load_file(folder / checkpoint.FULL)
-    tensors["mixins.chatglm-final.lm_head.weight"][json.loads((folder / checkpoint.CONFIG).read_text())["eos_token_id"]] = 0
+    tensors["mixins.chatglm-final.lm_head.weight"][
+        json.loads((folder / checkpoint.CONFIG).read_text())["eos_token_id"]
+    ] = 0
     save_file(tensors, folder / checkpoint.FULL)
     return folder
 
 
-ENDLESS = ["--temperature", "0", "--repetition_penalty", "1", "--max_length", "2048", "--device", "cpu"]
+ENDLESS = [
+    "--temperature",
+    "0",
+    "--repetition_penalty",
+    "1",
+    "--max_length",
+    "2048",
+    "--device",
+    "cpu",
+]
 IMAGE, USER = "stop 退出）：", "用户："
 
 
@@ -191,8 +318,14 @@ def test_in_a_terminal(endless, rows, tmp_path):
         terminal.type("\x03")
         stopped = terminal.read("\n" + USER).replace("^C", "").removesuffix("\n" + USER)
         assert len(stopped) > 5
-        whole = "".join(load_assistant(endless, device="cpu").stream(DEFAULT_PROMPT, read_image(picture), (),
-                                                                             Sampling(temperature=0, repetition_penalty=1, max_length=2048)))
+        whole = "".join(
+            load_assistant(endless, device="cpu").stream(
+                DEFAULT_PROMPT,
+                read_image(picture),
+                (),
+                Sampling(temperature=0, repetition_penalty=1, max_length=2048),
+            )
+        )
         assert whole.startswith(stopped) and len(whole) > len(stopped)
         terminal.type("第二问？\n")
         terminal.read("RemoteGLM：")
@@ -200,7 +333,11 @@ def test_in_a_terminal(endless, rows, tmp_path):
         terminal.read("\n" + USER)
         terminal.type("\x04")
         assert terminal.status() == 0
-    assert (tmp_path / ".remoteglm_history").read_text().splitlines() == [str(tmp_path), str(picture), "第二问？"]
+    assert (tmp_path / ".remoteglm_history").read_text().splitlines() == [
+        str(tmp_path),
+        str(picture),
+        "第二问？",
+    ]
     with Terminal(tmp_path, "--from_pretrained", endless, *GREEDY) as terminal:
         terminal.read(IMAGE)
         terminal.type("\x10\x10\n")  # Ctrl-P, as arrow up: the line before the last
@@ -211,7 +348,9 @@ def test_in_a_terminal(endless, rows, tmp_path):
 
 
 def test_ctrl_c_ends_a_single_answer(endless, rows, tmp_path):
-    with Terminal(tmp_path, "--from_pretrained", endless, "--image", rows / "images/0.tif", *ENDLESS) as terminal:
+    with Terminal(
+        tmp_path, "--from_pretrained", endless, "--image", rows / "images/0.tif", *ENDLESS
+    ) as terminal:
         terminal.read("RemoteGLM：")
         terminal.type("\x03")
         assert terminal.status() == 130
@@ -228,6 +367,7 @@ def test_what_was_stopped_belongs_to_the_dialogue(adapter, rows, monkeypatch, ca
         if question == "停":
             raise KeyboardInterrupt
         yield "二"
+
     monkeypatch.setattr("model.Assistant.stream", stream)
     typed = iter([str(rows / "images/0.tif"), "停", "坏", "再问"])
 
@@ -235,32 +375,68 @@ def test_what_was_stopped_belongs_to_the_dialogue(adapter, rows, monkeypatch, ca
         for line in typed:
             return line
         raise EOFError
+
     monkeypatch.setattr("builtins.input", type_in)
     cli_demo.main(["--from_pretrained", str(adapter), *GREEDY])
-    assert asked == [("有什么？", []), ("停", [("有什么？", "一二")]), ("坏", [("有什么？", "一二"), ("停", "一")]),
-                     ("再问", [("有什么？", "一二"), ("停", "一")])]
-    assert capsys.readouterr().out.endswith("RemoteGLM：一二\nRemoteGLM：一\n错误：too long\nRemoteGLM：一二\n\n")
+    assert asked == [
+        ("有什么？", []),
+        ("停", [("有什么？", "一二")]),
+        ("坏", [("有什么？", "一二"), ("停", "一")]),
+        ("再问", [("有什么？", "一二"), ("停", "一")]),
+    ]
+    assert capsys.readouterr().out.endswith(
+        "RemoteGLM：一二\nRemoteGLM：一\n错误：too long\nRemoteGLM：一二\n\n"
+    )
 
 
 def test_bytes_that_are_no_text(adapter):
     """A terminal that sends another encoding than it says."""
-    result = subprocess.run([sys.executable, PROJECT / "cli_demo.py", "--from_pretrained", adapter, *GREEDY], capture_output=True,
-                            input="你好\n".encode("gbk") + b"stop\n", env=os.environ | {"PYTHONUTF8": "1"})
-    assert result.returncode == 0 and "错误：not UTF-8" in result.stdout.decode(), result.stderr.decode()
+    result = subprocess.run(
+        [sys.executable, PROJECT / "cli_demo.py", "--from_pretrained", adapter, *GREEDY],
+        capture_output=True,
+        input="你好\n".encode("gbk") + b"stop\n",
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )
+    assert result.returncode == 0 and "错误：not UTF-8" in result.stdout.decode(), (
+        result.stderr.decode()
+    )
 
 
 def test_a_base_is_not_compared_with_itself(adapter, tiny_checkpoint, rows, capsys):
-    argv = ["--from_pretrained", str(tiny_checkpoint), "--image", str(rows / "images/0.tif"), "--base", "--prompt", "x", *GREEDY]
+    argv = [
+        "--from_pretrained",
+        str(tiny_checkpoint),
+        "--image",
+        str(rows / "images/0.tif"),
+        "--base",
+        "--prompt",
+        "x",
+        *GREEDY,
+    ]
     for more in ([], ["--json"]):
         cli_demo.main([*argv, *more])
         said = capsys.readouterr()
-        assert said.err == f"--base is left out: {tiny_checkpoint} has no adapter that could be switched off\n"
+        assert (
+            said.err
+            == f"--base is left out: {tiny_checkpoint} has no adapter that could be switched off\n"
+        )
         assert "微调前" not in said.out and "base_answer" not in said.out
 
 
 def test_an_error_is_not_led_in_as_an_answer(adapter, rows, capsys):
     with pytest.raises(SystemExit, match="a limit of 4 tokens"):
-        cli_demo.main(["--from_pretrained", str(adapter), "--image", str(rows / "images/0.tif"), "--max_length", "5", "--device", "cpu"])
+        cli_demo.main(
+            [
+                "--from_pretrained",
+                str(adapter),
+                "--image",
+                str(rows / "images/0.tif"),
+                "--max_length",
+                "5",
+                "--device",
+                "cpu",
+            ]
+        )
     assert capsys.readouterr().out == ""
 
 
@@ -271,38 +447,103 @@ def test_bands_reach_the_reader(adapter, rows, monkeypatch):
     def read(source, bands=None):
         seen.append(bands)
         return read_image(source)
+
     monkeypatch.setattr("model.read_image", read)
     for module in ("batch", "rows"):
         monkeypatch.setattr(f"model.{module}.read_image", read)
     picture, val = str(rows / "images/0.tif"), str(rows / "rows-val.json")
-    cli_demo.main(["--from_pretrained", str(adapter), "--image", picture, "--bands", "4", "3", "2", *GREEDY])
+    cli_demo.main(
+        ["--from_pretrained", str(adapter), "--image", picture, "--bands", "4", "3", "2", *GREEDY]
+    )
     typed = iter([picture, "stop"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     cli_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", *GREEDY])
     assert seen == [[4, 3, 2]] * 2
-    evaluate_RemoteGLM.main(["--from_pretrained", str(adapter), "--data", val, "--bands", "4", "3", "2", "--max_new_tokens", "2", "--device", "cpu",
-                             "--no-controls", "--existence", "0", "--resamples", "100"])
-    assert seen == [[4, 3, 2]] * 32  # 3 pictures and 9 training pictures checked and compared, the 3 answered about and shown
-    monkeypatch.setattr(web_demo, "serve", lambda assistant, host, port, english, bands: sys.exit(str(bands)))
+    evaluate_RemoteGLM.main(
+        [
+            "--from_pretrained",
+            str(adapter),
+            "--data",
+            val,
+            "--bands",
+            "4",
+            "3",
+            "2",
+            "--max_new_tokens",
+            "2",
+            "--device",
+            "cpu",
+            "--no-controls",
+            "--existence",
+            "0",
+            "--resamples",
+            "100",
+        ]
+    )
+    assert (
+        seen == [[4, 3, 2]] * 32
+    )  # 3 pictures and 9 training pictures checked and compared, the 3 answered about and shown
+    monkeypatch.setattr(
+        web_demo, "serve", lambda assistant, host, port, english, bands: sys.exit(str(bands))
+    )
     with pytest.raises(SystemExit, match=r"^\[4, 3, 2\]$"):
-        web_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", "--device", "cpu", "--port", "7899"])
+        web_demo.main(
+            [
+                "--from_pretrained",
+                str(adapter),
+                "--bands",
+                "4",
+                "3",
+                "2",
+                "--device",
+                "cpu",
+                "--port",
+                "7899",
+            ]
+        )
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the page's own handler goes with it
 
 
 class TestRowsOfAFile:
     """--input, --output"""
-    ROWS = [{"img": "images/0.tif", "prompt": "红色吗？", "label": "是"}, {"img": "images/1.tif", "label": ""},
-            {"img": "images/gone.tif", "prompt": "有什么？"}, {"prompt": "你好"},
-            {"img": "images/2.tif", "conversations": [{"role": "user", "content": "有什么？"}, {"role": "assistant", "content": "一条河。"},
-                                                     {"role": "user", "content": "蓝色吗？"}]},
-            {"img": "images/3.tif", "conversations": [{"role": "user", "content": "有什么？"}, {"role": "assistant", "content": "屋顶。"}]}]
+
+    ROWS = [
+        {"img": "images/0.tif", "prompt": "红色吗？", "label": "是"},
+        {"img": "images/1.tif", "label": ""},
+        {"img": "images/gone.tif", "prompt": "有什么？"},
+        {"prompt": "你好"},
+        {
+            "img": "images/2.tif",
+            "conversations": [
+                {"role": "user", "content": "有什么？"},
+                {"role": "assistant", "content": "一条河。"},
+                {"role": "user", "content": "蓝色吗？"},
+            ],
+        },
+        {
+            "img": "images/3.tif",
+            "conversations": [
+                {"role": "user", "content": "有什么？"},
+                {"role": "assistant", "content": "屋顶。"},
+            ],
+        },
+    ]
 
     @pytest.fixture
     def argv(self, adapter, rows, tmp_path):
         """Three rows at a time, one of the pictures missing."""
         (rows / "questions.json").write_text(json.dumps(self.ROWS), encoding="utf-8")
-        return ["--from_pretrained", str(adapter), "--input", str(rows / "questions.json"), "--output", str(tmp_path / "out/answers.jsonl"),
-                "--batch-size", "3", *GREEDY]
+        return [
+            "--from_pretrained",
+            str(adapter),
+            "--input",
+            str(rows / "questions.json"),
+            "--output",
+            str(tmp_path / "out/answers.jsonl"),
+            "--batch-size",
+            "3",
+            *GREEDY,
+        ]
 
     def lines(self, argv):
         return [json.loads(line) for line in Path(argv[5]).read_bytes().splitlines()]
@@ -313,20 +554,37 @@ class TestRowsOfAFile:
         return end.value.code
 
     def test_answers_of_one_by_one(self, argv, adapter, rows, capsys):
-        assert self.run(argv) == ('cli_demo.py: error: 1 of 6 rows have no answer but "error"; the first: '
-                                  f"image {rows}/images/gone.tif: no such file")
+        assert self.run(argv) == (
+            'cli_demo.py: error: 1 of 6 rows have no answer but "error"; the first: '
+            f"image {rows}/images/gone.tif: no such file"
+        )
         said = capsys.readouterr()
         assert said.out == f"5 answers: {argv[5]}\n" and "2/2" in said.err
         lines = self.lines(argv)
         pictures = [rows / row["img"] if "img" in row else None for row in self.ROWS]
         assert [line["img"] for line in lines] == [picture and str(picture) for picture in pictures]
-        assert [line["prompt"] for line in lines] == ["红色吗？", "有什么？", "有什么？", "你好", "蓝色吗？", "有什么？"]
+        assert [line["prompt"] for line in lines] == [
+            "红色吗？",
+            "有什么？",
+            "有什么？",
+            "你好",
+            "蓝色吗？",
+            "有什么？",
+        ]
         assert [line.get("label") for line in lines] == ["是", None, None, None, None, "屋顶。"]
-        assert lines[2]["error"] == f"image {rows}/images/gone.tif: no such file" and "answer" not in lines[2]
+        assert (
+            lines[2]["error"] == f"image {rows}/images/gone.tif: no such file"
+            and "answer" not in lines[2]
+        )
         assert lines[4]["history"] == [["有什么？", "一条河。"]] and "history" not in lines[5]
         for line, picture in zip(lines, pictures):
             if "answer" in line:
-                assert line["answer"] == answer(adapter, line["prompt"], picture and read_image(picture), line.get("history", ()))
+                assert line["answer"] == answer(
+                    adapter,
+                    line["prompt"],
+                    picture and read_image(picture),
+                    line.get("history", ()),
+                )
 
     def test_goes_on_after_a_crash(self, argv, rows, monkeypatch):
         """Answered rows are kept, a torn line is mended, errors are asked again, other settings are answers of their own."""
@@ -336,92 +594,223 @@ class TestRowsOfAFile:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[:4])
         path.write_text(text + json.dumps(lines[4], ensure_ascii=False)[:50], encoding="utf-8")
         asked, whole = [], Assistant.answer_batch
-        monkeypatch.setattr(Assistant, "answer_batch", lambda self, questions, *rest: asked.append(questions) or whole(self, questions, *rest))
+        monkeypatch.setattr(
+            Assistant,
+            "answer_batch",
+            lambda self, questions, *rest: asked.append(questions) or whole(self, questions, *rest),
+        )
         self.run(argv)
-        assert asked == [["蓝色吗？", "有什么？"]]  # with the missing picture as the third of its batch
-        assert self.lines(argv) == [*lines[:4], lines[2], *lines[4:]] and path.read_text(encoding="utf-8").startswith(text)
-        for more in (["--seed", "1"], ["--max_length", "50"], ["--english"], ["--dtype", "bfloat16"], ["--prompt", "x"]):
+        assert asked == [
+            ["蓝色吗？", "有什么？"]
+        ]  # with the missing picture as the third of its batch
+        assert self.lines(argv) == [*lines[:4], lines[2], *lines[4:]] and path.read_text(
+            encoding="utf-8"
+        ).startswith(text)
+        for more in (
+            ["--seed", "1"],
+            ["--max_length", "50"],
+            ["--english"],
+            ["--dtype", "bfloat16"],
+            ["--prompt", "x"],
+        ):
             before, asked[:] = len(self.lines(argv)), []
             self.run(argv + more)
             assert sum(map(len, asked)) == (1 if more[0] == "--prompt" else 5), more
             assert len(self.lines(argv)) == before + (2 if more[0] == "--prompt" else 6)
 
-    def test_what_does_not_fit_is_written_beside_the_answer(self, argv, adapter, rows, tmp_path, capsys):
+    def test_what_does_not_fit_is_written_beside_the_answer(
+        self, argv, adapter, rows, tmp_path, capsys
+    ):
         """Also where a second run finds the answers there."""
-        turns = [{"role": "user", "content": "绿色的农田。"}, {"role": "assistant", "content": "蓝色的河流。"}] * 5
+        turns = [
+            {"role": "user", "content": "绿色的农田。"},
+            {"role": "assistant", "content": "蓝色的河流。"},
+        ] * 5
         asked = [{"role": "user", "content": "红色吗？"}]
-        (tmp_path / "rows.json").write_text(json.dumps([{"img": "images/0.tif", "conversations": turns[:2] + asked},
-                                                        {"img": "images/0.tif", "conversations": turns + asked},
-                                                        {"prompt": "绿色的农田。" * 30}]), encoding="utf-8")
+        (tmp_path / "rows.json").write_text(
+            json.dumps(
+                [
+                    {"img": "images/0.tif", "conversations": turns[:2] + asked},
+                    {"img": "images/0.tif", "conversations": turns + asked},
+                    {"prompt": "绿色的农田。" * 30},
+                ]
+            ),
+            encoding="utf-8",
+        )
         argv = [*argv[:3], str(tmp_path / "rows.json"), *argv[4:], "--image-root", str(rows)]
         for _ in range(2):
             cli_demo.main(argv)
-            assert '2 of them to dialogues beyond the length limit: "cut" says what was not read\n' in capsys.readouterr().err
+            assert (
+                '2 of them to dialogues beyond the length limit: "cut" says what was not read\n'
+                in capsys.readouterr().err
+            )
         lines = self.lines(argv)
         left = lines[1]["cut"]["rounds"]
-        assert len(lines) == 3 and "cut" not in lines[0] and 0 < left < 5 and lines[1]["cut"]["tokens"] == 0
+        assert (
+            len(lines) == 3
+            and "cut" not in lines[0]
+            and 0 < left < 5
+            and lines[1]["cut"]["tokens"] == 0
+        )
         assert lines[2]["cut"]["rounds"] == 0 < lines[2]["cut"]["tokens"]
-        for line, history in zip(lines, ([("绿色的农田。", "蓝色的河流。")], [("绿色的农田。", "蓝色的河流。")] * (5 - left))):
-            assert line["answer"] == answer(adapter, "红色吗？", read_image(rows / "images/0.tif"), history)
+        for line, history in zip(
+            lines,
+            ([("绿色的农田。", "蓝色的河流。")], [("绿色的农田。", "蓝色的河流。")] * (5 - left)),
+        ):
+            assert line["answer"] == answer(
+                adapter, "红色吗？", read_image(rows / "images/0.tif"), history
+            )
 
     def test_base(self, argv, adapter, tiny_checkpoint, rows, capsys):
         self.run(argv + ["--base"])
         lines = self.lines(argv)
         assert [line["settings"]["system"] for line in lines] == ["base"] * 6 + ["tuned"] * 6
-        assert lines[0]["answer"] == answer(tiny_checkpoint, "红色吗？", read_image(rows / "images/0.tif")) != lines[6]["answer"]
+        assert (
+            lines[0]["answer"]
+            == answer(tiny_checkpoint, "红色吗？", read_image(rows / "images/0.tif"))
+            != lines[6]["answer"]
+        )
         assert capsys.readouterr().out == f"10 answers: {argv[5]}\n"
 
-    @pytest.mark.parametrize("content", ['[\n    {"img": "a.tif", "prompt": "x"}\n]', '[{"img": "a.tif", "prompt": "x"}]',
-                                         '{"img": "a.tif", "prompt": "x"}\n', '{"img": "a.tif", "prompt": "x"}', "words", "[\n", '{"img": \n'])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            '[\n    {"img": "a.tif", "prompt": "x"}\n]',
+            '[{"img": "a.tif", "prompt": "x"}]',
+            '{"img": "a.tif", "prompt": "x"}\n',
+            '{"img": "a.tif", "prompt": "x"}',
+            "words",
+            "[\n",
+            '{"img": \n',
+        ],
+    )
     def test_a_file_of_something_else_is_not_touched(self, argv, content):
         Path(argv[5]).parent.mkdir()
         Path(argv[5]).write_text(content)
-        assert re.search(r"answers.jsonl: line 1 is no answer of an earlier run; name another file$", self.run(argv))
+        assert re.search(
+            r"answers.jsonl: line 1 is no answer of an earlier run; name another file$",
+            self.run(argv),
+        )
         assert Path(argv[5]).read_text() == content
 
     def test_too_little_memory_is_one_line(self, argv, monkeypatch):
         def refuse(*_):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        monkeypatch.setattr(Assistant, "answer_batch", refuse)
-        assert re.search("too little memory for 2 rows together; lower --batch-size, the same command goes on$", self.run(argv))
 
-    @pytest.mark.parametrize("rows_of_it, words", [
-        ([{"img": 5}], "row 0: img must be a path, got 5"), ([{"label": "x"}], "row 0: has keys label"), ([], "expected a list of"),
-        ([{"img": "a.tif", "conversations": [{"role": "assistant", "content": "x"}]}], "expected user"),
-        ([{"img": "a.tif", "prompt": " "}], "row 0: has keys img, prompt")])
+        monkeypatch.setattr(Assistant, "answer_batch", refuse)
+        assert re.search(
+            "too little memory for 2 rows together; lower --batch-size, the same command goes on$",
+            self.run(argv),
+        )
+
+    @pytest.mark.parametrize(
+        "rows_of_it, words",
+        [
+            ([{"img": 5}], "row 0: img must be a path, got 5"),
+            ([{"label": "x"}], "row 0: has keys label"),
+            ([], "expected a list of"),
+            (
+                [{"img": "a.tif", "conversations": [{"role": "assistant", "content": "x"}]}],
+                "expected user",
+            ),
+            ([{"img": "a.tif", "prompt": " "}], "row 0: has keys img, prompt"),
+        ],
+    )
     def test_wrong_rows(self, argv, tmp_path, rows_of_it, words):
         (tmp_path / "rows.json").write_text(json.dumps(rows_of_it))
         assert words in self.run([*argv[:3], str(tmp_path / "rows.json"), *argv[4:]])
 
     def test_folder_of_the_images_and_json_lines(self, argv, rows, tmp_path):
-        (tmp_path / "rows.jsonl").write_text(json.dumps({"img": "0.tif", "prompt": "有\u2028什么？"}, ensure_ascii=False) + "\n", encoding="utf-8")
-        cli_demo.main([*argv[:3], str(tmp_path / "rows.jsonl"), *argv[4:], "--image-root", str(rows / "images")])
-        line, = self.lines(argv)
-        assert line["img"] == str(rows / "images/0.tif") and line["prompt"] == "有\u2028什么？" and line["answer"]
+        (tmp_path / "rows.jsonl").write_text(
+            json.dumps({"img": "0.tif", "prompt": "有\u2028什么？"}, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
+        cli_demo.main(
+            [
+                *argv[:3],
+                str(tmp_path / "rows.jsonl"),
+                *argv[4:],
+                "--image-root",
+                str(rows / "images"),
+            ]
+        )
+        (line,) = self.lines(argv)
+        assert (
+            line["img"] == str(rows / "images/0.tif")
+            and line["prompt"] == "有\u2028什么？"
+            and line["answer"]
+        )
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--from_pretrained", "nowhere", "--prompt", "x"], "cli_demo.py: error: checkpoint nowhere: no such folder"),
-    (["--image", "nowhere.tif"], "cli_demo.py: error: image nowhere.tif: no such file"),
-    (["--prompt", "x", "--device", "cpu", "--cuda_graphs", "--from_pretrained", str(PROJECT / "model/tiny/base")], "CUDA graphs need a CUDA GPU"),
-    (["--image", __file__], "not a picture Pillow can read"),
-    (["--prompt", "x", "--device", "tpu9", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "device 'tpu9' cannot be used"),
-    (["--prompt", "x", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "vocabulary ice_text.model not found"),
-    (["--prompt", "x", "--tokenizer", "no.model", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")], "looked at no.model"),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (
+            ["--from_pretrained", "nowhere", "--prompt", "x"],
+            "cli_demo.py: error: checkpoint nowhere: no such folder",
+        ),
+        (["--image", "nowhere.tif"], "cli_demo.py: error: image nowhere.tif: no such file"),
+        (
+            [
+                "--prompt",
+                "x",
+                "--device",
+                "cpu",
+                "--cuda_graphs",
+                "--from_pretrained",
+                str(PROJECT / "model/tiny/base"),
+            ],
+            "CUDA graphs need a CUDA GPU",
+        ),
+        (["--image", __file__], "not a picture Pillow can read"),
+        (
+            [
+                "--prompt",
+                "x",
+                "--device",
+                "tpu9",
+                "--from_pretrained",
+                str(PROJECT / "tests/fixtures/visualglm-sat"),
+            ],
+            "device 'tpu9' cannot be used",
+        ),
+        (
+            ["--prompt", "x", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")],
+            "vocabulary ice_text.model not found",
+        ),
+        (
+            [
+                "--prompt",
+                "x",
+                "--tokenizer",
+                "no.model",
+                "--from_pretrained",
+                str(PROJECT / "tests/fixtures/visualglm-sat"),
+            ],
+            "looked at no.model",
+        ),
+    ],
+)
 def test_user_errors(argv, words):
     with pytest.raises(SystemExit, match=words) as caught:
         cli_demo.main(argv)
     assert "\n" not in caught.value.code
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--top_p", "1.5"], "--top_p 1.5: must be at least 0 and at most 1"), (["--temperature", "-1"], "--temperature -1.0"),
-    (["--max_length", "1"], "--max_length 1"), (["--repetition_penalty", "0"], "--repetition_penalty 0.0"),
-    (["--json"], "--json needs --image or --prompt"), (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
-    (["--input", "a.json"], "--input and --output go together"), (["--output", "a.jsonl"], "--input and --output go together"),
-    (["--input", "a.json", "--output", "b", "--image", "c"], "without --image and --json"),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--top_p", "1.5"], "--top_p 1.5: must be at least 0 and at most 1"),
+        (["--temperature", "-1"], "--temperature -1.0"),
+        (["--max_length", "1"], "--max_length 1"),
+        (["--repetition_penalty", "0"], "--repetition_penalty 0.0"),
+        (["--json"], "--json needs --image or --prompt"),
+        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["--input", "a.json"], "--input and --output go together"),
+        (["--output", "a.jsonl"], "--input and --output go together"),
+        (["--input", "a.json", "--output", "b", "--image", "c"], "without --image and --json"),
+    ],
+)
 def test_wrong_options(argv, words, capsys):
     with pytest.raises(SystemExit):
         cli_demo.main(argv)
@@ -431,10 +820,16 @@ def test_wrong_options(argv, words, capsys):
 
 @pytest.mark.parametrize("script", [cli_demo, evaluate_RemoteGLM, export_RemoteGLM, web_demo])
 def test_an_unknown_option_is_one_line(script, capsys):
-    needed = {evaluate_RemoteGLM: ["--data", "x"], export_RemoteGLM: ["--from_pretrained", "x", "--format", "hf", "--output", "x"]}
+    needed = {
+        evaluate_RemoteGLM: ["--data", "x"],
+        export_RemoteGLM: ["--from_pretrained", "x", "--format", "hf", "--output", "x"],
+    }
     with pytest.raises(SystemExit) as caught:
         script.main([*needed.get(script, []), "--nonsense", "1"])
-    assert re.fullmatch(r".*: error: unrecognized arguments: --nonsense 1; all options: --help\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r".*: error: unrecognized arguments: --nonsense 1; all options: --help\n",
+        capsys.readouterr().err,
+    )
     assert caught.value.code == 2
 
 
@@ -444,8 +839,21 @@ def test_help_does_not_load_torch():
 
 
 # What requirements_wo_ds.txt and `pip install --no-deps SwissArmyTransformer` leave out.
-ABSENT = ("deepspeed", "triton", "transformers", "peft", "datasets", "wandb", "tensorboardX", "boto3", "webdataset", "matplotlib",
-          "torchvision", "bitsandbytes", "requests")
+ABSENT = (
+    "deepspeed",
+    "triton",
+    "transformers",
+    "peft",
+    "datasets",
+    "wandb",
+    "tensorboardX",
+    "boto3",
+    "webdataset",
+    "matplotlib",
+    "torchvision",
+    "bitsandbytes",
+    "requests",
+)
 
 
 def test_inference_without_deepspeed(adapter, rows, tmp_path):
@@ -453,10 +861,24 @@ def test_inference_without_deepspeed(adapter, rows, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\nABSENT = {ABSENT}\nclass Block:\n    def find_spec(self, name, path=None, target=None):\n"
         "        if name.partition('.')[0] in ABSENT:\n            raise ModuleNotFoundError('No module named ' + name, name=name)\n"
-        "sys.meta_path.insert(0, Block())\n")
-    code = [sys.executable, PROJECT / "cli_demo.py", "--from_pretrained", adapter, "--image", rows / "images/0.tif", *GREEDY]
-    result = subprocess.run(code, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
-    assert result.stdout == f"RemoteGLM：{answer(adapter, '有什么？', read_image(rows / 'images/0.tif'))}\n", result.stderr
+        "sys.meta_path.insert(0, Block())\n"
+    )
+    code = [
+        sys.executable,
+        PROJECT / "cli_demo.py",
+        "--from_pretrained",
+        adapter,
+        "--image",
+        rows / "images/0.tif",
+        *GREEDY,
+    ]
+    result = subprocess.run(
+        code, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert (
+        result.stdout
+        == f"RemoteGLM：{answer(adapter, '有什么？', read_image(rows / 'images/0.tif'))}\n"
+    ), result.stderr
     assert result.stderr == ""
 
 
@@ -467,8 +889,19 @@ def test_installation_without_deepspeed(adapter, rows, tmp_path):
     pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "-r", PROJECT / "requirements_wo_ds.txt"], check=True)
     subprocess.run([*pip, "--no-deps", "SwissArmyTransformer==0.4.12"], check=True)
-    result = subprocess.run([tmp_path / "venv/bin/python", PROJECT / "cli_demo.py", "--from_pretrained", adapter, "--image",
-                             rows / "images/0.tif", *GREEDY], capture_output=True, text=True)
+    result = subprocess.run(
+        [
+            tmp_path / "venv/bin/python",
+            PROJECT / "cli_demo.py",
+            "--from_pretrained",
+            adapter,
+            "--image",
+            rows / "images/0.tif",
+            *GREEDY,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert result.stdout.startswith("RemoteGLM：") and result.stderr == ""
     assert not list((tmp_path / "venv").glob("lib/*/site-packages/deepspeed"))
 
@@ -476,32 +909,63 @@ def test_installation_without_deepspeed(adapter, rows, tmp_path):
 @pytest.mark.parametrize("form", ["sat", "hf", "int8"])
 def test_exported_checkpoint_answers(adapter, rows, tmp_path, form, capsys):
     """What export_RemoteGLM.py writes is talked with under its own name; the question it was trained on goes along."""
-    export_RemoteGLM.main(["--from_pretrained", str(adapter), "--format", form, "--output", str(tmp_path / "out")])
+    export_RemoteGLM.main(
+        ["--from_pretrained", str(adapter), "--format", form, "--output", str(tmp_path / "out")]
+    )
     assert re.search(r"out: [\d.]+ MB, ", capsys.readouterr().out)
-    cli_demo.main(["--from_pretrained", str(tmp_path / "out"), "--image", str(rows / "images/0.tif"), "--json", *GREEDY])
+    cli_demo.main(
+        [
+            "--from_pretrained",
+            str(tmp_path / "out"),
+            "--image",
+            str(rows / "images/0.tif"),
+            "--json",
+            *GREEDY,
+        ]
+    )
     said = json.loads(capsys.readouterr().out)
-    assert said["prompt"] == "有什么？" and said["answer"] == answer(tmp_path / "out", "有什么？", read_image(rows / "images/0.tif"))
+    assert said["prompt"] == "有什么？" and said["answer"] == answer(
+        tmp_path / "out", "有什么？", read_image(rows / "images/0.tif")
+    )
     if form != "int8":
         assert said["answer"] == answer(adapter, "有什么？", read_image(rows / "images/0.tif"))
 
 
 def test_quantized_while_loading(adapter, rows, capsys):
     image = str(rows / "images/0.tif")
-    cli_demo.main(["--from_pretrained", str(adapter), "--quant", "8", "--image", image, "--json", *GREEDY])
+    cli_demo.main(
+        ["--from_pretrained", str(adapter), "--quant", "8", "--image", image, "--json", *GREEDY]
+    )
     assert json.loads(capsys.readouterr().out)["answer"] == "".join(
-        load_assistant(adapter, device="cpu", bits=8).stream("有什么？", read_image(image), (), Sampling(temperature=0, max_length=60)))
+        load_assistant(adapter, device="cpu", bits=8).stream(
+            "有什么？", read_image(image), (), Sampling(temperature=0, max_length=60)
+        )
+    )
 
 
-@pytest.mark.parametrize("options, words", [
-    (["--format", "peft", "--output", "EXISTS"], "exists: name a new folder"),
-    (["--format", "gguf", "--output", "new"], "invalid choice: 'gguf'"),
-    (["--format", "hf", "--output", "/proc/new"], "checkpoint /proc/new cannot be written"),
-    (["--format", "int4", "--output", "new"], "groups of 32: a layer of this network has 48 inputs"),
-], ids=["exists", "format", "unwritable", "width"])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--format", "peft", "--output", "EXISTS"], "exists: name a new folder"),
+        (["--format", "gguf", "--output", "new"], "invalid choice: 'gguf'"),
+        (["--format", "hf", "--output", "/proc/new"], "checkpoint /proc/new cannot be written"),
+        (
+            ["--format", "int4", "--output", "new"],
+            "groups of 32: a layer of this network has 48 inputs",
+        ),
+    ],
+    ids=["exists", "format", "unwritable", "width"],
+)
 def test_export_errors(adapter, tmp_path, monkeypatch, capsys, options, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        export_RemoteGLM.main(["--from_pretrained", str(adapter), *(str(tmp_path) if o == "EXISTS" else o for o in options)])
+        export_RemoteGLM.main(
+            [
+                "--from_pretrained",
+                str(adapter),
+                *(str(tmp_path) if o == "EXISTS" else o for o in options),
+            ]
+        )
     said = capsys.readouterr().err + str(caught.value)
     assert caught.value.code and re.search(words, said)
     assert not (tmp_path / "new").exists()

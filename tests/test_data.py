@@ -1,4 +1,5 @@
 """The data stages, against expectations written out here; translation itself is in test_translation.py."""
+
 import json
 import os
 import random
@@ -14,22 +15,25 @@ import pytest
 from PIL import Image
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-sys.path.insert(0, str(DATA))
-
-import exports  # noqa: E402
-import generate_prompt  # noqa: E402
-import image_check  # noqa: E402
-import instructions  # noqa: E402
-import records  # noqa: E402
-import transform  # noqa: E402
-import translation_en2zh  # noqa: E402
-from image_check import CACHE  # noqa: E402
+from data import (
+    exports,
+    generate_prompt,
+    image_check,
+    records,
+    transform,
+    translation_en2zh,
+)
+from data.image_check import CACHE
 
 QUESTION = "这张遥感图像展现了什么场景？"
 
 
 def image(name, split=None, raws=("A lake .", "There is a lake .")):
-    entry = {"filename": name, "sentences": [{"raw": raw, "tokens": raw.split()} for raw in raws], "imgid": 0}
+    entry = {
+        "filename": name,
+        "sentences": [{"raw": raw, "tokens": raw.split()} for raw in raws],
+        "imgid": 0,
+    }
     return entry if split is None else {**entry, "split": split}
 
 
@@ -40,20 +44,30 @@ def english(count, split=None):
 
 def save(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in value) if path.suffix == ".jsonl" else ""
+    lines = (
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in value)
+        if path.suffix == ".jsonl"
+        else ""
+    )
     path.write_text(lines or json.dumps(value, ensure_ascii=False), encoding="utf-8")
     return path
 
 
 def load(path):
     text = Path(path).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()] if Path(path).suffix == ".jsonl" else json.loads(text)
+    return (
+        [json.loads(line) for line in text.splitlines()]
+        if Path(path).suffix == ".jsonl"
+        else json.loads(text)
+    )
 
 
 def pictures(folder, *names, size=(16, 16)):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        Image.new("RGB", size, tuple(zlib.crc32(name.encode()).to_bytes(4, "big")[:3])).save(folder / name)
+        Image.new("RGB", size, tuple(zlib.crc32(name.encode()).to_bytes(4, "big")[:3])).save(
+            folder / name
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -72,24 +86,54 @@ def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
         shutil.copy(file, project / "data")
     folder = project / "data" / "Sydney"
     names = {"1.tif": "train", "2.tif": "train", "3.tif": "val", "4.tif": "test"}
-    save(folder / "dataset_sydney.json", {"images": [image(n, s, (f"Lake {n[0]} .", "Blue .")) for n, s in names.items()]})
-    save(folder / "memory.jsonl", [{"source": f"Lake {n[0]} .  Blue .", "target": f"蓝色的湖{n[0]}。"} for n in names])
+    save(
+        folder / "dataset_sydney.json",
+        {"images": [image(n, s, (f"Lake {n[0]} .", "Blue .")) for n, s in names.items()]},
+    )
+    save(
+        folder / "memory.jsonl",
+        [{"source": f"Lake {n[0]} .  Blue .", "target": f"蓝色的湖{n[0]}。"} for n in names],
+    )
     pictures(folder / "images", *names, size=(500, 500))
 
     def run_all():
-        for script, *options in (("transform",), ("translation_en2zh", "--memory", folder / "memory.jsonl"), ("generate_prompt",)):
-            command = [sys.executable, project / "data" / f"{script}.py", "--dataset", "Sydney", *options]
-            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+        for script, *options in (
+            ("transform",),
+            ("translation_en2zh", "--memory", folder / "memory.jsonl"),
+            ("generate_prompt",),
+        ):
+            command = [
+                sys.executable,
+                project / "data" / f"{script}.py",
+                "--dataset",
+                "Sydney",
+                *options,
+            ]
+            done = subprocess.run(
+                command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+            )
             assert done.returncode == 0, done.stderr
-            assert re.search(rf"{re.escape(str(folder))}/Sydney-\w+.json: 4 r(ecords|ows)", done.stdout)
+            assert re.search(
+                rf"{re.escape(str(folder))}/Sydney-\w+.json: 4 r(ecords|ows)", done.stdout
+            )
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
     files = run_all()
-    assert load(folder / "Sydney-en.json")[0] == {"imged_id": "1.tif", "caption": "Lake 1 .  Blue .  ", "split": "train"}
-    assert load(folder / "Sydney-zh.json")[2] == {"imged_id": "3.tif", "caption": "蓝色的湖3。", "split": "val"}
+    assert load(folder / "Sydney-en.json")[0] == {
+        "imged_id": "1.tif",
+        "caption": "Lake 1 .  Blue .  ",
+        "split": "train",
+    }
+    assert load(folder / "Sydney-zh.json")[2] == {
+        "imged_id": "3.tif",
+        "caption": "蓝色的湖3。",
+        "split": "val",
+    }
     row = {"img": "images/4.tif", "prompt": QUESTION, "label": "蓝色的湖4。"}
     assert load(folder / "Sydney-prompt-test.json") == [row]
-    assert [len(load(folder / f"Sydney-prompt{part}.json")) for part in ("", "-train", "-val", "-test")] == [4, 2, 1, 1]
+    assert [
+        len(load(folder / f"Sydney-prompt{part}.json")) for part in ("", "-train", "-val", "-test")
+    ] == [4, 2, 1, 1]
     assert files == run_all()
     assert not [path for path in folder.iterdir() if path.suffix == ".tmp"]
 
@@ -101,15 +145,28 @@ def test_default_dataset_is_ucm_and_own_corpora_chain_beside_their_input(tmp_pat
     assert load(tmp_path / "data" / "UCM" / "UCM-en.json")[0]["imged_id"] == "1.tif"
 
     mine = save(tmp_path / "mine" / "port.jsonl", [image("1.png"), image("2.png")])
-    memory = save(tmp_path / "memory.json", [{"source": "A lake .  There is a lake .", "target": "湖。"}])
+    memory = save(
+        tmp_path / "memory.json", [{"source": "A lake .  There is a lake .", "target": "湖。"}]
+    )
     pictures(mine.parent / "images", "1.png", "2.png")
     assert transform.main(["--input", str(mine)]) == 0
-    assert translation_en2zh.main(["--input", str(mine.with_name("port-en.jsonl")), "--memory", str(memory)]) == 0
+    assert (
+        translation_en2zh.main(
+            ["--input", str(mine.with_name("port-en.jsonl")), "--memory", str(memory)]
+        )
+        == 0
+    )
     assert generate_prompt.main(["--input", str(mine.with_name("port-zh.jsonl"))]) == 0
     expected = [{"img": f"images/{n}.png", "prompt": QUESTION, "label": "湖。"} for n in (1, 2)]
     assert load(mine.with_name("port-prompt.jsonl")) == expected
     assert {path.name for path in mine.parent.iterdir()} == {
-        "port.jsonl", "port-en.jsonl", "port-zh.jsonl", "port-prompt.jsonl", "images", CACHE}
+        "port.jsonl",
+        "port-en.jsonl",
+        "port-zh.jsonl",
+        "port-prompt.jsonl",
+        "images",
+        CACHE,
+    }
 
 
 # ---- transform
@@ -117,31 +174,57 @@ def test_default_dataset_is_ucm_and_own_corpora_chain_beside_their_input(tmp_pat
 
 @pytest.mark.parametrize("suffix", (".json", ".jsonl"))
 def test_transform_reads_bom_and_crlf_and_writes_what_json_dump_writes(tmp_path, suffix):
-    images = [image("1.tif", "train", ["A lake .", "水\u2028 \"x\" ."]), image("2.tif", "val", ["Sea ."])]
+    images = [
+        image("1.tif", "train", ["A lake .", '水\u2028 "x" .']),
+        image("2.tif", "val", ["Sea ."]),
+    ]
     source = tmp_path / f"in{suffix}"
-    text = json.dumps({"images": images}, indent=1) if suffix == ".json" else "\n".join(map(json.dumps, images)) + "\n\n"
+    text = (
+        json.dumps({"images": images}, indent=1)
+        if suffix == ".json"
+        else "\n".join(map(json.dumps, images)) + "\n\n"
+    )
     source.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    expected = [{"imged_id": "1.tif", "caption": "A lake .  水\u2028 \"x\" .  ", "split": "train"},
-                {"imged_id": "2.tif", "caption": "Sea .  ", "split": "val"}]
+    expected = [
+        {"imged_id": "1.tif", "caption": 'A lake .  水\u2028 "x" .  ', "split": "train"},
+        {"imged_id": "2.tif", "caption": "Sea .  ", "split": "val"},
+    ]
     plain, lines = tmp_path / "new" / "folder" / "out.json", tmp_path / "out.jsonl"
     for output in (plain, lines):
         assert transform.main(["--input", str(source), "--output", str(output)]) == 0
-    assert plain.read_text(encoding="utf-8") == json.dumps(expected, indent=4, ensure_ascii=False) + "\n"
-    assert [json.loads(line) for line in lines.read_text(encoding="utf-8").rstrip("\n").split("\n")] == expected
+    assert (
+        plain.read_text(encoding="utf-8")
+        == json.dumps(expected, indent=4, ensure_ascii=False) + "\n"
+    )
+    assert [
+        json.loads(line) for line in lines.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    ] == expected
 
 
 def test_transform_no_split_leaves_exactly_the_two_published_keys(tmp_path):
-    source, output = save(tmp_path / "in.json", {"images": [image("1.tif", "train")]}), tmp_path / "out.json"
+    source, output = (
+        save(tmp_path / "in.json", {"images": [image("1.tif", "train")]}),
+        tmp_path / "out.json",
+    )
     assert transform.main(["--input", str(source), "--output", str(output), "--no-split"]) == 0
     assert [list(row.items()) for row in load(output)] == [
-        [("imged_id", "1.tif"), ("caption", "A lake .  There is a lake .  ")]]
+        [("imged_id", "1.tif"), ("caption", "A lake .  There is a lake .  ")]
+    ]
 
 
 def run_transform(folder, capsys, images, *options):
     """Exit status, records written or None, what was printed and what was complained of."""
     output = folder / "out.json"
     output.unlink(missing_ok=True)
-    status = transform.main(["--input", str(save(folder / "in.json", {"images": images})), "--output", str(output), *options])
+    status = transform.main(
+        [
+            "--input",
+            str(save(folder / "in.json", {"images": images})),
+            "--output",
+            str(output),
+            *options,
+        ]
+    )
     printed = capsys.readouterr()
     return status, load(output) if output.exists() else None, printed.out, printed.err
 
@@ -153,33 +236,62 @@ def sydney():
 
 def test_transform_counts_and_names_warn_and_with_strict_stop_before_writing(tmp_path, capsys):
     whole = sydney()
-    status, rows, _, message = run_transform(tmp_path, capsys, whole, "--dataset", "Sydney", "--strict")
+    status, rows, _, message = run_transform(
+        tmp_path, capsys, whole, "--dataset", "Sydney", "--strict"
+    )
     assert (status, len(rows), message) == (0, 613, "")
-    status, rows, _, message = run_transform(tmp_path, capsys, whole[:-2], "--dataset", "Sydney", "--strict")
+    status, rows, _, message = run_transform(
+        tmp_path, capsys, whole[:-2], "--dataset", "Sydney", "--strict"
+    )
     assert status == 1 and rows is None and message.startswith("transform.py: error:")
-    assert all(text in message for text in ("images 611 (expected 613)", "test 56 (expected 58)", "RSICD_optimal"))
+    assert all(
+        text in message
+        for text in ("images 611 (expected 613)", "test 56 (expected 58)", "RSICD_optimal")
+    )
     odd = whole[:-1] + [image("x.jpg", "test", ["A ."])]
     status, rows, _, message = run_transform(tmp_path, capsys, odd, "--dataset", "Sydney")
     assert status == 0 and len(rows) == 613 and message.startswith("transform.py: warning:")
-    assert "1 images without exactly 5 sentences; 1 file names unlike 1.tif: x.jpg" in message and message.count("\n") == 1
+    assert (
+        "1 images without exactly 5 sentences; 1 file names unlike 1.tif: x.jpg" in message
+        and message.count("\n") == 1
+    )
     _, _, _, message = run_transform(tmp_path, capsys, whole, "--dataset", "UCM")
-    assert "this looks like Sydney: 613 images, split 497/58/58" in message and "images 613 (expected 2100)" in message
+    assert (
+        "this looks like Sydney: 613 images, split 497/58/58" in message
+        and "images 613 (expected 2100)" in message
+    )
 
 
 def test_transform_dedupe_drops_repeated_sentences_and_fill_repeats_existing_ones(tmp_path, capsys):
-    images = [image("1.tif", None, ["A lake .", "a LAKE .", "Blue .", "A lake ."]), image("2.tif", None, ["Sea ."])]
+    images = [
+        image("1.tif", None, ["A lake .", "a LAKE .", "Blue .", "A lake ."]),
+        image("2.tif", None, ["Sea ."]),
+    ]
     _, rows, out, _ = run_transform(tmp_path, capsys, images, "--dedupe")
-    assert [row["caption"] for row in rows] == ["A lake .  Blue .  ", "Sea .  "] and "(2 of 5 repeated" in out
+    assert [row["caption"] for row in rows] == [
+        "A lake .  Blue .  ",
+        "Sea .  ",
+    ] and "(2 of 5 repeated" in out
     _, rows, out, _ = run_transform(tmp_path, capsys, images)
     assert "2 images have fewer than 5: --fill" in out and rows[1]["caption"] == "Sea .  "
     for seed in range(3):
         _, rows, out, _ = run_transform(tmp_path, capsys, images, "--fill", "--seed", str(seed))
         first, second = (row["caption"].split("  ")[:-1] for row in rows)
-        assert len(first) == 5 and second == ["Sea ."] * 5 and "10 sentences (5 of them repeated)" in out
+        assert (
+            len(first) == 5
+            and second == ["Sea ."] * 5
+            and "10 sentences (5 of them repeated)" in out
+        )
         # another order of the images draws the same
-        assert run_transform(tmp_path, capsys, images[::-1], "--fill", "--seed", str(seed))[1] == rows[::-1]
+        assert (
+            run_transform(tmp_path, capsys, images[::-1], "--fill", "--seed", str(seed))[1]
+            == rows[::-1]
+        )
     images = [image("1.tif", None, ["A .", "B .", "C ."])]
-    drawn = {run_transform(tmp_path, capsys, images, "--fill", "--seed", str(seed))[1][0]["caption"] for seed in range(8)}
+    drawn = {
+        run_transform(tmp_path, capsys, images, "--fill", "--seed", str(seed))[1][0]["caption"]
+        for seed in range(8)
+    }
     assert len(drawn) > 1
     for caption in drawn:
         parts = caption.split("  ")[:-1]
@@ -188,11 +300,18 @@ def test_transform_dedupe_drops_repeated_sentences_and_fill_repeats_existing_one
 
 def test_transform_reads_nwpu_captions_as_distributed(tmp_path, capsys):
     entry = {"split": "val", "raw": "A lake .", "raw_1": "Blue .", "imgid": 3, "sentid": 1}
-    source = save(tmp_path / "in.json", {"lake": [{"filename": "lake_001.jpg", **entry}],
-                                         "sea": [{"filename": "sea_002.jpg", **entry}]})
+    source = save(
+        tmp_path / "in.json",
+        {
+            "lake": [{"filename": "lake_001.jpg", **entry}],
+            "sea": [{"filename": "sea_002.jpg", **entry}],
+        },
+    )
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 0
     assert load(tmp_path / "out.json") == [
-        {"imged_id": name, "caption": "A lake .  Blue .  ", "split": "val"} for name in ("lake/lake_001.jpg", "sea/sea_002.jpg")]
+        {"imged_id": name, "caption": "A lake .  Blue .  ", "split": "val"}
+        for name in ("lake/lake_001.jpg", "sea/sea_002.jpg")
+    ]
     assert records.CAPTION_SETS["NWPU"].fits_name("lake/lake_001.jpg")
 
 
@@ -201,20 +320,34 @@ def test_an_array_named_jsonl_is_told_once(tmp_path, capsys):
     source.write_text(json.dumps([image("1.tif")], indent=1))
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
     message = capsys.readouterr().err
-    assert "is not JSON: line 1:" in message and "an array needs a name ending in .json" in message and message.count("\n") == 1
+    assert (
+        "is not JSON: line 1:" in message
+        and "an array needs a name ending in .json" in message
+        and message.count("\n") == 1
+    )
 
 
 def test_of_very_many_problems_the_first_thousand_are_listed(tmp_path, capsys):
     source = save(tmp_path / "in.json", [{"filename": f"{i}.tif"} for i in range(1203)])
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert "1203 bad records" in lines[0] and len(lines) == 1002 and lines[-1].strip() == "and 203 more"
+    assert (
+        "1203 bad records" in lines[0]
+        and len(lines) == 1002
+        and lines[-1].strip() == "and 203 more"
+    )
 
 
 def test_a_file_of_another_kind_is_one_line(tmp_path, capsys):
-    source = save(tmp_path / "in.json", [{"img": f"{i}.tif", ("prompt", "label")[i % 2]: "?"} for i in range(20)])
+    source = save(
+        tmp_path / "in.json",
+        [{"img": f"{i}.tif", ("prompt", "label")[i % 2]: "?"} for i in range(20)],
+    )
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
-    assert capsys.readouterr().err == f"transform.py: error: {source}: all 20 records: no 'filename' among its keys (img, label)\n"
+    assert (
+        capsys.readouterr().err
+        == f"transform.py: error: {source}: all 20 records: no 'filename' among its keys (img, label)\n"
+    )
 
 
 @pytest.mark.parametrize("suffix", (".json", ".jsonl"))
@@ -229,7 +362,9 @@ def test_all_problems_of_a_file_are_listed_at_once(tmp_path, capsys, suffix):
     assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert f"{len(expected)} bad records" in lines[0]
-    assert len(lines) == 1 + len(expected) and all(text in line for text, line in zip(expected, lines[1:]))
+    assert len(lines) == 1 + len(expected) and all(
+        text in line for text, line in zip(expected, lines[1:])
+    )
     assert f"{'line 2' if suffix == '.jsonl' else 'record 1'} ('1.tif')" in lines[1]
 
 
@@ -249,31 +384,73 @@ def test_jsonl_is_streamed(tmp_path):
 
 def test_prompt_image_root_and_splits_from_captions(tmp_path, monkeypatch):
     monkeypatch.setattr(generate_prompt, "PROJECT", tmp_path / "project")
-    rows = [{"imged_id": "1.png", "caption": "湖。"}, {"imged_id": "2.png", "caption": "海。", "split": "test"}]
+    rows = [
+        {"imged_id": "1.png", "caption": "湖。"},
+        {"imged_id": "2.png", "caption": "海。", "split": "test"},
+    ]
     source = save(tmp_path / "zh.json", rows)
-    captions = save(tmp_path / "dataset.json", {"images": [image("1.png", "val"), image("2.png", "train"), image("9.png", "val")]})
-    pictures(tmp_path / "out" / "a b", "1.png")        # beside the output
-    pictures(tmp_path / "project" / "a b", "2.png")    # in the project root
+    captions = save(
+        tmp_path / "dataset.json",
+        {"images": [image("1.png", "val"), image("2.png", "train"), image("9.png", "val")]},
+    )
+    pictures(tmp_path / "out" / "a b", "1.png")  # beside the output
+    pictures(tmp_path / "project" / "a b", "2.png")  # in the project root
     output = tmp_path / "out" / "rows.json"
     stale = save(tmp_path / "out" / "rows-train.json", [])
-    assert generate_prompt.main(["--input", str(source), "--captions", str(captions), "--image-root", "a b/",
-                                 "--prompt", "图里有什么？", "--output", str(output)]) == 0
+    assert (
+        generate_prompt.main(
+            [
+                "--input",
+                str(source),
+                "--captions",
+                str(captions),
+                "--image-root",
+                "a b/",
+                "--prompt",
+                "图里有什么？",
+                "--output",
+                str(output),
+            ]
+        )
+        == 0
+    )
     first = {"img": "a b//1.png", "prompt": "图里有什么？", "label": "湖。"}
     second = {"img": "a b//2.png", "prompt": "图里有什么？", "label": "海。"}
     assert load(output) == [first, second] and list(load(output)[0]) == ["img", "prompt", "label"]
-    assert load(output.with_name("rows-val.json")) == [first] and load(output.with_name("rows-test.json")) == [second]
+    assert load(output.with_name("rows-val.json")) == [first] and load(
+        output.with_name("rows-test.json")
+    ) == [second]
     assert not stale.exists()  # no training rows any more
 
     root = tmp_path / "project" / "a b"
     pictures(root, "1.png")
-    assert generate_prompt.main(["--input", str(source), "--captions", str(captions), "--image-root", str(root),
-                                 "--output", str(output.with_suffix(".jsonl"))]) == 0
-    assert [row["img"] for row in load(output.with_suffix(".jsonl"))] == [f"{root}/1.png", f"{root}/2.png"]
+    assert (
+        generate_prompt.main(
+            [
+                "--input",
+                str(source),
+                "--captions",
+                str(captions),
+                "--image-root",
+                str(root),
+                "--output",
+                str(output.with_suffix(".jsonl")),
+            ]
+        )
+        == 0
+    )
+    assert [row["img"] for row in load(output.with_suffix(".jsonl"))] == [
+        f"{root}/1.png",
+        f"{root}/2.png",
+    ]
 
 
 def test_no_image_check_opens_nothing(tmp_path):
     source, output = save(tmp_path / "zh.json", english(2)), tmp_path / "out.json"
-    assert generate_prompt.main(["--input", str(source), "--output", str(output), "--no-image-check"]) == 0
+    assert (
+        generate_prompt.main(["--input", str(source), "--output", str(output), "--no-image-check"])
+        == 0
+    )
     assert [row["img"] for row in load(output)] == ["images/0.png", "images/1.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"zh.json", "out.json"}
 
@@ -282,9 +459,16 @@ def prompt(folder, *options, records_=None, output="rows.json"):
     """Run generate_prompt on `records_` ({file name: split or None}) in `folder`: (status, rows by file name, out)."""
     source = folder / "zh.json"
     if records_ is not None:
-        save(source, [{"imged_id": name, "caption": f"湖{name}。", **({"split": split} if split else {})}
-                      for name, split in records_.items()])
-    status = generate_prompt.main(["--input", str(source), "--output", str(folder / output), *options])
+        save(
+            source,
+            [
+                {"imged_id": name, "caption": f"湖{name}。", **({"split": split} if split else {})}
+                for name, split in records_.items()
+            ],
+        )
+    status = generate_prompt.main(
+        ["--input", str(source), "--output", str(folder / output), *options]
+    )
     rows = load(folder / output) if (folder / output).exists() else []
     return status, {row["img"].split("/", 1)[1]: row for row in rows if "img" in row}
 
@@ -294,27 +478,52 @@ def damaged(folder):
     rng = random.Random(0)
     noise = Image.frombytes("RGB", (64, 64), rng.randbytes(64 * 64 * 3))
     folder.mkdir(parents=True)
-    kinds = {"good.png": None, "good.jpg": None, "lzw.tif": None, "empty.png": "unreadable", "page.tif": "unreadable"}
+    kinds = {
+        "good.png": None,
+        "good.jpg": None,
+        "lzw.tif": None,
+        "empty.png": "unreadable",
+        "page.tif": "unreadable",
+    }
     for name in ("good.png", "good.jpg"):
         noise.save(folder / name)
     noise.rotate(90).save(folder / "lzw.tif", compression="tiff_lzw")
     (folder / "empty.png").touch()
     (folder / "page.tif").write_bytes(b"<html>not found</html>")
-    for name, options in {"cut.png": {}, "cut.jpg": {}, "raw.tif": {}, "jpeg.tif": {"compression": "jpeg"},
-                          "deflate.tif": {"compression": "tiff_adobe_deflate"}}.items():
-        noise.save(folder / "whole", format={"png": "PNG", "jpg": "JPEG", "tif": "TIFF"}[name.split(".")[1]], **options)
+    for name, options in {
+        "cut.png": {},
+        "cut.jpg": {},
+        "raw.tif": {},
+        "jpeg.tif": {"compression": "jpeg"},
+        "deflate.tif": {"compression": "tiff_adobe_deflate"},
+    }.items():
+        noise.save(
+            folder / "whole",
+            format={"png": "PNG", "jpg": "JPEG", "tif": "TIFF"}[name.split(".")[1]],
+            **options,
+        )
         data = (folder / "whole").read_bytes()
         # a TIFF of libtiff has its directory at the end: keep it, and blank the pixels after the first half
-        (folder / name).write_bytes(data[:len(data) // 2] if not name.endswith("tif") or name == "raw.tif" else
-                                    data[:8] + bytes(len(data) // 2) + data[8 + len(data) // 2:])
+        (folder / name).write_bytes(
+            data[: len(data) // 2]
+            if not name.endswith("tif") or name == "raw.tif"
+            else data[:8] + bytes(len(data) // 2) + data[8 + len(data) // 2 :]
+        )
         kinds[name] = "truncated"
-    (folder / "head.tif").write_bytes((folder / "lzw.tif").read_bytes()[:900])  # its directory is gone
+    (folder / "head.tif").write_bytes(
+        (folder / "lzw.tif").read_bytes()[:900]
+    )  # its directory is gone
     (folder / "whole").unlink()
     Image.new("RGB", (7, 90)).save(folder / "small.png")
     Image.new("RGB", (90, 8)).save(folder / "stripe.png")
     shutil.copy(folder / "good.png", folder / "twin.png")
-    return kinds | {"head.tif": "truncated", "small.png": "wrong size", "stripe.png": "wrong size", "twin.png": "duplicate",
-                    "gone.png": "missing"}
+    return kinds | {
+        "head.tif": "truncated",
+        "small.png": "wrong size",
+        "stripe.png": "wrong size",
+        "twin.png": "duplicate",
+        "gone.png": "missing",
+    }
 
 
 def test_each_kind_of_bad_picture_drops_its_row_and_strict_stops(tmp_path, capsys):
@@ -341,7 +550,12 @@ def test_a_huge_picture_is_dropped_without_a_traceback(tmp_path, capsys, monkeyp
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     status, rows = prompt(tmp_path, records_={"1.png": None, "2.png": None})
     message = capsys.readouterr().err
-    assert status == 0 and set(rows) == {"1.png"} and "1 of 2 images wrong size" in message and message.count("\n") == 1
+    assert (
+        status == 0
+        and set(rows) == {"1.png"}
+        and "1 of 2 images wrong size" in message
+        and message.count("\n") == 1
+    )
 
 
 def test_pictures_of_another_set_are_named_as_such(tmp_path, capsys):
@@ -358,12 +572,26 @@ def test_all_missing_stops_even_where_rows_may_be_dropped(tmp_path, capsys, monk
     pictures(tmp_path / "images", "1.png")
     for name in ("UCM-zh", "Sydney-zh"):
         save(tmp_path / f"{name}.json", [{"imged_id": "1.png", "caption": "湖。"}])
-    inputs = ["--input", str(tmp_path / "UCM-zh.json"), str(tmp_path / "Sydney-zh.json"), "--output", str(tmp_path / "rows.json")]
+    inputs = [
+        "--input",
+        str(tmp_path / "UCM-zh.json"),
+        str(tmp_path / "Sydney-zh.json"),
+        "--output",
+        str(tmp_path / "rows.json"),
+    ]
     assert generate_prompt.main([*inputs, "--image-root", "images", "elsewhere"]) == 1
-    assert "not one image of elsewhere was found" in capsys.readouterr().err and not (tmp_path / "rows.json").exists()
+    assert (
+        "not one image of elsewhere was found" in capsys.readouterr().err
+        and not (tmp_path / "rows.json").exists()
+    )
     pictures(tmp_path / "pics", "1.png")
     monkeypatch.chdir(tmp_path)
-    assert generate_prompt.main(["--input", "UCM-zh.json", "--image-root", "pics", "--output", "out/rows.json"]) == 1
+    assert (
+        generate_prompt.main(
+            ["--input", "UCM-zh.json", "--image-root", "pics", "--output", "out/rows.json"]
+        )
+        == 1
+    )
     assert "pics is in the current folder: give --image-root in full" in capsys.readouterr().err
 
 
@@ -371,14 +599,19 @@ def test_checks_are_kept_and_only_what_changed_is_opened_again(tmp_path, capsys,
     names = [f"{i}.png" for i in range(6)]
     pictures(tmp_path / "images", *names)
     opened, examine = [], image_check.examine
-    monkeypatch.setattr(image_check, "examine", lambda path: opened.append(path.name) or examine(path))
+    monkeypatch.setattr(
+        image_check, "examine", lambda path: opened.append(path.name) or examine(path)
+    )
 
     def run():
         opened.clear()
         status, rows = prompt(tmp_path, records_=dict.fromkeys(names))
         return sorted(opened), sorted(rows)
 
-    assert run() == (names, names) and f"(kept for the next run in {tmp_path / CACHE})" in capsys.readouterr().out
+    assert (
+        run() == (names, names)
+        and f"(kept for the next run in {tmp_path / CACHE})" in capsys.readouterr().out
+    )
     assert run() == ([], names)
     (tmp_path / "images" / "3.png").write_bytes(b"broken")
     assert run() == (["3.png"], [name for name in names if name != "3.png"])
@@ -387,7 +620,9 @@ def test_checks_are_kept_and_only_what_changed_is_opened_again(tmp_path, capsys,
     assert run()[0] == ["4.png"]
     kept = (tmp_path / CACHE).read_text().splitlines()
     assert len(kept) == 6
-    (tmp_path / CACHE).write_text("\n".join(["{torn", "[]", '{"path": 1}', *kept[1:]]) + "\x00\n" + kept[0][:20])
+    (tmp_path / CACHE).write_text(
+        "\n".join(["{torn", "[]", '{"path": 1}', *kept[1:]]) + "\x00\n" + kept[0][:20]
+    )
     assert run()[0] == ["0.png", "5.png"]  # the lines that are torn
     (tmp_path / CACHE).unlink()
     assert run()[0] == names
@@ -417,29 +652,58 @@ def merged(folder):
         for size, file in zip((20, 30, 40), ("1.png", "2.png", "3.png")):
             pictures(folder / name, file, size=(size + number, size))
     shutil.copy(folder / "UCM" / "1.png", folder / "Sydney" / "2.png")
-    for name, captions in {"mine": ("湖。", "海。", "河。"), "other": ("山。", "路。", "湖。")}.items():
-        save(folder / f"{name}-zh.json", [{"imged_id": f"{i}.png", "caption": caption, "split": split}
-                                          for i, caption, split in zip((1, 2, 3), captions, ("train", "test", "val"))])
-    return ["--input", str(folder / "mine-zh.json"), str(folder / "other-zh.json"), "--image-root", "./UCM", "./Sydney",
-            "--output", str(folder / "both.json")]
+    for name, captions in {
+        "mine": ("湖。", "海。", "河。"),
+        "other": ("山。", "路。", "湖。"),
+    }.items():
+        save(
+            folder / f"{name}-zh.json",
+            [
+                {"imged_id": f"{i}.png", "caption": caption, "split": split}
+                for i, caption, split in zip((1, 2, 3), captions, ("train", "test", "val"))
+            ],
+        )
+    return [
+        "--input",
+        str(folder / "mine-zh.json"),
+        str(folder / "other-zh.json"),
+        "--image-root",
+        "./UCM",
+        "./Sydney",
+        "--output",
+        str(folder / "both.json"),
+    ]
 
 
 def test_sets_are_merged_in_the_order_given_and_leaks_are_told(tmp_path, capsys):
     command = merged(tmp_path)
     assert generate_prompt.main([*command, "--keep-duplicates"]) == 0
-    rows = [("./UCM/1.png", "湖。"), ("./UCM/2.png", "海。"), ("./UCM/3.png", "河。"), ("./Sydney/1.png", "山。"),
-            ("./Sydney/2.png", "路。"), ("./Sydney/3.png", "湖。")]
+    rows = [
+        ("./UCM/1.png", "湖。"),
+        ("./UCM/2.png", "海。"),
+        ("./UCM/3.png", "河。"),
+        ("./Sydney/1.png", "山。"),
+        ("./Sydney/2.png", "路。"),
+        ("./Sydney/3.png", "湖。"),
+    ]
     assert [(row["img"], row["label"]) for row in load(tmp_path / "both.json")] == rows
     for split, numbers in {"train": (0, 3), "test": (1, 4), "val": (2, 5)}.items():
-        assert [row["img"] for row in load(tmp_path / f"both-{split}.json")] == [rows[i][0] for i in numbers]
+        assert [row["img"] for row in load(tmp_path / f"both-{split}.json")] == [
+            rows[i][0] for i in numbers
+        ]
     out = capsys.readouterr().out
     assert "leakage: 1 train images have the bytes of test images: ./UCM/1.png" in out
-    assert "leakage: 1 of 2 val descriptions also stand in an earlier split, e.g. 1.png: 湖。" in out
+    assert (
+        "leakage: 1 of 2 val descriptions also stand in an earlier split, e.g. 1.png: 湖。" in out
+    )
     assert "test descriptions" not in out
     # without --keep-duplicates the copy that is held out stays
     assert generate_prompt.main(command) == 0
     assert [row["img"] for row in load(tmp_path / "both-train.json")] == ["./Sydney/1.png"]
-    assert [row["img"] for row in load(tmp_path / "both-test.json")] == ["./UCM/2.png", "./Sydney/2.png"]
+    assert [row["img"] for row in load(tmp_path / "both-test.json")] == [
+        "./UCM/2.png",
+        "./Sydney/2.png",
+    ]
     assert "1 of 6 images duplicate" in capsys.readouterr().err
 
 
@@ -447,25 +711,54 @@ def test_two_descriptions_of_one_picture_are_no_duplicate(tmp_path, capsys):
     pictures(tmp_path / "images", "1.png")
     for name in ("a", "b"):
         save(tmp_path / f"{name}-zh.json", [{"imged_id": "1.png", "caption": f"湖{name}。"}])
-    assert generate_prompt.main(["--input", str(tmp_path / "a-zh.json"), str(tmp_path / "b-zh.json"),
-                                 "--image-root", "images", "images", "--output", str(tmp_path / "rows.json")]) == 0
-    assert [row["label"] for row in load(tmp_path / "rows.json")] == ["湖a。", "湖b。"] and not capsys.readouterr().err
+    assert (
+        generate_prompt.main(
+            [
+                "--input",
+                str(tmp_path / "a-zh.json"),
+                str(tmp_path / "b-zh.json"),
+                "--image-root",
+                "images",
+                "images",
+                "--output",
+                str(tmp_path / "rows.json"),
+            ]
+        )
+        == 0
+    )
+    assert [row["label"] for row in load(tmp_path / "rows.json")] == [
+        "湖a。",
+        "湖b。",
+    ] and not capsys.readouterr().err
 
 
 def test_split_files_of_an_earlier_run_are_removed_and_named(tmp_path, capsys):
     assert prompt(tmp_path, "--no-image-check", records_={"1.png": "train", "2.png": "val"})[0] == 0
     capsys.readouterr()
-    assert prompt(tmp_path, "--no-image-check", records_={"1.png": "train", "2.png": "test"})[0] == 0
+    assert (
+        prompt(tmp_path, "--no-image-check", records_={"1.png": "train", "2.png": "test"})[0] == 0
+    )
     out = capsys.readouterr().out
-    assert f"{tmp_path / 'rows-val.json'}: removed; it was of an earlier run" in out and not (tmp_path / "rows-val.json").exists()
+    assert (
+        f"{tmp_path / 'rows-val.json'}: removed; it was of an earlier run" in out
+        and not (tmp_path / "rows-val.json").exists()
+    )
     assert out.count("removed") == 1
 
 
 def test_an_input_is_never_overwritten_by_a_split_file(tmp_path, capsys):
     source = save(tmp_path / "rows-val.json", [{"imged_id": "1.png", "caption": "湖。"}])
     before = source.read_bytes()
-    assert generate_prompt.main(["--input", str(source), "--output", str(tmp_path / "rows.json"), "--no-image-check"]) == 1
-    assert "rows-val.json would be overwritten" in capsys.readouterr().err and source.read_bytes() == before
+    assert (
+        generate_prompt.main(
+            ["--input", str(source), "--output", str(tmp_path / "rows.json"), "--no-image-check"]
+        )
+        == 1
+    )
+    assert (
+        "rows-val.json would be overwritten" in capsys.readouterr().err
+        and source.read_bytes() == before
+    )
 
 
 # ---- exports
@@ -475,27 +768,78 @@ def test_rows_in_the_forms_of_other_trainers(tmp_path):
     """Column names and roles as LLaMA-Factory, ms-swift and LLaVA expect them."""
     records_ = {"1.tif": "train", "2.tif": "val"}
     question, answer = QUESTION, "湖1.tif。"
-    for form, output in (("llamafactory", "UCM.json"), ("ms-swift", "UCM.jsonl"), ("llava", "llava.json")):
-        save(tmp_path / "zh.json", [{"imged_id": name, "caption": f"湖{name}。", "split": split}
-                                    for name, split in records_.items()])
-        assert generate_prompt.main(["--input", str(tmp_path / "zh.json"), "--image-root", "UCM", "--no-image-check",
-                                     "--format", form, "--output", str(tmp_path / output)]) == 0
+    for form, output in (
+        ("llamafactory", "UCM.json"),
+        ("ms-swift", "UCM.jsonl"),
+        ("llava", "llava.json"),
+    ):
+        save(
+            tmp_path / "zh.json",
+            [
+                {"imged_id": name, "caption": f"湖{name}。", "split": split}
+                for name, split in records_.items()
+            ],
+        )
+        assert (
+            generate_prompt.main(
+                [
+                    "--input",
+                    str(tmp_path / "zh.json"),
+                    "--image-root",
+                    "UCM",
+                    "--no-image-check",
+                    "--format",
+                    form,
+                    "--output",
+                    str(tmp_path / output),
+                ]
+            )
+            == 0
+        )
         rows = load(tmp_path / output)
         assert len(rows) == 2 and load(tmp_path / output.replace(".", "-train.")) == rows[:1]
-        assert rows[0] == ({"image": "UCM/1.tif", "conversations": [{"from": "human", "value": f"<image>\n{question}"},
-                                                                    {"from": "gpt", "value": answer}]} if form == "llava" else
-                           {"messages": [{"role": "user", "content": f"<image>{question}"},
-                                         {"role": "assistant", "content": answer}], "images": ["UCM/1.tif"]})
+        assert rows[0] == (
+            {
+                "image": "UCM/1.tif",
+                "conversations": [
+                    {"from": "human", "value": f"<image>\n{question}"},
+                    {"from": "gpt", "value": answer},
+                ],
+            }
+            if form == "llava"
+            else {
+                "messages": [
+                    {"role": "user", "content": f"<image>{question}"},
+                    {"role": "assistant", "content": answer},
+                ],
+                "images": ["UCM/1.tif"],
+            }
+        )
     info = json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))
     assert set(info) == {"UCM", "UCM-train", "UCM-val"}
     for name, entry in info.items():
         assert entry == {
-            "file_name": f"{name}.json", "formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"},
-            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}
+            "file_name": f"{name}.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "images": "images"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+            },
+        }
         for row in load(tmp_path / entry["file_name"]):  # as the entry says how to read it
             turns, tags = row[entry["columns"]["messages"]], entry["tags"]
-            assert [turn[tags["role_tag"]] for turn in turns] == [tags["user_tag"], tags["assistant_tag"]]
-            assert sum(turn[tags["content_tag"]].count("<image>") for turn in turns) == len(row[entry["columns"]["images"]]) == 1
+            assert [turn[tags["role_tag"]] for turn in turns] == [
+                tags["user_tag"],
+                tags["assistant_tag"],
+            ]
+            assert (
+                sum(turn[tags["content_tag"]].count("<image>") for turn in turns)
+                == len(row[entry["columns"]["images"]])
+                == 1
+            )
 
 
 @pytest.mark.parametrize("form", exports.FORMATS)
@@ -516,18 +860,50 @@ def test_default_outputs_of_other_forms_leave_the_trainers_rows_alone(tmp_path, 
     for form in exports.FORMATS:
         assert generate_prompt.main(["--no-image-check", "--format", form]) == 0
     assert {path.name for path in (tmp_path / "UCM").iterdir()} == {
-        "UCM-zh.json", "UCM-prompt.json", "UCM-llamafactory.json", "UCM-ms-swift.jsonl", "UCM-llava.json", "dataset_info.json"}
+        "UCM-zh.json",
+        "UCM-prompt.json",
+        "UCM-llamafactory.json",
+        "UCM-ms-swift.jsonl",
+        "UCM-llava.json",
+        "dataset_info.json",
+    }
 
 
 def test_dataset_info_keeps_other_entries_and_a_broken_one_stops_first(tmp_path, capsys):
     info = save(tmp_path / "dataset_info.json", {"mine": {"file_name": "x.json"}})
-    assert prompt(tmp_path, "--no-image-check", "--format", "llamafactory", records_={"1.png": None}, output="a.json")[0] == 0
+    assert (
+        prompt(
+            tmp_path,
+            "--no-image-check",
+            "--format",
+            "llamafactory",
+            records_={"1.png": None},
+            output="a.json",
+        )[0]
+        == 0
+    )
     assert set(load(info)) == {"mine", "a"} and load(info)["mine"] == {"file_name": "x.json"}
     for text in ("{broken", "[]"):
         info.write_text(text)
-        assert generate_prompt.main(["--input", str(tmp_path / "zh.json"), "--output", str(tmp_path / "b.json"),
-                                     "--no-image-check", "--format", "llamafactory"]) == 1
-        assert str(info) in capsys.readouterr().err and info.read_text() == text and not (tmp_path / "b.json").exists()
+        assert (
+            generate_prompt.main(
+                [
+                    "--input",
+                    str(tmp_path / "zh.json"),
+                    "--output",
+                    str(tmp_path / "b.json"),
+                    "--no-image-check",
+                    "--format",
+                    "llamafactory",
+                ]
+            )
+            == 1
+        )
+        assert (
+            str(info) in capsys.readouterr().err
+            and info.read_text() == text
+            and not (tmp_path / "b.json").exists()
+        )
 
 
 def test_png_on_demand(tmp_path, capsys):
@@ -536,24 +912,36 @@ def test_png_on_demand(tmp_path, capsys):
     colour = Image.frombytes("RGB", (16, 12), rng.randbytes(16 * 12 * 3))
     colour.save(tmp_path / "images" / "colour.tif")
     deep = [rng.randrange(1000, 5000) for _ in range(400)]
-    deep_image = Image.frombytes("I;16", (20, 20), b"".join(value.to_bytes(2, "little") for value in deep))
+    deep_image = Image.frombytes(
+        "I;16", (20, 20), b"".join(value.to_bytes(2, "little") for value in deep)
+    )
     deep_image.save(tmp_path / "images" / "deep.tif")
     Image.new("RGBA", (16, 16), (10, 20, 30, 0)).save(tmp_path / "images" / "clear.png")
     names = dict.fromkeys(("colour.tif", "deep.tif", "clear.png"))
     status, rows = prompt(tmp_path, "--png", "png", records_=names)
-    assert status == 0 and set(rows) == {"colour.png", "deep.png", "clear.png"} and rows["deep.png"]["img"] == "png/deep.png"
+    assert (
+        status == 0
+        and set(rows) == {"colour.png", "deep.png", "clear.png"}
+        and rows["deep.png"]["img"] == "png/deep.png"
+    )
     assert "3 of 3 images converted" in capsys.readouterr().out
     made = {name: Image.open(tmp_path / "png" / name) for name in rows}
     assert all(image_.format == "PNG" and image_.mode == "RGB" for image_ in made.values())
-    assert made["colour.png"].tobytes() == colour.tobytes() and set(made["clear.png"].tobytes()) == {255}
+    assert made["colour.png"].tobytes() == colour.tobytes() and set(
+        made["clear.png"].tobytes()
+    ) == {255}
     import numpy
+
     low, high = numpy.percentile(deep, (2, 98))
     expected = numpy.clip((numpy.array(deep) - low) / (high - low), 0, 1) * 255
     # the percentiles here are values of the picture, numpy's lie between two
     assert abs(numpy.asarray(made["deep.png"])[..., 0].ravel() - expected).max() <= 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "png").iterdir()}
     os.utime(tmp_path / "images" / "deep.tif")
-    assert prompt(tmp_path, "--png", "png")[0] == 0 and "1 of 3 images converted" in capsys.readouterr().out
+    assert (
+        prompt(tmp_path, "--png", "png")[0] == 0
+        and "1 of 3 images converted" in capsys.readouterr().out
+    )
     changed = [path.name for path, time_ in before.items() if path.stat().st_mtime_ns != time_]
     assert changed == ["deep.png"]
     Image.new("RGB", (16, 16)).save(tmp_path / "images" / "deep.jpg")
@@ -580,15 +968,29 @@ def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
         source = tmp_path / f"{count}.jsonl"
         with open(source, "w", encoding="utf-8") as file:
             for i in range(count):
-                file.write(json.dumps(image(f"{i}.tif", "train", [f"A lake {i} " + "x" * 2000])) + "\n")
+                file.write(
+                    json.dumps(image(f"{i}.tif", "train", [f"A lake {i} " + "x" * 2000])) + "\n"
+                )
         tracemalloc.start()
         assert transform.main(["--input", str(source), "--output", str(tmp_path / "en.jsonl")]) == 0
-        assert generate_prompt.main(["--input", str(tmp_path / "en.jsonl"), "--output", str(tmp_path / "rows.jsonl"),
-                                     "--no-image-check"]) == 0
+        assert (
+            generate_prompt.main(
+                [
+                    "--input",
+                    str(tmp_path / "en.jsonl"),
+                    "--output",
+                    str(tmp_path / "rows.jsonl"),
+                    "--no-image-check",
+                ]
+            )
+            == 0
+        )
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert sum(1 for _ in open(tmp_path / "rows-train.jsonl", encoding="utf-8")) == count
-    assert peaks[10000] - peaks[1000] < 9000 * 200  # a hash of each name, where a record takes 2,000 and more
+    assert (
+        peaks[10000] - peaks[1000] < 9000 * 200
+    )  # a hash of each name, where a record takes 2,000 and more
 
 
 # ---- what users get wrong: (script, input, options, words of the one line); "@name" is a path in the test's folder
@@ -596,47 +998,204 @@ def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
 BAD_SPLIT = image("1.tif", "dev")
 BAD = {
     "input missing": ("transform", None, (), ("in.json does not exist", "--input")),
-    "default captions missing": ("transform", None, ("--dataset", "RSICD", "--input="), ("RSICD/dataset.json", "RSICD_optimal")),
-    "demo missing": ("transform", None, ("--dataset", "demo", "--input="), ("demo/dataset.json", "demo_scenes.py")),
-    "previous stage missing": ("translation_en2zh", None, ("--input=",), ("UCM-en.json", "run data/transform.py --dataset UCM")),
-    "translation missing": ("generate_prompt", None, ("--input=",), ("UCM-zh.json", "run data/translation_en2zh.py")),
-    "input is a folder": ("transform", None, ("--input", "@.",), ("cannot read", "directory")),
-    "not JSON": ("transform", b'{"images": [\n  {"filename": 1,}]}', (), ("in.json is not JSON", "line 2 column")),
+    "default captions missing": (
+        "transform",
+        None,
+        ("--dataset", "RSICD", "--input="),
+        ("RSICD/dataset.json", "RSICD_optimal"),
+    ),
+    "demo missing": (
+        "transform",
+        None,
+        ("--dataset", "demo", "--input="),
+        ("demo/dataset.json", "synthetic/demo_scenes.py"),
+    ),
+    "previous stage missing": (
+        "translation_en2zh",
+        None,
+        ("--input=",),
+        ("UCM-en.json", "run data/transform.py --dataset UCM"),
+    ),
+    "translation missing": (
+        "generate_prompt",
+        None,
+        ("--input=",),
+        ("UCM-zh.json", "run data/translation_en2zh.py"),
+    ),
+    "input is a folder": (
+        "transform",
+        None,
+        (
+            "--input",
+            "@.",
+        ),
+        ("cannot read", "directory"),
+    ),
+    "not JSON": (
+        "transform",
+        b'{"images": [\n  {"filename": 1,}]}',
+        (),
+        ("in.json is not JSON", "line 2 column"),
+    ),
     "JSONL called JSON": ("transform", b'{"a": 1}\n{"a": 2}\n', (), ("line 2 column 1", ".jsonl")),
     "empty file": ("transform", b"", (), ("is not JSON: line 1 column 1",)),
-    "not UTF-8": ("transform", '{"images": "湖"}'.encode("gbk"), (), ("not UTF-8", "byte 12", "save it as UTF-8")),
+    "not UTF-8": (
+        "transform",
+        '{"images": "湖"}'.encode("gbk"),
+        (),
+        ("not UTF-8", "byte 12", "save it as UTF-8"),
+    ),
     "object without images": ("transform", {"annotations": []}, (), ('{"images": [...]}',)),
     "no records": ("transform", [], (), ("holds no records",)),
-    "record is no object": ("transform", [image("1.tif"), "2.tif"], (), ("record 1", "expected an object, got str")),
-    "wrong keys": ("transform", english(5), (), ("5 bad records", "record 0", "'filename'", "imged_id", "record 4")),
-    "no sentences": ("transform", [image("7.tif", raws=())], (), ("record 0 ('7.tif')", "'sentences'")),
-    "sentence is text": ("transform", [{**image("7.tif"), "sentences": ["A ."]}], (), ("'7.tif'", '{"raw": text}', "got str")),
-    "raw is no text": ("transform", [{**image("7.tif"), "sentences": [{"raw": 5}]}], (), ("'7.tif'", "'raw'", "got 5")),
+    "record is no object": (
+        "transform",
+        [image("1.tif"), "2.tif"],
+        (),
+        ("record 1", "expected an object, got str"),
+    ),
+    "wrong keys": (
+        "transform",
+        english(5),
+        (),
+        ("5 bad records", "record 0", "'filename'", "imged_id", "record 4"),
+    ),
+    "no sentences": (
+        "transform",
+        [image("7.tif", raws=())],
+        (),
+        ("record 0 ('7.tif')", "'sentences'"),
+    ),
+    "sentence is text": (
+        "transform",
+        [{**image("7.tif"), "sentences": ["A ."]}],
+        (),
+        ("'7.tif'", '{"raw": text}', "got str"),
+    ),
+    "raw is no text": (
+        "transform",
+        [{**image("7.tif"), "sentences": [{"raw": 5}]}],
+        (),
+        ("'7.tif'", "'raw'", "got 5"),
+    ),
     "unknown split": ("transform", [BAD_SPLIT], (), ("'1.tif'", "train, val or test", "'dev'")),
-    "duplicate": ("transform", [image("1.tif"), image("2.tif"), image("1.tif")], (), ("1 bad", "record 2 ('1.tif')", "duplicate")),
-    "file name is no text": ("transform", [{**image("1.tif"), "filename": 1}], (), ("record 0", "'filename'", "got 1")),
-    "output is a folder": ("transform", [image("1.tif")], ("--output", "@."), ("is a folder", "--output")),
-    "output is the input": ("transform", [image("1.tif")], ("--output", "@in.json"), ("the input itself",)),
-    "output under a file": ("transform", [image("1.tif")], ("--output", "@in.json/x/out.json"), ("cannot write", "in.json/x/out.json")),
-    "half a surrogate": ("transform", b'[{"filename": "1", "sentences": [{"raw": "\\ud800"}]}]', (), ("record 1", "surrogate")),
-    "captions given to translation": ("translation_en2zh", {"images": [image("1.tif")]}, (), ("'imged_id'", "filename")),
-    "caption is a list": ("translation_en2zh", [{"imged_id": "1.tif", "caption": ["A"]}], (), ("'1.tif'", "'caption'", "['A']")),
-    "empty caption": ("translation_en2zh", [{"imged_id": "1.tif", "caption": " "}], (), ("'1.tif'", "expected text in 'caption'")),
-    "no key": ("translation_en2zh", english(3), (), ("3 captions are left to ask", "OPENAI_API_KEY", "--base-url", "--memory")),
-    "memory of another form": ("translation_en2zh", english(1), ("--memory", "@en-zh.json"), ("en-zh.json", "record 0", "'target'")),
-    "memory missing": ("translation_en2zh", english(1), ("--memory", "@none.json"), ("none.json", "No such file")),
-    "empty label": ("generate_prompt", [{"imged_id": "1.tif", "caption": ""}], (), ("'1.tif'", "expected text in 'caption'")),
-    "images missing": ("generate_prompt", english(2), ("--image-root", "pics"),
-                       ("2 of 2 images missing: pics/0.png; pics/1.png", "looked in @.", "then in @project")),
-    "image damaged, image missing": ("generate_prompt", english(3), ("--strict",),
-                                     ("1 of 3 images missing: images/2.png", "1 of 3 images unreadable", "@images/1.png (22 bytes, not a picture")),
-    "absolute image root": ("generate_prompt", english(1), ("--image-root", "@elsewhere"),
-                            ("missing: @elsewhere/0.png", "looked in @elsewhere;")),
-    "some without split": ("generate_prompt", [*english(2), {"imged_id": "x", "caption": "湖", "split": "val"}], (),
-                           ("2 of 3 records have no split: 0.png; 1.png", "give --captions")),
-    "unknown to captions": ("generate_prompt", english(2), ("--captions", "@captions.json"),
-                            ("1 of 2 records have no split: 1.png", "captions.json does not name them")),
-    "captions without split": ("generate_prompt", english(2), ("--captions", "@in.json"), ("in.json", "'filename'")),
+    "duplicate": (
+        "transform",
+        [image("1.tif"), image("2.tif"), image("1.tif")],
+        (),
+        ("1 bad", "record 2 ('1.tif')", "duplicate"),
+    ),
+    "file name is no text": (
+        "transform",
+        [{**image("1.tif"), "filename": 1}],
+        (),
+        ("record 0", "'filename'", "got 1"),
+    ),
+    "output is a folder": (
+        "transform",
+        [image("1.tif")],
+        ("--output", "@."),
+        ("is a folder", "--output"),
+    ),
+    "output is the input": (
+        "transform",
+        [image("1.tif")],
+        ("--output", "@in.json"),
+        ("the input itself",),
+    ),
+    "output under a file": (
+        "transform",
+        [image("1.tif")],
+        ("--output", "@in.json/x/out.json"),
+        ("cannot write", "in.json/x/out.json"),
+    ),
+    "half a surrogate": (
+        "transform",
+        b'[{"filename": "1", "sentences": [{"raw": "\\ud800"}]}]',
+        (),
+        ("record 1", "surrogate"),
+    ),
+    "captions given to translation": (
+        "translation_en2zh",
+        {"images": [image("1.tif")]},
+        (),
+        ("'imged_id'", "filename"),
+    ),
+    "caption is a list": (
+        "translation_en2zh",
+        [{"imged_id": "1.tif", "caption": ["A"]}],
+        (),
+        ("'1.tif'", "'caption'", "['A']"),
+    ),
+    "empty caption": (
+        "translation_en2zh",
+        [{"imged_id": "1.tif", "caption": " "}],
+        (),
+        ("'1.tif'", "expected text in 'caption'"),
+    ),
+    "no key": (
+        "translation_en2zh",
+        english(3),
+        (),
+        ("3 captions are left to ask", "OPENAI_API_KEY", "--base-url", "--memory"),
+    ),
+    "memory of another form": (
+        "translation_en2zh",
+        english(1),
+        ("--memory", "@en-zh.json"),
+        ("en-zh.json", "record 0", "'target'"),
+    ),
+    "memory missing": (
+        "translation_en2zh",
+        english(1),
+        ("--memory", "@none.json"),
+        ("none.json", "No such file"),
+    ),
+    "empty label": (
+        "generate_prompt",
+        [{"imged_id": "1.tif", "caption": ""}],
+        (),
+        ("'1.tif'", "expected text in 'caption'"),
+    ),
+    "images missing": (
+        "generate_prompt",
+        english(2),
+        ("--image-root", "pics"),
+        ("2 of 2 images missing: pics/0.png; pics/1.png", "looked in @.", "then in @project"),
+    ),
+    "image damaged, image missing": (
+        "generate_prompt",
+        english(3),
+        ("--strict",),
+        (
+            "1 of 3 images missing: images/2.png",
+            "1 of 3 images unreadable",
+            "@images/1.png (22 bytes, not a picture",
+        ),
+    ),
+    "absolute image root": (
+        "generate_prompt",
+        english(1),
+        ("--image-root", "@elsewhere"),
+        ("missing: @elsewhere/0.png", "looked in @elsewhere;"),
+    ),
+    "some without split": (
+        "generate_prompt",
+        [*english(2), {"imged_id": "x", "caption": "湖", "split": "val"}],
+        (),
+        ("2 of 3 records have no split: 0.png; 1.png", "give --captions"),
+    ),
+    "unknown to captions": (
+        "generate_prompt",
+        english(2),
+        ("--captions", "@captions.json"),
+        ("1 of 2 records have no split: 1.png", "captions.json does not name them"),
+    ),
+    "captions without split": (
+        "generate_prompt",
+        english(2),
+        ("--captions", "@in.json"),
+        ("in.json", "'filename'"),
+    ),
 }
 
 
@@ -656,7 +1215,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, tmp_path, monkeypatc
     argv = [] if "--input=" in options else ["--input", str(source), "--output", str(output)]
     before = sorted(tmp_path.rglob("*"))
 
-    status = sys.modules[script].main([*argv, *(option for option in options if option != "--input=")])
+    status = sys.modules[f"data.{script}"].main(
+        [*argv, *(option for option in options if option != "--input=")]
+    )
 
     message = capsys.readouterr().err
     assert status == 1 and message.startswith(f"{script}.py: error: ") and message.count("\n") == 1
@@ -666,22 +1227,46 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, tmp_path, monkeypatc
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != CACHE] == before
 
 
-@pytest.mark.parametrize("script, options, word", (
-    ("transform", ("--dataset", "COCO"), "Sydney"), ("transform", ("--strict", "--input", "x.json"), "--dataset"),
-    ("translation_en2zh", ("--concurrency", "0"), "0 is not at least 1"), ("translation_en2zh", ("--timeout", "nan"), "--timeout"),
-    ("translation_en2zh", ("--max-retries", "-1"), "-1 is not at least 0"), ("translation_en2zh", ("--limit", "0"), "--limit"),
-    ("translation_en2zh", ("--base-url", "localhost:8000/v1"), "http://"),
-    ("generate_prompt", ("--input", "a", "b", "--dataset", "UCM"), "--dataset UCM names one set, --input 2 files"),
-    ("generate_prompt", ("--input", "a", "b"), "2 inputs are merged into one file: name it by --output; --image-root: expected one "
-                                               "per input, 2, got 1"),
-    ("generate_prompt", ("--captions", "a", "b"), "--captions: expected one per input, 1, got 2"),
-    ("generate_prompt", ("--no-image-check", "--strict"), "--strict opens the images"),
-    ("generate_prompt", ("--no-image-check", "--png", "x"), "--png opens the images"),
-    ("generate_prompt", ("--format", "ms-swift", "--output", "a.json"), "name --output a.jsonl"),
-    ("generate_prompt", ("--prompt", " "), "--prompt is empty"), ("generate_prompt", ("--image-root", ""), "--image-root is empty")))
+@pytest.mark.parametrize(
+    "script, options, word",
+    (
+        ("transform", ("--dataset", "COCO"), "Sydney"),
+        ("transform", ("--strict", "--input", "x.json"), "--dataset"),
+        ("translation_en2zh", ("--concurrency", "0"), "0 is not at least 1"),
+        ("translation_en2zh", ("--timeout", "nan"), "--timeout"),
+        ("translation_en2zh", ("--max-retries", "-1"), "-1 is not at least 0"),
+        ("translation_en2zh", ("--limit", "0"), "--limit"),
+        ("translation_en2zh", ("--base-url", "localhost:8000/v1"), "http://"),
+        (
+            "generate_prompt",
+            ("--input", "a", "b", "--dataset", "UCM"),
+            "--dataset UCM names one set, --input 2 files",
+        ),
+        (
+            "generate_prompt",
+            ("--input", "a", "b"),
+            "2 inputs are merged into one file: name it by --output; --image-root: expected one "
+            "per input, 2, got 1",
+        ),
+        (
+            "generate_prompt",
+            ("--captions", "a", "b"),
+            "--captions: expected one per input, 1, got 2",
+        ),
+        ("generate_prompt", ("--no-image-check", "--strict"), "--strict opens the images"),
+        ("generate_prompt", ("--no-image-check", "--png", "x"), "--png opens the images"),
+        (
+            "generate_prompt",
+            ("--format", "ms-swift", "--output", "a.json"),
+            "name --output a.jsonl",
+        ),
+        ("generate_prompt", ("--prompt", " "), "--prompt is empty"),
+        ("generate_prompt", ("--image-root", ""), "--image-root is empty"),
+    ),
+)
 def test_options_that_make_no_sense_are_refused_at_parse_time(script, options, word, capsys):
     with pytest.raises(SystemExit, match="2"):
-        sys.modules[script].main(list(options))
+        sys.modules[f"data.{script}"].main(list(options))
     assert word in capsys.readouterr().err
 
 
@@ -695,10 +1280,16 @@ def test_an_interrupted_writer_leaves_the_old_file_and_no_other(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         records.write_records(output, interrupted())
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"] and output.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "out.json"
+    ] and output.read_text() == "old"
     link = tmp_path / "link.json"
     link.symlink_to(output)
-    assert records.write_records(link, [{"a": 1}]) == 1 and link.is_symlink() and load(output) == [{"a": 1}]
+    assert (
+        records.write_records(link, [{"a": 1}]) == 1
+        and link.is_symlink()
+        and load(output) == [{"a": 1}]
+    )
 
 
 def test_known_sets_add_up_and_stand_in_the_readme():
@@ -706,7 +1297,10 @@ def test_known_sets_add_up_and_stand_in_the_readme():
     for name, known in records.CAPTION_SETS.items():
         if known.splits:
             assert sum(known.splits) == known.images
-        counts = [f"{count:,}" if count else "" for count in (known.images, *(known.splits or ("", "", "")))]
+        counts = [
+            f"{count:,}" if count else ""
+            for count in (known.images, *(known.splits or ("", "", "")))
+        ]
         size = f"{known.size[0]}×{known.size[1]}"
         cells = " | ".join([name, *counts, str(known.sentences), size])
         assert f"| {cells} |".replace("  ", " ") in table.replace("由参数定", "").replace("  ", " ")
@@ -717,6 +1311,10 @@ def test_known_sets_add_up_and_stand_in_the_readme():
 
 def test_the_stages_import_nothing_beyond_the_standard_library_pillow_openai_tqdm():
     for file in DATA.glob("*.py"):
-        imports = re.findall(r"^\s*(?:import|from) (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        imports = re.findall(
+            r"^\s*(?:import|from) (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE
+        )
         names = {name.split(".")[0] for name in imports}
-        assert names <= set(sys.stdlib_module_names) | {"PIL", "openai", "tqdm"} | {path.stem for path in DATA.glob("*.py")}
+        assert names <= set(sys.stdlib_module_names) | {"PIL", "openai", "tqdm", "data"} | {
+            path.stem for path in DATA.glob("*.py")
+        }

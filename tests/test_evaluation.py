@@ -1,4 +1,5 @@
 """The measures against other ways of computing them, the lexicon's rules by hand-made cases, and the script as a user starts it."""
+
 import json
 import math
 import random
@@ -13,68 +14,131 @@ from sacrebleu.metrics import CHRF
 import evaluate_RemoteGLM as script
 from evaluation.baselines import constant_caption, leave_one_out, nearest
 from evaluation.hallucination import (
-    SETTINGS, existence_measures, existence_questions, hallucination_measures, objects_of, scene_right, truth, yes_or_no)
-from evaluation.metrics import Cider, bleu, caption_measures, chrf, common_subsequence, mean_of, rouge_l, tokens
+    SETTINGS,
+    existence_measures,
+    existence_questions,
+    hallucination_measures,
+    objects_of,
+    scene_right,
+    truth,
+    yes_or_no,
+)
+from evaluation.metrics import (
+    Cider,
+    bleu,
+    caption_measures,
+    chrf,
+    common_subsequence,
+    mean_of,
+    rouge_l,
+    tokens,
+)
 from evaluation.report import marked
 from evaluation.score import COPIES, Scores
 from model import Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT as PROMPT
 from model.rows import Sample
 
-REFERENCES = [["一个住宅区，房屋排列整齐", "住宅区内房屋整齐排列，有一些道路穿过", "许多红色屋顶的房子排成一排"],
-              ["一架飞机停在机场的停机坪上", "机场里停着一架白色飞机", "一架大飞机停在航站楼旁边"],
-              ["蓝色的海洋旁边有一片白色沙滩", "海浪拍打着白色的沙滩", "一片沙滩紧挨着绿色的大海"]]
+REFERENCES = [
+    [
+        "一个住宅区，房屋排列整齐",
+        "住宅区内房屋整齐排列，有一些道路穿过",
+        "许多红色屋顶的房子排成一排",
+    ],
+    ["一架飞机停在机场的停机坪上", "机场里停着一架白色飞机", "一架大飞机停在航站楼旁边"],
+    ["蓝色的海洋旁边有一片白色沙滩", "海浪拍打着白色的沙滩", "一片沙滩紧挨着绿色的大海"],
+]
 ANSWERS = ["住宅区内有许多房屋整齐排列", "机场的停机坪上停着一架飞机", "绿色的森林里有一条河流"]
 
 
 def measured(answers, references, unit, punctuation):
     said = [tokens(text, unit, punctuation) for text in answers]
     refs = [[tokens(text, unit, punctuation) for text in texts] for texts in references]
-    return bleu(said, refs) | {"ROUGE-L": rouge_l(said, refs), "CIDEr": Cider(refs)(said, refs)}, said, refs
+    return (
+        bleu(said, refs) | {"ROUGE-L": rouge_l(said, refs), "CIDEr": Cider(refs)(said, refs)},
+        said,
+        refs,
+    )
 
 
-@pytest.mark.parametrize("unit, punctuation, golden", (  # of coco-caption's code
-    ("characters", False, (83.78, 75.28, 66.38, 56.85, 55.83, 2.4908)), ("characters", True, (83.78, 75.28, 66.38, 56.85, 54.58, 2.4190)),
-    ("words", True, (76.19, 61.72, 46.66, 30.33, 50.59, 1.5747))))
+@pytest.mark.parametrize(
+    "unit, punctuation, golden",
+    (  # of coco-caption's code
+        ("characters", False, (83.78, 75.28, 66.38, 56.85, 55.83, 2.4908)),
+        ("characters", True, (83.78, 75.28, 66.38, 56.85, 54.58, 2.4190)),
+        ("words", True, (76.19, 61.72, 46.66, 30.33, 50.59, 1.5747)),
+    ),
+)
 def test_golden_values(unit, punctuation, golden):
     found = measured(ANSWERS, REFERENCES, unit, punctuation)[0]
-    assert [found[name].value for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")] == pytest.approx(golden[:5], abs=0.005)
+    assert [
+        found[name].value for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
+    ] == pytest.approx(golden[:5], abs=0.005)
     assert found["CIDEr"].value == pytest.approx(golden[5], abs=5e-5)
 
 
 def random_captions(words, count, seed):
     rng = random.Random(seed)
-    return [[" ".join(rng.choices(words, k=rng.randint(3, 14))) for _ in range(rng.randint(1, 5))] for _ in range(count)]
+    return [
+        [" ".join(rng.choices(words, k=rng.randint(3, 14))) for _ in range(rng.randint(1, 5))]
+        for _ in range(count)
+    ]
 
 
-@pytest.mark.parametrize("words", ("a road runs beside the green farmland houses stand in rows of two".split(),
-                                   "一条 道路 穿过 绿色 的 农田 ， 旁边 有 房屋 和 树木 。".split()), ids=("English", "Chinese"))
+@pytest.mark.parametrize(
+    "words",
+    (
+        "a road runs beside the green farmland houses stand in rows of two".split(),
+        "一条 道路 穿过 绿色 的 农田 ， 旁边 有 房屋 和 树木 。".split(),
+    ),
+    ids=("English", "Chinese"),
+)
 def test_agrees_with_pycocoevalcap(words):
     coco = pytest.importorskip("pycocoevalcap", reason="needs pycocoevalcap")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider as CocoCider
     from pycocoevalcap.rouge.rouge import Rouge
+
     references = random_captions(words, 100, 1)
-    answers = [random.Random(i).choice(refs) if i % 3 else refs[0] + words[i % 5] for i, refs in enumerate(random_captions(words, 100, 2))]
+    answers = [
+        random.Random(i).choice(refs) if i % 3 else refs[0] + words[i % 5]
+        for i, refs in enumerate(random_captions(words, 100, 2))
+    ]
     answers[7], answers[8] = references[7][0], ""  # a perfect one and an empty one
     found, said, refs = measured(answers, references, "characters", True)
     truth = {i: [" ".join(ref) for ref in texts] for i, texts in enumerate(refs)}
     given = {i: [" ".join(text)] for i, text in enumerate(said)}
-    assert [found[f"BLEU-{n}"].value / 100 for n in range(1, 5)] == pytest.approx(Bleu(4).compute_score(truth, given, verbose=0)[0], abs=1e-6)
+    assert [found[f"BLEU-{n}"].value / 100 for n in range(1, 5)] == pytest.approx(
+        Bleu(4).compute_score(truth, given, verbose=0)[0], abs=1e-6
+    )
     rouge, each = Rouge().compute_score(truth, given)
-    assert found["ROUGE-L"].value / 100 == pytest.approx(rouge, abs=1e-6) and found["ROUGE-L"].stats[:, 0] / 100 == pytest.approx(each, abs=1e-6)
+    assert found["ROUGE-L"].value / 100 == pytest.approx(rouge, abs=1e-6) and found[
+        "ROUGE-L"
+    ].stats[:, 0] / 100 == pytest.approx(each, abs=1e-6)
     cider, each = CocoCider().compute_score(truth, given)
-    assert found["CIDEr"].value == pytest.approx(cider, abs=1e-6) and found["CIDEr"].stats[:, 0] == pytest.approx(each, abs=1e-6)
+    assert found["CIDEr"].value == pytest.approx(cider, abs=1e-6) and found["CIDEr"].stats[
+        :, 0
+    ] == pytest.approx(each, abs=1e-6)
     assert coco
 
 
 def test_chrf_is_sacrebleus():
     found = chrf(ANSWERS, REFERENCES)
     plain = [["".join(tokens(text)) for text in texts] for texts in REFERENCES]
-    assert found.value == pytest.approx(CHRF().corpus_score(["".join(tokens(a)) for a in ANSWERS], list(zip(*plain))).score)
-    uneven = chrf(ANSWERS, [REFERENCES[0], REFERENCES[1][:1], REFERENCES[2][:2]])  # as many references as each image has
-    streams = [[texts[i] if i < n else None for texts, n in zip(plain, (3, 1, 2))] for i in range(3)]
-    assert uneven.value == pytest.approx(CHRF().corpus_score(["".join(tokens(a)) for a in ANSWERS], streams).score) != found.value
+    assert found.value == pytest.approx(
+        CHRF().corpus_score(["".join(tokens(a)) for a in ANSWERS], list(zip(*plain))).score
+    )
+    uneven = chrf(
+        ANSWERS, [REFERENCES[0], REFERENCES[1][:1], REFERENCES[2][:2]]
+    )  # as many references as each image has
+    streams = [
+        [texts[i] if i < n else None for texts, n in zip(plain, (3, 1, 2))] for i in range(3)
+    ]
+    assert (
+        uneven.value
+        == pytest.approx(CHRF().corpus_score(["".join(tokens(a)) for a in ANSWERS], streams).score)
+        != found.value
+    )
 
 
 def test_longest_common_subsequence():
@@ -82,25 +146,42 @@ def test_longest_common_subsequence():
         lengths = np.zeros((len(a) + 1, len(b) + 1), int)
         for i, x in enumerate(a):
             for j, y in enumerate(b):
-                lengths[i + 1, j + 1] = lengths[i, j] + 1 if x == y else max(lengths[i, j + 1], lengths[i + 1, j])
+                lengths[i + 1, j + 1] = (
+                    lengths[i, j] + 1 if x == y else max(lengths[i, j + 1], lengths[i + 1, j])
+                )
         return lengths[-1, -1]
+
     rng = random.Random(0)
     for _ in range(200):
         a, b = (rng.choices("abcde", k=rng.randint(0, 80)) for _ in range(2))
         assert common_subsequence(a, b) == table(a, b)
 
 
-@pytest.mark.parametrize("text, unit, punctuation, expected", (
-    ("一个　港口，ＡＢ１！", "characters", False, "一 个 港 口 a b 1"), ("港口，", "characters", True, "港 口 ,"), ("绿色的农田。", "words", False, "绿色 的 农田"),
-    ("Two tennis-courts .", "characters", False, "two tennis courts"), ("Two courts.", "words", True, "two courts ."), ("。", "words", False, "")))
+@pytest.mark.parametrize(
+    "text, unit, punctuation, expected",
+    (
+        ("一个　港口，ＡＢ１！", "characters", False, "一 个 港 口 a b 1"),
+        ("港口，", "characters", True, "港 口 ,"),
+        ("绿色的农田。", "words", False, "绿色 的 农田"),
+        ("Two tennis-courts .", "characters", False, "two tennis courts"),
+        ("Two courts.", "words", True, "two courts ."),
+        ("。", "words", False, ""),
+    ),
+)
 def test_tokens(text, unit, punctuation, expected):
     assert tokens(text, unit, punctuation) == tuple(expected.split())
 
 
 def test_unsegmented_or_single_references_are_no_trap():
-    assert caption_measures(ANSWERS, REFERENCES)["characters"]["CIDEr"].value > 1  # unsegmented Chinese would give 0
-    assert math.isnan(caption_measures(ANSWERS[:1], REFERENCES[:1])["characters"]["CIDEr"].value)  # log 1 = 0 is no measurement
-    assert caption_measures(ANSWERS[:1], REFERENCES[:1], REFERENCES)["characters"]["CIDEr"].value > 0
+    assert (
+        caption_measures(ANSWERS, REFERENCES)["characters"]["CIDEr"].value > 1
+    )  # unsegmented Chinese would give 0
+    assert math.isnan(
+        caption_measures(ANSWERS[:1], REFERENCES[:1])["characters"]["CIDEr"].value
+    )  # log 1 = 0 is no measurement
+    assert (
+        caption_measures(ANSWERS[:1], REFERENCES[:1], REFERENCES)["characters"]["CIDEr"].value > 0
+    )
 
 
 def test_interval_and_test():
@@ -116,15 +197,35 @@ def test_interval_and_test():
 
 
 # One picture: two white airplanes at an airport beside a terminal, some trees in a residential area
-AIRPORT = truth(["机场上停着两架白色的飞机，旁边是航站楼。", "Two airplanes stand at the airport .", "There are some trees near the airport terminal .",
-                 "Two white airplanes and a terminal ."])
+AIRPORT = truth(
+    [
+        "机场上停着两架白色的飞机，旁边是航站楼。",
+        "Two airplanes stand at the airport .",
+        "There are some trees near the airport terminal .",
+        "Two white airplanes and a terminal .",
+    ]
+)
 
 
-@pytest.mark.parametrize("text, objects", (
-    ("飞机旁有汽车", {"airplane": True, "car": False}), ("停车场", {}), ("机场", {}), ("住宅区", {}),           # the longest word, scenes are no objects
-    ("飞机和客机", {"airplane": True}), ("图中没有汽车", {}), ("没有汽车，只有树木", {"tree": True}),           # once each; denied
-    ("植物", {"plant": True}), ("建筑物", {"building": True}), ("房屋", {"house": False}), ("灌木", {"bush": False}),   # what is implied, one way
-    ("网球场", {"tennis court": False}), ("", {}), ("Cars beside a plane", {"car": False, "airplane": True})))
+@pytest.mark.parametrize(
+    "text, objects",
+    (
+        ("飞机旁有汽车", {"airplane": True, "car": False}),
+        ("停车场", {}),
+        ("机场", {}),
+        ("住宅区", {}),  # the longest word, scenes are no objects
+        ("飞机和客机", {"airplane": True}),
+        ("图中没有汽车", {}),
+        ("没有汽车，只有树木", {"tree": True}),  # once each; denied
+        ("植物", {"plant": True}),
+        ("建筑物", {"building": True}),
+        ("房屋", {"house": False}),
+        ("灌木", {"bush": False}),  # what is implied, one way
+        ("网球场", {"tennis court": False}),
+        ("", {}),
+        ("Cars beside a plane", {"car": False, "airplane": True}),
+    ),
+)
 def test_objects_of(text, objects):
     assert {name: right for name, *_, right in objects_of(text, AIRPORT)} == objects
 
@@ -135,63 +236,149 @@ def test_a_word_of_two_meanings_is_right_by_either():
     assert [right for *_, right in objects_of("湖边的码头", lake)] == [True, False]
 
 
-@pytest.mark.parametrize("text, right", (("这是一个机场。", True), ("一个港口，旁边是机场", False), ("飞机", False), ("", False), ("没有港口，是机场", True),
-                                         ("一个靠近港口的机场", True), ("机场旁的港口", False), ("港口和附近的机场", False), ("港口，后面的机场", False)))
+@pytest.mark.parametrize(
+    "text, right",
+    (
+        ("这是一个机场。", True),
+        ("一个港口，旁边是机场", False),
+        ("飞机", False),
+        ("", False),
+        ("没有港口，是机场", True),
+        ("一个靠近港口的机场", True),
+        ("机场旁的港口", False),
+        ("港口和附近的机场", False),
+        ("港口，后面的机场", False),
+    ),
+)
 def test_scene(text, right):
     assert scene_right(text, AIRPORT) is right
 
 
 def test_scene_of_a_kind_counts_and_none_is_left_out():
     homes = truth(["这是一个住宅区。"])
-    assert scene_right("移动房屋公园", homes) is True and scene_right("住宅区", truth(["移动房屋公园里有房屋。"])) is False
+    assert (
+        scene_right("移动房屋公园", homes) is True
+        and scene_right("住宅区", truth(["移动房屋公园里有房屋。"])) is False
+    )
     nothing = truth(["有一些树木。"])
     assert nothing.scene is None and scene_right("机场", nothing) is None
-    assert hallucination_measures(["机场", "住宅区"], [nothing, homes])["scene accuracy"].value == 100
+    assert (
+        hallucination_measures(["机场", "住宅区"], [nothing, homes])["scene accuracy"].value == 100
+    )
 
 
 def test_hallucination_measures():
     """Two hand-counted captions: 3 objects, 1 invented; none named."""
     found = hallucination_measures(["飞机、树木和汽车", ""], [AIRPORT, AIRPORT])
     assert AIRPORT.facts.present == ("airplane", "terminal")
-    assert {name: measure.value for name, measure in found.items()} == pytest.approx({
-        "scene accuracy": 0, "CHAIR_i": 100 / 3, "CHAIR_s": 50, "object recall": 100 / 4, "objects per caption": 1.5, "length": 3.5})
+    assert {name: measure.value for name, measure in found.items()} == pytest.approx(
+        {
+            "scene accuracy": 0,
+            "CHAIR_i": 100 / 3,
+            "CHAIR_s": 50,
+            "object recall": 100 / 4,
+            "objects per caption": 1.5,
+            "length": 3.5,
+        }
+    )
     assert marked("飞机、汽车<b>", AIRPORT) == '飞机、<mark title="car">汽车</mark>&lt;b&gt;'
 
 
-@pytest.mark.parametrize("answer, meaning", (
-    ("有。", True), ("没有，图中没有飞机。", False), ("是的，有飞机", True), ("不是", False), ("图中有没有飞机？没有。", False), ("是否有飞机：有", True), ("无法确定", None),
-    ("这是一片农田", None), ("", None), ("否", False), ("无", False), ("Yes, there is.", True), ("No.", False), ("There isn't any", False), ("A runway", None),
-    ("没错，图中有飞机。", True), ("没错。", True), ("毫无疑问。", True), ("看不出有", False), ("图中看不出有飞机。", False), ("不对，没有。", False), ("不可以看到。", False),
-    ("图中不太可能有飞机。", False), ("有农田，没有飞机。", False), ("图中有房屋，但没有飞机。", False), ("图像右侧停着三架飞机。", True), ("能。", True), ("可以。", True),
-    ("看得见", True), ("不能。", False), ("图中不含飞机。", False), ("未看到。", False), ("无法看到飞机。", False), ("不，这是一片农田。", False), ("There is a plane.", True),
-    ("I cannot see any airplanes.", False), ("无法判断图中是否有飞机。", None), ("飞机一架也没有。", False), ("有一架客机停在那里", True), ("No, only cars.", False)))
+@pytest.mark.parametrize(
+    "answer, meaning",
+    (
+        ("有。", True),
+        ("没有，图中没有飞机。", False),
+        ("是的，有飞机", True),
+        ("不是", False),
+        ("图中有没有飞机？没有。", False),
+        ("是否有飞机：有", True),
+        ("无法确定", None),
+        ("这是一片农田", None),
+        ("", None),
+        ("否", False),
+        ("无", False),
+        ("Yes, there is.", True),
+        ("No.", False),
+        ("There isn't any", False),
+        ("A runway", None),
+        ("没错，图中有飞机。", True),
+        ("没错。", True),
+        ("毫无疑问。", True),
+        ("看不出有", False),
+        ("图中看不出有飞机。", False),
+        ("不对，没有。", False),
+        ("不可以看到。", False),
+        ("图中不太可能有飞机。", False),
+        ("有农田，没有飞机。", False),
+        ("图中有房屋，但没有飞机。", False),
+        ("图像右侧停着三架飞机。", True),
+        ("能。", True),
+        ("可以。", True),
+        ("看得见", True),
+        ("不能。", False),
+        ("图中不含飞机。", False),
+        ("未看到。", False),
+        ("无法看到飞机。", False),
+        ("不，这是一片农田。", False),
+        ("There is a plane.", True),
+        ("I cannot see any airplanes.", False),
+        ("无法判断图中是否有飞机。", None),
+        ("飞机一架也没有。", False),
+        ("有一架客机停在那里", True),
+        ("No, only cars.", False),
+    ),
+)
 def test_yes_or_no(answer, meaning):
     assert yes_or_no(answer, "airplane") is meaning
 
 
 def test_labels_of_settings():
     of = script.labels
-    assert of("a", [None]) == ["a"] and of("a", [{"system": "base"}, {"system": "tuned"}]) == ["a, base", "a, tuned"]
-    assert of("a", [{"system": "tuned", "temperature": 0, "fingerprint": "x"}, {"system": "tuned", "temperature": 1, "fingerprint": "y"}]) == [
-        "a, temperature 0", "a, temperature 1"]
+    assert of("a", [None]) == ["a"] and of("a", [{"system": "base"}, {"system": "tuned"}]) == [
+        "a, base",
+        "a, tuned",
+    ]
+    assert of(
+        "a",
+        [
+            {"system": "tuned", "temperature": 0, "fingerprint": "x"},
+            {"system": "tuned", "temperature": 1, "fingerprint": "y"},
+        ],
+    ) == ["a, temperature 0", "a, temperature 1"]
 
 
 def test_answers_belong_to_the_path_that_agrees_longest(tmp_path):
-    lines = [{"img": f"/elsewhere/{folder}/1.tif", "prompt": "有什么？", "answer": folder} for folder in ("airport", "beach")]
+    lines = [
+        {"img": f"/elsewhere/{folder}/1.tif", "prompt": "有什么？", "answer": folder}
+        for folder in ("airport", "beach")
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    system, = script.read_predictions(tmp_path / "a.jsonl", [Sample(Path(f"images/{name}/1.tif"), "有什么？", None) for name in ("beach", "airport")], [])
+    (system,) = script.read_predictions(
+        tmp_path / "a.jsonl",
+        [Sample(Path(f"images/{name}/1.tif"), "有什么？", None) for name in ("beach", "airport")],
+        [],
+    )
     assert system.answers == ["beach", "airport"]
 
 
 def test_existence_questions():
-    truths = [AIRPORT, truth(["河流旁边有树木和汽车，没有房屋。"]), truth(["道路上有汽车，旁边有树木和房屋。"])]
+    truths = [
+        AIRPORT,
+        truth(["河流旁边有树木和汽车，没有房屋。"]),
+        truth(["道路上有汽车，旁边有树木和房屋。"]),
+    ]
     questions = existence_questions(truths, 2)
     assert set(questions) == set(SETTINGS)
     for asked in questions.values():
         assert asked == [row for row in asked if row[2] == (row[1] in truths[row[0]].facts.present)]
-        assert Counter((index, there) for index, _, there, _ in asked) == {(index, there): 2 for index in range(3) for there in (True, False)}
+        assert Counter((index, there) for index, _, there, _ in asked) == {
+            (index, there): 2 for index in range(3) for there in (True, False)
+        }
         assert all(row[1] in truths[row[0]].facts.absent for row in asked if not row[2])
-        assert [row[:2] for row in asked if row[2]] == [row[:2] for row in questions["random"] if row[2]]  # the same in all
+        assert [row[:2] for row in asked if row[2]] == [
+            row[:2] for row in questions["random"] if row[2]
+        ]  # the same in all
     assert questions == existence_questions(truths, 2) != existence_questions(truths, 2, seed=1)
     counts = Counter(name for known in truths for name in known.facts.present)
     for index, name, there, _ in questions["popular"]:
@@ -202,27 +389,40 @@ def test_existence_questions():
 
 
 def test_existence_measures():
-    asked = [(0, "car", True, ""), (0, "tree", True, ""), (0, "boat", False, ""), (1, "sea", False, ""), (1, "car", True, "")]
+    asked = [
+        (0, "car", True, ""),
+        (0, "tree", True, ""),
+        (0, "boat", False, ""),
+        (1, "sea", False, ""),
+        (1, "car", True, ""),
+    ]
     found = existence_measures(asked, ["有", "没有", "有", "没有", "也许吧"], 2)
     assert {name: measure.value for name, measure in found.items()} == pytest.approx(
-        {"accuracy": 40, "precision": 50, "recall": 100 / 3, "F1": 40, "yes": 40, "unparsable": 20})
+        {"accuracy": 40, "precision": 50, "recall": 100 / 3, "F1": 40, "yes": 40, "unparsable": 20}
+    )
 
 
 def test_reference_rows():
     captions = ["绿色的农田", "一条河流", "绿色的农田旁有道路", "绿色的农田和道路"]
     assert constant_caption(captions + ["一条河流"]) == "一条河流"
     assert constant_caption(captions) != "一条河流"  # none is commoner: one like the others
-    many = [f"{what}旁有{n}" for n in range(120) for what in ("绿色的农田", "河流")] + ["机场"] * 2  # 2 of 242 are too few
+    many = [f"{what}旁有{n}" for n in range(120) for what in ("绿色的农田", "河流")] + [
+        "机场"
+    ] * 2  # 2 of 242 are too few
     assert constant_caption(many) != "机场" == constant_caption(many + ["机场"])
     pictures = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "blue")]
     similar = [Image.new("RGB", (30, 50), colour) for colour in ((0, 20, 230), (5, 130, 20))]
     assert list(nearest(similar, pictures)) == [2, 1]
-    assert leave_one_out([["a", "b", "c"], ["d", "e", "f"]]) == (["a", "e"], [["b", "c"], ["d", "f"]])
+    assert leave_one_out([["a", "b", "c"], ["d", "e", "f"]]) == (
+        ["a", "e"],
+        [["b", "c"], ["d", "f"]],
+    )
 
 
 @pytest.fixture(scope="module")
 def adapter(tiny_checkpoint, tmp_path_factory):
     from test_checkpoint import LORA, save_adapter
+
     folder = tmp_path_factory.mktemp("evaluated") / "a"
     save_adapter(folder, tiny_checkpoint, LORA)
     return folder
@@ -233,145 +433,416 @@ class TestScript:
 
     @staticmethod
     def options(rows, output, *more):
-        return ["--data", str(rows / "rows-val.json"), "--output", str(output), "--max_new_tokens", "20", "--batch-size", "2", "--device", "cpu",
-                "--resamples", "100", *more]
+        return [
+            "--data",
+            str(rows / "rows-val.json"),
+            "--output",
+            str(output),
+            "--max_new_tokens",
+            "20",
+            "--batch-size",
+            "2",
+            "--device",
+            "cpu",
+            "--resamples",
+            "100",
+            *more,
+        ]
 
     def test_run_and_resume(self, adapter, tiny_checkpoint, rows, tmp_path, capsys):
         """Answers of each system and control are those of its own network to that picture; what is answered is not asked again."""
         argv = ["--from_pretrained", str(adapter), "--base", *self.options(rows, tmp_path)]
         metrics = script.main(argv)
-        lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         described = [line for line in lines if "吗" not in line["prompt"]]
-        assert [line["settings"]["system"] for line in described] == ["base"] * 4 + ["tuned"] * 4  # swapped images are other rows' images
-        assert [Path(line["img"]).name for line in described] == ["9.tif", "10.tif", "11.tif", "blank.png"] * 2
+        assert [line["settings"]["system"] for line in described] == ["base"] * 4 + [
+            "tuned"
+        ] * 4  # swapped images are other rows' images
+        assert [Path(line["img"]).name for line in described] == [
+            "9.tif",
+            "10.tif",
+            "11.tif",
+            "blank.png",
+        ] * 2
         sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=20)
-        assistants = {"tuned": load_assistant(adapter, device="cpu"), "base": load_assistant(tiny_checkpoint, device="cpu")}
+        assistants = {
+            "tuned": load_assistant(adapter, device="cpu"),
+            "base": load_assistant(tiny_checkpoint, device="cpu"),
+        }
         for line in lines:
-            alone = assistants[line["settings"]["system"]].stream(line["prompt"], read_image(line["img"]), (), sampling)
+            alone = assistants[line["settings"]["system"]].stream(
+                line["prompt"], read_image(line["img"]), (), sampling
+            )
             assert line["answer"] == "".join(alone)
-        assert list(metrics["columns"]) == ["base", "base, blank image", "base, swapped images", "tuned", "tuned, blank image",
-                                            "tuned, swapped images", "constant", "nearest"]
-        assert metrics["columns"]["nearest"]["scene accuracy"]["value"] == metrics["columns"]["nearest"][COPIES]["value"] == 100
-        assert "POPE F1, random" in metrics["columns"]["tuned"] and json.loads((tmp_path / "metrics.json").read_text()) == metrics
-        assert "| scene accuracy " in capsys.readouterr().out and "| BLEU-4, words " in (tmp_path / "table.md").read_text()
+        assert list(metrics["columns"]) == [
+            "base",
+            "base, blank image",
+            "base, swapped images",
+            "tuned",
+            "tuned, blank image",
+            "tuned, swapped images",
+            "constant",
+            "nearest",
+        ]
+        assert (
+            metrics["columns"]["nearest"]["scene accuracy"]["value"]
+            == metrics["columns"]["nearest"][COPIES]["value"]
+            == 100
+        )
+        assert (
+            "POPE F1, random" in metrics["columns"]["tuned"]
+            and json.loads((tmp_path / "metrics.json").read_text()) == metrics
+        )
+        assert (
+            "| scene accuracy " in capsys.readouterr().out
+            and "| BLEU-4, words " in (tmp_path / "table.md").read_text()
+        )
 
         for line in lines:
-            if line["settings"]["system"] == "tuned" and line["img"] == described[4]["img"] and "吗" not in line["prompt"]:
+            if (
+                line["settings"]["system"] == "tuned"
+                and line["img"] == described[4]["img"]
+                and "吗" not in line["prompt"]
+            ):
                 line["answer"] = "绿色的农田。"
-        from_file = script.main(["--predictions", str(tmp_path / "predictions.jsonl"), *self.options(rows, tmp_path / "again")])["columns"]
+        from_file = script.main(
+            [
+                "--predictions",
+                str(tmp_path / "predictions.jsonl"),
+                *self.options(rows, tmp_path / "again"),
+            ]
+        )["columns"]
         for name in ("base", "tuned"):  # the same from the file alone
             assert from_file[f"predictions, {name}"] == metrics["columns"][name]
-        kept = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[1:]) + '{"img": "torn'
+        kept = (
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[1:])
+            + '{"img": "torn'
+        )
         (tmp_path / "predictions.jsonl").write_text(kept, encoding="utf-8")
         again = script.main(argv)  # asks only for the missing line, believes the rest
-        assert again["columns"]["base"] == metrics["columns"]["base"] and again["columns"]["tuned"] != metrics["columns"]["tuned"]
-        assert len((tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == len(lines)
+        assert (
+            again["columns"]["base"] == metrics["columns"]["base"]
+            and again["columns"]["tuned"] != metrics["columns"]["tuned"]
+        )
+        assert len(
+            (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        ) == len(lines)
 
     def test_another_checkpoint_as_the_base(self, adapter, tiny_checkpoint, rows, tmp_path):
         fewer = ("--existence", "0", "--no-controls", "--limit", "2")
-        metrics = script.main(["--from_pretrained", str(tiny_checkpoint), "--base", str(adapter), *self.options(rows, tmp_path, *fewer)])
+        metrics = script.main(
+            [
+                "--from_pretrained",
+                str(tiny_checkpoint),
+                "--base",
+                str(adapter),
+                *self.options(rows, tmp_path, *fewer),
+            ]
+        )
         assert metrics["pictures"] == 2 and list(metrics["columns"])[:2] == ["base (1)", "base (2)"]
 
     def test_a_base(self, tiny_checkpoint, rows, tmp_path, monkeypatch, capsys):
         """Its answers are not called tuned, and its folder is not written into."""
         before = sorted(tiny_checkpoint.iterdir())
         monkeypatch.setattr(script, "PROJECT", tmp_path)
-        metrics = script.main(["--from_pretrained", str(tiny_checkpoint), "--data", str(rows / "rows-val.json"), "--max_new_tokens", "5",
-                               "--device", "cpu", "--base", "--resamples", "100", "--existence", "1", "--english"])
-        assert "base" in metrics["columns"] and "tuned" not in metrics["columns"] and sorted(tiny_checkpoint.iterdir()) == before
-        asked = (tmp_path / "checkpoints/eval-base-rows-val/predictions.jsonl").read_text(encoding="utf-8")
+        metrics = script.main(
+            [
+                "--from_pretrained",
+                str(tiny_checkpoint),
+                "--data",
+                str(rows / "rows-val.json"),
+                "--max_new_tokens",
+                "5",
+                "--device",
+                "cpu",
+                "--base",
+                "--resamples",
+                "100",
+                "--existence",
+                "1",
+                "--english",
+            ]
+        )
+        assert (
+            "base" in metrics["columns"]
+            and "tuned" not in metrics["columns"]
+            and sorted(tiny_checkpoint.iterdir()) == before
+        )
+        asked = (tmp_path / "checkpoints/eval-base-rows-val/predictions.jsonl").read_text(
+            encoding="utf-8"
+        )
         assert "Is there a " in asked and "--base is left out" in capsys.readouterr().err
 
     def test_predictions_without_a_model(self, rows, tmp_path, capsys):
         """Two systems from files: one that looks, and one that says the same of everything and is called out by its controls."""
         labels = json.loads((rows / "rows-val.json").read_text(encoding="utf-8"))
-        for name, answer in (("looks", lambda row: row["label"]), ("blind", lambda row: "绿色的农田。")):
-            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"img": row["img"], "prompt": row["prompt"], "answer": answer(row)}) + "\n"
-                                                            for row in labels), encoding="utf-8")
+        for name, answer in (
+            ("looks", lambda row: row["label"]),
+            ("blind", lambda row: "绿色的农田。"),
+        ):
+            (tmp_path / f"{name}.jsonl").write_text(
+                "".join(
+                    json.dumps({"img": row["img"], "prompt": row["prompt"], "answer": answer(row)})
+                    + "\n"
+                    for row in labels
+                ),
+                encoding="utf-8",
+            )
         files = [str(tmp_path / "blind.jsonl"), str(tmp_path / "looks.jsonl")]
-        metrics = script.main(["--predictions", *files, "--data", str(rows / "rows-val.json"), "--resamples", "100"])
-        again = script.main(["--predictions", files[1], str(tmp_path / "looks.jsonl"), "--data", str(rows / "rows-val.json"), "--resamples", "100"])
+        metrics = script.main(
+            ["--predictions", *files, "--data", str(rows / "rows-val.json"), "--resamples", "100"]
+        )
+        again = script.main(
+            [
+                "--predictions",
+                files[1],
+                str(tmp_path / "looks.jsonl"),
+                "--data",
+                str(rows / "rows-val.json"),
+                "--resamples",
+                "100",
+            ]
+        )
         assert list(again["columns"])[:2] == ["looks (1)", "looks (2)"]
-        script.main(["--predictions", files[1], "--data", str(rows / "rows-val.json"), "--resamples", "100", "--gallery", "1", "--train-data",
-                     str(rows / "rows-val.json"), "--output", str(tmp_path / "own")])
+        script.main(
+            [
+                "--predictions",
+                files[1],
+                "--data",
+                str(rows / "rows-val.json"),
+                "--resamples",
+                "100",
+                "--gallery",
+                "1",
+                "--train-data",
+                str(rows / "rows-val.json"),
+                "--output",
+                str(tmp_path / "own"),
+            ]
+        )
         assert (tmp_path / "own/report.html").read_text(encoding="utf-8").count("<img ") == 1
-        assert json.loads((tmp_path / "own/metrics.json").read_text())["columns"]["looks"][COPIES]["value"] == 100
-        assert metrics["columns"]["looks"]["chrF"]["value"] == 100 and metrics["columns"]["looks"]["CHAIR_s"]["value"] == 0
+        assert (
+            json.loads((tmp_path / "own/metrics.json").read_text())["columns"]["looks"][COPIES][
+                "value"
+            ]
+            == 100
+        )
+        assert (
+            metrics["columns"]["looks"]["chrF"]["value"] == 100
+            and metrics["columns"]["looks"]["CHAIR_s"]["value"] == 0
+        )
         assert metrics["columns"]["blind"]["distinct outputs"]["value"] == pytest.approx(100 / 3)
-        assert "looks / blind" in metrics["p"] and (tmp_path / "eval-rows-val/report.html").is_file()
+        assert (
+            "looks / blind" in metrics["p"] and (tmp_path / "eval-rows-val/report.html").is_file()
+        )
 
     def test_references(self, rows, tmp_path):
         """English sentences only say what is there; Chinese ones are references; --split chooses."""
-        names = [Path(row["img"]).name for row in json.loads((rows / "rows-val.json").read_text(encoding="utf-8"))]
-        said = {"9.tif": ["A red roof beside a road .", "A road ."], "10.tif": ["绿色的农田。", "一片农田。"], "11.tif": ["A blue river .", "A boat ."]}
-        (tmp_path / "dataset.json").write_text(json.dumps({"images": [
-            {"filename": name, "split": "val" if name != "11.tif" else "test", "sentences": [{"raw": text} for text in said[name]]} for name in names]}))
+        names = [
+            Path(row["img"]).name
+            for row in json.loads((rows / "rows-val.json").read_text(encoding="utf-8"))
+        ]
+        said = {
+            "9.tif": ["A red roof beside a road .", "A road ."],
+            "10.tif": ["绿色的农田。", "一片农田。"],
+            "11.tif": ["A blue river .", "A boat ."],
+        }
+        (tmp_path / "dataset.json").write_text(
+            json.dumps(
+                {
+                    "images": [
+                        {
+                            "filename": name,
+                            "split": "val" if name != "11.tif" else "test",
+                            "sentences": [{"raw": text} for text in said[name]],
+                        }
+                        for name in names
+                    ]
+                }
+            )
+        )
         answers = {"9.tif": "道路。", "10.tif": "绿色的农田。", "11.tif": "道路旁有船。"}
-        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"img": name, "prompt": PROMPT, "answer": answers[name]}) + "\n" for name in names))
-        argv = ["--predictions", str(tmp_path / "a.jsonl"), "--data", str(rows / "rows-val.json"), "--resamples", "100", "--references",
-                str(tmp_path / "dataset.json")]
+        (tmp_path / "a.jsonl").write_text(
+            "".join(
+                json.dumps({"img": name, "prompt": PROMPT, "answer": answers[name]}) + "\n"
+                for name in names
+            )
+        )
+        argv = [
+            "--predictions",
+            str(tmp_path / "a.jsonl"),
+            "--data",
+            str(rows / "rows-val.json"),
+            "--resamples",
+            "100",
+            "--references",
+            str(tmp_path / "dataset.json"),
+        ]
         metrics = script.main(argv)
-        assert metrics["columns"]["a"]["CHAIR_s"]["value"] == pytest.approx(100 / 3)  # the road beside the boat
+        assert metrics["columns"]["a"]["CHAIR_s"]["value"] == pytest.approx(
+            100 / 3
+        )  # the road beside the boat
         assert "label" in metrics["columns"] and "CIDEr" not in metrics["columns"]["label"]
         assert script.main([*argv, "--split", "val"])["pictures"] == 2
 
     def test_a_picture_lost_on_the_way(self, adapter, rows, tmp_path, monkeypatch):
         def lost(*_):
             raise UserError("image lost.tif: no such file")
+
         monkeypatch.setattr("model.batch.read_image", lost)
-        with pytest.raises(SystemExit, match="3 of 3 rows have no answer; the first: image lost.tif: no such file"):
+        with pytest.raises(
+            SystemExit, match="3 of 3 rows have no answer; the first: image lost.tif: no such file"
+        ):
             script.main(["--from_pretrained", str(adapter), *self.options(rows, tmp_path)])
 
-    @pytest.mark.parametrize("argv, words", [
-        (["--from_pretrained", "nowhere", "--data", "VAL"], "checkpoint nowhere: no such folder"),
-        (["--from_pretrained", "CK", "--data", "no.json"], "rows no.json: no such file"),
-        (["--from_pretrained", "CK", "--data", "VAL", "--output", "/proc/x"], "--output /proc/x cannot be written"),
-        (["--from_pretrained", "CK", "--data", "VAL", "--image-root", "/nowhere"], "3 of 3 wrong"),
-        (["--predictions", "no.jsonl", "--data", "VAL"], "predictions no.jsonl: cannot be read"),
-        (["--predictions", "VAL", "--data", "VAL"], "line 1 is no "),
-        (["--predictions", "EMPTY", "--data", "VAL"], "no answers about pictures; expected lines of img, prompt and answer, got an empty file"),
-        (["--predictions", "COLUMNS", "--data", "VAL"], "got keys image, output"),
-        (["--predictions", "LIST", "--data", "VAL"], "line 1 is no .*expected an object, got list"),
-        (["--predictions", "OTHER", "--data", "VAL"], "of other 3 of 3 pictures have no answer to the question of their row, such as 9.tif: 这张"),
-        (["--predictions", "NUMBER", "--data", "VAL"], "line 1 is no .*answer must be a text, got 5"),
-        (["--predictions", "TWICE", "--data", "VAL"], "several answers about .*9.tif"),
-        (["--predictions", "OTHER", "--data", "MIXED"], "must be all Chinese or all English; 1 of 2 are not like the others, such as 1.tif: A car."),
-        (["--predictions", "OTHER", "--data", "VAL", "--references", "SETS", "--split", "train"],
-         "none of the 3 pictures of .* belongs to it; they belong to val"),
-        (["--from_pretrained", "CK", "--data", "VAL", "--references", "no.json"], "no.json"),
-        (["--from_pretrained", "CK", "--data", "ASKED"], "none asks for a description"),
-    ])
+    @pytest.mark.parametrize(
+        "argv, words",
+        [
+            (
+                ["--from_pretrained", "nowhere", "--data", "VAL"],
+                "checkpoint nowhere: no such folder",
+            ),
+            (["--from_pretrained", "CK", "--data", "no.json"], "rows no.json: no such file"),
+            (
+                ["--from_pretrained", "CK", "--data", "VAL", "--output", "/proc/x"],
+                "--output /proc/x cannot be written",
+            ),
+            (
+                ["--from_pretrained", "CK", "--data", "VAL", "--image-root", "/nowhere"],
+                "3 of 3 wrong",
+            ),
+            (
+                ["--predictions", "no.jsonl", "--data", "VAL"],
+                "predictions no.jsonl: cannot be read",
+            ),
+            (["--predictions", "VAL", "--data", "VAL"], "line 1 is no "),
+            (
+                ["--predictions", "EMPTY", "--data", "VAL"],
+                "no answers about pictures; expected lines of img, prompt and answer, got an empty file",
+            ),
+            (["--predictions", "COLUMNS", "--data", "VAL"], "got keys image, output"),
+            (
+                ["--predictions", "LIST", "--data", "VAL"],
+                "line 1 is no .*expected an object, got list",
+            ),
+            (
+                ["--predictions", "OTHER", "--data", "VAL"],
+                "of other 3 of 3 pictures have no answer to the question of their row, such as 9.tif: 这张",
+            ),
+            (
+                ["--predictions", "NUMBER", "--data", "VAL"],
+                "line 1 is no .*answer must be a text, got 5",
+            ),
+            (["--predictions", "TWICE", "--data", "VAL"], "several answers about .*9.tif"),
+            (
+                ["--predictions", "OTHER", "--data", "MIXED"],
+                "must be all Chinese or all English; 1 of 2 are not like the others, such as 1.tif: A car.",
+            ),
+            (
+                [
+                    "--predictions",
+                    "OTHER",
+                    "--data",
+                    "VAL",
+                    "--references",
+                    "SETS",
+                    "--split",
+                    "train",
+                ],
+                "none of the 3 pictures of .* belongs to it; they belong to val",
+            ),
+            (["--from_pretrained", "CK", "--data", "VAL", "--references", "no.json"], "no.json"),
+            (["--from_pretrained", "CK", "--data", "ASKED"], "none asks for a description"),
+        ],
+    )
     def test_user_errors(self, adapter, rows, tmp_path, argv, words):
-        asked = [{"img": str(rows / "images/0.tif"), "prompt": question, "label": "有。"} for question in ("有船吗？", "有车吗？")]
+        asked = [
+            {"img": str(rows / "images/0.tif"), "prompt": question, "label": "有。"}
+            for question in ("有船吗？", "有车吗？")
+        ]
         (tmp_path / "asked.json").write_text(json.dumps(asked))
         (tmp_path / "empty").touch()
         (tmp_path / "columns").write_text('{"image": "a.tif", "output": "有车。"}')
         (tmp_path / "list").write_text("[]")
         (tmp_path / "number").write_text('{"img": "a.tif", "prompt": "有什么？", "answer": 5}')
-        (tmp_path / "twice").write_text("".join(json.dumps({"img": f"{folder}/9.tif", "prompt": PROMPT, "answer": folder}) + "\n" for folder in "ab"))
-        (tmp_path / "mixed.json").write_text(json.dumps([{"img": str(rows / f"images/{i}.tif"), "prompt": "?", "label": label}
-                                                         for i, label in enumerate(("一辆车。", "A car."))]))
-        (tmp_path / "sets.json").write_text(json.dumps({"images": [
-            {"filename": f"images\\{i}.tif", "split": "val" if i > 8 else "train", "sentences": [{"raw": "a car"}]} for i in range(12)]}))
-        (tmp_path / "other").write_text('{"img": "a.tif", "prompt": "有什么？", "answer": "有车。"}')
-        names = {"VAL": str(rows / "rows-val.json"), "CK": str(adapter), "EMPTY": str(tmp_path / "empty"), "COLUMNS": str(tmp_path / "columns"), "LIST": str(tmp_path / "list"),
-                 "OTHER": str(tmp_path / "other"),
-                 "NUMBER": str(tmp_path / "number"), "TWICE": str(tmp_path / "twice"), "MIXED": str(tmp_path / "mixed.json"), "SETS": str(tmp_path / "sets.json"), "ASKED": str(tmp_path / "asked.json")}
+        (tmp_path / "twice").write_text(
+            "".join(
+                json.dumps({"img": f"{folder}/9.tif", "prompt": PROMPT, "answer": folder}) + "\n"
+                for folder in "ab"
+            )
+        )
+        (tmp_path / "mixed.json").write_text(
+            json.dumps(
+                [
+                    {"img": str(rows / f"images/{i}.tif"), "prompt": "?", "label": label}
+                    for i, label in enumerate(("一辆车。", "A car."))
+                ]
+            )
+        )
+        (tmp_path / "sets.json").write_text(
+            json.dumps(
+                {
+                    "images": [
+                        {
+                            "filename": f"images\\{i}.tif",
+                            "split": "val" if i > 8 else "train",
+                            "sentences": [{"raw": "a car"}],
+                        }
+                        for i in range(12)
+                    ]
+                }
+            )
+        )
+        (tmp_path / "other").write_text(
+            '{"img": "a.tif", "prompt": "有什么？", "answer": "有车。"}'
+        )
+        names = {
+            "VAL": str(rows / "rows-val.json"),
+            "CK": str(adapter),
+            "EMPTY": str(tmp_path / "empty"),
+            "COLUMNS": str(tmp_path / "columns"),
+            "LIST": str(tmp_path / "list"),
+            "OTHER": str(tmp_path / "other"),
+            "NUMBER": str(tmp_path / "number"),
+            "TWICE": str(tmp_path / "twice"),
+            "MIXED": str(tmp_path / "mixed.json"),
+            "SETS": str(tmp_path / "sets.json"),
+            "ASKED": str(tmp_path / "asked.json"),
+        }
         with pytest.raises(SystemExit, match=words) as caught:
             script.main([names.get(word, word) for word in argv])
-        assert "\n" not in caught.value.code and not list(tmp_path.glob("eval-*"))  # nothing is written before it is known to be right
+        assert "\n" not in caught.value.code and not list(
+            tmp_path.glob("eval-*")
+        )  # nothing is written before it is known to be right
 
-    @pytest.mark.parametrize("entry, words", [
-        ({"answer": "\ud800飞机"}, "UnicodeEncodeError"), ({"answer": "车", "settings": [1]}, r"settings must be an object, got \[1\]"),
-        ({"answer": "车", "settings": "a"}, "settings must be an object, got 'a'")])
+    @pytest.mark.parametrize(
+        "entry, words",
+        [
+            ({"answer": "\ud800飞机"}, "UnicodeEncodeError"),
+            ({"answer": "车", "settings": [1]}, r"settings must be an object, got \[1\]"),
+            ({"answer": "车", "settings": "a"}, "settings must be an object, got 'a'"),
+        ],
+    )
     def test_answers_that_no_report_could_hold(self, rows, tmp_path, entry, words):
         (tmp_path / "a.jsonl").write_text(json.dumps({"img": "9.tif", "prompt": PROMPT} | entry))
         with pytest.raises(SystemExit, match=f"line 1 is no .*{words}"):
-            script.main(["--predictions", str(tmp_path / "a.jsonl"), "--data", str(rows / "rows-val.json")])
+            script.main(
+                ["--predictions", str(tmp_path / "a.jsonl"), "--data", str(rows / "rows-val.json")]
+            )
 
-    @pytest.mark.parametrize("argv, words", [
-        ([], "give either"), (["--from_pretrained", "a", "--predictions", "b"], "give either"), (["--predictions", "b", "--base"], "--base goes with"),
-        (["--from_pretrained", "a", "--split", "val"], "--split needs"), (["--from_pretrained", "a", "--batch-size", "0"], "must be at least 1")])
+    @pytest.mark.parametrize(
+        "argv, words",
+        [
+            ([], "give either"),
+            (["--from_pretrained", "a", "--predictions", "b"], "give either"),
+            (["--predictions", "b", "--base"], "--base goes with"),
+            (["--from_pretrained", "a", "--split", "val"], "--split needs"),
+            (["--from_pretrained", "a", "--batch-size", "0"], "must be at least 1"),
+        ],
+    )
     def test_wrong_options(self, argv, words, capsys):
         with pytest.raises(SystemExit):
             script.main(["--data", "rows.json", *argv])
@@ -380,30 +851,56 @@ class TestScript:
 
 def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
     """And one that looks is not. Controls of both are made by hand."""
-    references = [[f"{what}旁有{other}。"] for what in ("农田", "机场", "港口", "住宅区") for other in ("道路", "树木", "汽车", "房屋", "池塘")]
+    references = [
+        [f"{what}旁有{other}。"]
+        for what in ("农田", "机场", "港口", "住宅区")
+        for other in ("道路", "树木", "汽车", "房屋", "池塘")
+    ]
     rng = random.Random(0)
     order = [(i + 7) % len(references) for i in range(len(references))]
     pictures = [Path(f"{i}.png") for i in range(len(references))]
     truths = [truth(texts) for texts in references]
-    scores = Scores(pictures, references, truths, {}, {}, lambda path: Image.new("RGB", (8, 8)), resamples=200)
+    scores = Scores(
+        pictures, references, truths, {}, {}, lambda path: Image.new("RGB", (8, 8)), resamples=200
+    )
     looks = [texts[0] for texts in references]
     blind = [rng.choice(["农田旁有道路。", "住宅区旁有树木。"]) for _ in references]
     swapped = {"looks": [looks[i] for i in order], "blind": rng.sample(blind, len(blind))}
-    systems = [script.System(name, said, {"swapped images": swapped[name]}) for name, said in (("blind", blind), ("looks", looks))]
+    systems = [
+        script.System(name, said, {"swapped images": swapped[name]})
+        for name, said in (("blind", blind), ("looks", looks))
+    ]
     for system in systems:
         scores.add(system)
     metrics = scores.write(tmp_path, systems, {}, {})
-    assert len(metrics["warnings"]) == 1 and metrics["warnings"][0].startswith("nothing shows that blind looks at the picture")
+    assert len(metrics["warnings"]) == 1 and metrics["warnings"][0].startswith(
+        "nothing shows that blind looks at the picture"
+    )
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert metrics["warnings"][0].split(":")[0] in page and page.count("<img ") == len(pictures) and "src='http" not in page
-    assert page.index("0.png") and metrics["scenes"]["Scene named rightly: looks"]["harbour"] == {"share": 100, "pictures": 5}
+    assert (
+        metrics["warnings"][0].split(":")[0] in page
+        and page.count("<img ") == len(pictures)
+        and "src='http" not in page
+    )
+    assert page.index("0.png") and metrics["scenes"]["Scene named rightly: looks"]["harbour"] == {
+        "share": 100,
+        "pictures": 5,
+    }
     wrong_first = scores.worst_first("blind")
     assert scene_right(blind[wrong_first[0]], truths[wrong_first[0]]) is False
 
 
-@pytest.mark.parametrize("answers, warning", (
-    (["", "。", "机场"], "silent: 2 of 3 answers are empty, which counts as nothing hallucinated"), (["机场", "机场", "港口"], None),
-    (["机场"] * 3, "silent: says the same of all 3 pictures")))
+@pytest.mark.parametrize(
+    "answers, warning",
+    (
+        (
+            ["", "。", "机场"],
+            "silent: 2 of 3 answers are empty, which counts as nothing hallucinated",
+        ),
+        (["机场", "机场", "港口"], None),
+        (["机场"] * 3, "silent: says the same of all 3 pictures"),
+    ),
+)
 def test_empty_and_constant_answers_are_called_out(answers, warning):
     references = [["机场。"], ["港口。"], ["农田。"]]
     scores = Scores([Path("a")] * 3, references, list(map(truth, references)), {}, {}, None)
@@ -412,6 +909,10 @@ def test_empty_and_constant_answers_are_called_out(answers, warning):
 
 
 def test_lexicon_names_each_scene_of_the_demo():
-    import demo_scenes
-    scenes = [truth([getattr(demo_scenes.SCENES[key], "zh", None) or demo_scenes.SCENES[key][1]]).scene for key in demo_scenes.SCENES]
+    from data.synthetic import demo_scenes
+
+    scenes = [
+        truth([getattr(demo_scenes.SCENES[key], "zh", None) or demo_scenes.SCENES[key][1]]).scene
+        for key in demo_scenes.SCENES
+    ]
     assert len(set(scenes)) == 12 and None not in scenes

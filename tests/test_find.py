@@ -1,4 +1,5 @@
 """Where checkpoints are looked for, what is said when they are nowhere, and downloads against a local server."""
+
 import hashlib
 import http.server
 import json
@@ -43,7 +44,9 @@ def test_order(home):
     assert find.find_checkpoint("visualglm-6b") == last_first[0]
     assert find.find_checkpoint("ZhipuAI/visualglm-6b") == last_first[0]
     other = put(home / "sat/visualglm-6b", "model_config.json")
-    assert find.find_checkpoint("visualglm-6b") == find.find_checkpoint("THUDM/visualglm-6b") == other
+    assert (
+        find.find_checkpoint("visualglm-6b") == find.find_checkpoint("THUDM/visualglm-6b") == other
+    )
     here = put(home / "visualglm-6b")
     assert find.find_checkpoint("visualglm-6b").resolve() == here
 
@@ -60,13 +63,23 @@ def test_nowhere(home):
     with pytest.raises(UserError) as caught:
         find.find_checkpoint("visualglm-6b")
     message = str(caught.value)
-    for words in (str(home / "sat/visualglm-6b"), str(home / "hf/hub/models--THUDM--visualglm-6b"), "models--zai-org--visualglm-6b",
-                  str(home / "ms/models/ZhipuAI/visualglm-6b"), "--download", "HF_ENDPOINT", "hf download THUDM/visualglm-6b",
-                  "modelscope download ZhipuAI/visualglm-6b"):
+    for words in (
+        str(home / "sat/visualglm-6b"),
+        str(home / "hf/hub/models--THUDM--visualglm-6b"),
+        "models--zai-org--visualglm-6b",
+        str(home / "ms/models/ZhipuAI/visualglm-6b"),
+        "--download",
+        "HF_ENDPOINT",
+        "hf download THUDM/visualglm-6b",
+        "modelscope download ZhipuAI/visualglm-6b",
+    ):
         assert words in message
 
 
-@pytest.mark.parametrize("content, words", [(b"<html>moved</html>", "is no archive (18 bytes"), (b"PK\x03\x04", "unpack it, `unzip")])
+@pytest.mark.parametrize(
+    "content, words",
+    [(b"<html>moved</html>", "is no archive (18 bytes"), (b"PK\x03\x04", "unpack it, `unzip")],
+)
 def test_archive_in_place_of_the_folder(home, content, words):
     (home / "sat").mkdir()
     (home / "sat/visualglm-6b.zip").write_bytes(content)
@@ -75,7 +88,9 @@ def test_archive_in_place_of_the_folder(home, content, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["checkpoints/nothing", "./visualglm-6b", "/no/such/folder", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints/nothing", "./visualglm-6b", "/no/such/folder", "a/b/c"]
+)
 def test_a_path_is_not_looked_up(home, name):
     put(home / "sat" / name.rpartition("/")[2])
     for download in (None, "huggingface"):
@@ -84,7 +99,10 @@ def test_a_path_is_not_looked_up(home, name):
 
 
 def test_other_names_are_looked_up_too(home):
-    with pytest.raises(UserError, match="checkpoint mine: no such folder, nor one of that name in SAT_HOME.*; train one"):
+    with pytest.raises(
+        UserError,
+        match="checkpoint mine: no such folder, nor one of that name in SAT_HOME.*; train one",
+    ):
         find.find_checkpoint("mine")
     put(home / "sat/mine")
     assert find.find_checkpoint("mine") == home / "sat/mine"
@@ -98,20 +116,27 @@ def test_file_instead_of_folder(home):
 
 def test_vocabulary(home):
     folder = put(home / "base")
-    with pytest.raises(UserError, match="not found: looked at .*base.*and 12 cache folders.*--tokenizer"):
+    with pytest.raises(
+        UserError, match="not found: looked at .*base.*and 12 cache folders.*--tokenizer"
+    ):
         find.find_vocabulary(folder)
     cached = put(home / "sat/chatglm-6b") / find.VOCABULARY
     cached.touch()
     assert find.find_vocabulary(folder) == cached
     (folder / find.VOCABULARY).touch()
     assert find.find_vocabulary(folder) == folder / find.VOCABULARY
-    assert find.find_vocabulary(folder, cached) == find.find_vocabulary(folder, cached.parent) == cached
+    assert (
+        find.find_vocabulary(folder, cached)
+        == find.find_vocabulary(folder, cached.parent)
+        == cached
+    )
     with pytest.raises(UserError, match="not found"):
         find.find_vocabulary(folder, home / "nothing")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """What huggingface_hub's client asks of a hub, for one repository; the next `cuts` answers break off after so many bytes."""
+
     files, served, cut_after, cuts = {}, [], None, 0
 
     def do_HEAD(self):
@@ -125,16 +150,29 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if parts[0] == "api":
             if parts[2:4] != ["THUDM", "visualglm-6b"]:
                 return self.send_error(404)
-            listing = {"id": "THUDM/visualglm-6b", "sha": "c" * 40, "siblings": [{"rfilename": name} for name in self.files]}
+            listing = {
+                "id": "THUDM/visualglm-6b",
+                "sha": "c" * 40,
+                "siblings": [{"rfilename": name} for name in self.files],
+            }
             if "tree" in parts:
-                listing = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in self.files.items()]
-            return self.reply(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
+                listing = [
+                    {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                    for name, data in self.files.items()
+                ]
+            return self.reply(
+                200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body
+            )
         name = parts[-1]
         if name not in self.files:
             return self.send_error(404)
         data = self.files[name]
         start = int(self.headers.get("Range", "bytes=0-").split("=")[1].split("-")[0])
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": "c" * 40, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "X-Repo-Commit": "c" * 40,
+            "Accept-Ranges": "bytes",
+        }
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         if body:
@@ -149,7 +187,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if body:
             if len(data) > 1000 and self.cuts:
                 type(self).cuts -= 1
-                data, self.close_connection = data[:self.cut_after], True
+                data, self.close_connection = data[: self.cut_after], True
             self.wfile.write(data)
 
     def log_message(self, *args):
@@ -159,9 +197,18 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(home, monkeypatch):
     """A hub on 127.0.0.1; the client reads its address when it is imported, so each download is a process of its own."""
+
     class Here(Hub):
-        files, served = {"config.json": b"{}", "README.md": b"not wanted", find.VOCABULARY: b"words",
-                         "model.safetensors": bytes(range(256)) * 48_000}, []
+        files, served = (
+            {
+                "config.json": b"{}",
+                "README.md": b"not wanted",
+                find.VOCABULARY: b"words",
+                "model.safetensors": bytes(range(256)) * 48_000,
+            },
+            [],
+        )
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Here)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Here.url = f"http://127.0.0.1:{server.server_port}"
@@ -170,11 +217,28 @@ def hub(home, monkeypatch):
 
 
 def download(hub, **env):
-    code = ("import sys; sys.path.insert(0, sys.argv[1])\nfrom model import UserError, find\n"
-            "try: print(find.find_checkpoint('visualglm-6b', 'huggingface'))\n"
-            "except UserError as error: sys.exit(f'error: {error}')")
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_DISABLE_XET": "1", "no_proxy": "*"} | env
-    return subprocess.run([sys.executable, "-c", code, str(PROJECT)], env=env, capture_output=True, text=True, timeout=120)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom model import UserError, find\n"
+        "try: print(find.find_checkpoint('visualglm-6b', 'huggingface'))\n"
+        "except UserError as error: sys.exit(f'error: {error}')"
+    )
+    env = (
+        os.environ
+        | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+            "HF_HUB_DISABLE_XET": "1",
+            "no_proxy": "*",
+        }
+        | env
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, str(PROJECT)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_download(home, hub):
@@ -191,7 +255,9 @@ def test_broken_connection_goes_on_at_its_byte(home, hub):
     done = download(hub)
     assert done.returncode == 0, done.stderr
     starts = [start for name, start in hub.served if name == "model.safetensors"]
-    assert starts[0] == 0 and len(starts) == 2 and starts[1] >= 10 << 20  # what the client had written by then
+    assert (
+        starts[0] == 0 and len(starts) == 2 and starts[1] >= 10 << 20
+    )  # what the client had written by then
 
 
 def test_broken_download_goes_on_at_its_file(home, hub):
@@ -207,18 +273,28 @@ def test_broken_download_goes_on_at_its_file(home, hub):
 
 def test_damaged_download_is_removed(home, hub):
     assert download(hub).returncode == 0
-    blob = (home / "hf/hub/models--THUDM--visualglm-6b/snapshots" / ("c" * 40) / "model.safetensors").resolve()
+    blob = (
+        home / "hf/hub/models--THUDM--visualglm-6b/snapshots" / ("c" * 40) / "model.safetensors"
+    ).resolve()
     blob.write_bytes(b"x" * blob.stat().st_size)
-    (home / "hf/hub/models--THUDM--visualglm-6b/snapshots" / ("c" * 40) / "config.json").unlink()  # incomplete: fetched again
+    (
+        home / "hf/hub/models--THUDM--visualglm-6b/snapshots" / ("c" * 40) / "config.json"
+    ).unlink()  # incomplete: fetched again
     done = download(hub)
-    assert done.returncode != 0 and "model.safetensors arrived damaged and was removed; run it again" in done.stderr
+    assert (
+        done.returncode != 0
+        and "model.safetensors arrived damaged and was removed; run it again" in done.stderr
+    )
     assert download(hub).returncode == 0
 
 
 def test_unreachable_hub(home, hub):
     done = download(hub, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert "error: download of THUDM/visualglm-6b from http://127.0.0.1:9 failed" in done.stderr and "HF_ENDPOINT" in done.stderr
+    assert (
+        "error: download of THUDM/visualglm-6b from http://127.0.0.1:9 failed" in done.stderr
+        and "HF_ENDPOINT" in done.stderr
+    )
 
 
 def test_modelscope_client_is_missing_or_fails(home, monkeypatch):
@@ -234,14 +310,18 @@ def test_modelscope(home, monkeypatch):
     package.mkdir(parents=True)
     for folder in (package.parent, package):
         (folder / "__init__.py").touch()
-    (package / "cli.py").write_text("import json, pathlib, sys\nargs = sys.argv[1:]\nsys.exit(3) if 'fail' in ' '.join(args) else None\n"
-                                    "folder = pathlib.Path(args[args.index('--local_dir') + 1])\nfolder.mkdir(parents=True)\n"
-                                    "(folder / 'config.json').write_text(json.dumps(args))")
+    (package / "cli.py").write_text(
+        "import json, pathlib, sys\nargs = sys.argv[1:]\nsys.exit(3) if 'fail' in ' '.join(args) else None\n"
+        "folder = pathlib.Path(args[args.index('--local_dir') + 1])\nfolder.mkdir(parents=True)\n"
+        "(folder / 'config.json').write_text(json.dumps(args))"
+    )
     monkeypatch.setenv("PYTHONPATH", str(home / "site"))
     monkeypatch.syspath_prepend(str(home / "site"))
     folder = find.find_checkpoint("visualglm-6b", "modelscope")
     args = json.loads((folder / "config.json").read_text())
-    assert args[:2] == ["download", "ZhipuAI/visualglm-6b"] and args[args.index("--include") + 1:] == list(find.FILES)
+    assert args[:2] == ["download", "ZhipuAI/visualglm-6b"] and args[
+        args.index("--include") + 1 :
+    ] == list(find.FILES)
     assert find.find_checkpoint("visualglm-6b") == folder
     with pytest.raises(UserError, match="download of ZhipuAI/fail from ModelScope failed"):
         find.find_checkpoint("fail", "modelscope")

@@ -2,6 +2,7 @@
 
 Tests that need rasterio are skipped where it is not installed: pip install rasterio
 """
+
 import io
 import itertools
 import random
@@ -21,14 +22,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model import UserError, fetch, images, read_image
+from model import UserError, read_image
 from model import rows as model_rows
-from model.images import augment
+from model.images import augment, fetch
+from model.images import reading as images
 
 PROJECT = Path(__file__).resolve().parent.parent
 Y, X = np.mgrid[0:60, 0:80]
 RGB = np.stack([X * 3, Y * 4, (X + Y)], axis=-1).astype(np.uint8)
-SENSOR = np.stack([X * 25 + 300, Y * 31 + 300, X + Y + 300, X * Y + 300]).astype(np.uint16)  # 11 bits and more
+SENSOR = np.stack([X * 25 + 300, Y * 31 + 300, X + Y + 300, X * Y + 300]).astype(
+    np.uint16
+)  # 11 bits and more
 SENSOR[:, :, :9] = 0  # nodata
 
 
@@ -55,35 +59,74 @@ def write_raster(tmp_path):
 
     def write(values, name="scene.tif", **options):
         place = rasterio.Affine(10, 0, 4e5, 0, -10, 3e6)
-        with rasterio.open(tmp_path / name, "w", driver="GTiff", count=len(values), height=values.shape[1], width=values.shape[2],
-                           dtype=values.dtype, transform=place, **options) as file:
+        with rasterio.open(
+            tmp_path / name,
+            "w",
+            driver="GTiff",
+            count=len(values),
+            height=values.shape[1],
+            width=values.shape[2],
+            dtype=values.dtype,
+            transform=place,
+            **options,
+        ) as file:
             file.write(values)
         return tmp_path / name
+
     return write
 
 
 def test_augment():
     """Red grows to the right, green downwards: from their slopes in the middle of a varied picture one reads how it was laid."""
     ramp = np.arange(50, 150, dtype=np.uint8)
-    picture = Image.fromarray(np.stack([np.tile(ramp, (100, 1)), np.tile(ramp[:, None], (1, 100)), np.full((100, 100), 90, np.uint8)], -1))
+    picture = Image.fromarray(
+        np.stack(
+            [
+                np.tile(ramp, (100, 1)),
+                np.tile(ramp[:, None], (1, 100)),
+                np.full((100, 100), 90, np.uint8),
+            ],
+            -1,
+        )
+    )
 
     def laid(image):
         """(degrees by which it is turned, whether it is mirrored, how far it is stretched)"""
-        middle = np.asarray(image).astype(float)[image.height // 3:-(image.height // 3), image.width // 3:-(image.width // 3)]
-        right, down = (np.array([gradient.mean() for gradient in np.gradient(middle[..., channel])[::-1]]) for channel in (0, 1))
-        return np.degrees(np.arctan2(right[1], right[0])), right[0] * down[1] - right[1] * down[0] < 0, image.width / image.height
+        middle = np.asarray(image).astype(float)[
+            image.height // 3 : -(image.height // 3), image.width // 3 : -(image.width // 3)
+        ]
+        right, down = (
+            np.array([gradient.mean() for gradient in np.gradient(middle[..., channel])[::-1]])
+            for channel in (0, 1)
+        )
+        return (
+            np.degrees(np.arctan2(right[1], right[0])),
+            right[0] * down[1] - right[1] * down[0] < 0,
+            image.width / image.height,
+        )
 
     seen = [augment(picture, random.Random(i), 0.7, tint=False) for i in range(300)]
     turned, mirrored, stretched = zip(*map(laid, seen))
     assert min(np.histogram(turned, 8, (-180, 180))[0]) > 15 and 100 < sum(mirrored) < 200
-    assert min(stretched) < 0.8 and max(stretched) > 1.25 and 0.7 < min(stretched) and max(stretched) < 1.4
+    assert (
+        min(stretched) < 0.8
+        and max(stretched) > 1.25
+        and 0.7 < min(stretched)
+        and max(stretched) < 1.4
+    )
     for i in range(50):
         angle, mirror, _ = laid(augment(picture, random.Random(i), 0.7, turn=False, tint=False))
         assert abs(angle) < 8 and not mirror  # less colour mixes the channels a little
     assert all(59 <= min(image.size) and max(image.size) <= 100 for image in seen)
-    assert all(min(augment(Image.new("RGB", size), random.Random(i), 0.01).size) > 0 for size in ((1, 1), (3, 500)) for i in range(50))
+    assert all(
+        min(augment(Image.new("RGB", size), random.Random(i), 0.01).size) > 0
+        for size in ((1, 1), (3, 500))
+        for i in range(50)
+    )
     light = [np.asarray(image)[..., 2].mean() for image in seen]
-    assert max(light) > 1.15 * min(light) and np.array_equal(seen[7], augment(picture, random.Random(7), 0.7, tint=False))
+    assert max(light) > 1.15 * min(light) and np.array_equal(
+        seen[7], augment(picture, random.Random(7), 0.7, tint=False)
+    )
 
     # nothing but the picture is seen: of white without a light that clips, no corner is dark
     white = Image.new("RGB", (60, 80), (200, 200, 200))
@@ -92,10 +135,19 @@ def test_augment():
     def hue(image):
         """Of the first corner, degrees; None if it is grey."""
         r, g, b = np.asarray(image)[2, 2].astype(float)
-        return None if max(r, g, b) - min(r, g, b) < 4 else np.degrees(np.arctan2(3 ** 0.5 * (g - b), 2 * r - g - b))
+        return (
+            None
+            if max(r, g, b) - min(r, g, b) < 4
+            else np.degrees(np.arctan2(3**0.5 * (g - b), 2 * r - g - b))
+        )
 
-    dull = Image.new("RGB", (60, 80), (120, 100, 90))  # nothing is clipped, so hues are turned exactly
-    kept, tinted = ([hue(augment(dull, random.Random(i), 0.8, tint=tint)) for i in range(300)] for tint in (False, True))
+    dull = Image.new(
+        "RGB", (60, 80), (120, 100, 90)
+    )  # nothing is clipped, so hues are turned exactly
+    kept, tinted = (
+        [hue(augment(dull, random.Random(i), 0.8, tint=tint)) for i in range(300)]
+        for tint in (False, True)
+    )
     assert all(abs(angle - hue(dull)) < 6 for angle in kept)
     moved = [angle - hue(dull) for angle in tinted if angle is not None]
     assert -60 < min(moved) < -40 and 40 < max(moved) < 60 and 35 < tinted.count(None) < 90
@@ -111,22 +163,38 @@ class TestPillow:
         assert close(read_image(self.save(tmp_path, Image.fromarray(RGB), name)), RGB, 0)
 
     def test_cmyk_jpeg(self, tmp_path):
-        path = self.save(tmp_path, Image.fromarray(RGB).convert("CMYK"), "a.jpg", quality=100, subsampling=0)
+        path = self.save(
+            tmp_path, Image.fromarray(RGB).convert("CMYK"), "a.jpg", quality=100, subsampling=0
+        )
         assert Image.open(path).mode == "CMYK" and close(read_image(path), RGB, 6)
 
     def test_first_frame_of_an_animation(self, tmp_path):
         frames = [Image.new("RGB", (80, 60), colour) for colour in ("red", "blue", "black")]
         for name in ("a.gif", "a.webp", "a.png"):
             path = self.save(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
-            assert Image.open(path).n_frames == 3 and close(read_image(path), np.array([255, 0, 0]), 2)
+            assert Image.open(path).n_frames == 3 and close(
+                read_image(path), np.array([255, 0, 0]), 2
+            )
 
-    @pytest.mark.parametrize("orientation, turned", [
-        (1, RGB), (2, RGB[:, ::-1]), (3, RGB[::-1, ::-1]), (4, RGB[::-1]), (5, RGB.transpose(1, 0, 2)),
-        (6, RGB[::-1].transpose(1, 0, 2)), (7, RGB[::-1, ::-1].transpose(1, 0, 2)), (8, RGB.transpose(1, 0, 2)[::-1])])
+    @pytest.mark.parametrize(
+        "orientation, turned",
+        [
+            (1, RGB),
+            (2, RGB[:, ::-1]),
+            (3, RGB[::-1, ::-1]),
+            (4, RGB[::-1]),
+            (5, RGB.transpose(1, 0, 2)),
+            (6, RGB[::-1].transpose(1, 0, 2)),
+            (7, RGB[::-1, ::-1].transpose(1, 0, 2)),
+            (8, RGB.transpose(1, 0, 2)[::-1]),
+        ],
+    )
     def test_exif_orientation(self, tmp_path, orientation, turned):
         exif = Image.Exif()
         exif[274] = orientation
-        assert close(read_image(self.save(tmp_path, Image.fromarray(RGB), "a.png", exif=exif)), turned, 0)
+        assert close(
+            read_image(self.save(tmp_path, Image.fromarray(RGB), "a.png", exif=exif)), turned, 0
+        )
 
     def test_transparency_becomes_white(self, tmp_path):
         alpha = (X * 3).astype(np.uint8)
@@ -136,7 +204,9 @@ class TestPillow:
         palette = Image.fromarray((X % 3).astype(np.uint8))
         palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
         colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
-        assert close(read_image(self.save(tmp_path, palette, "p.png", transparency=1)), colours[X % 3], 0)
+        assert close(
+            read_image(self.save(tmp_path, palette, "p.png", transparency=1)), colours[X % 3], 0
+        )
 
     def test_infrared_labelled_alpha_is_no_transparency(self, tmp_path):
         infrared = (X + 1).astype(np.uint8)
@@ -152,10 +222,16 @@ class TestPillow:
         assert close(read_image(path), stretched(band, valid)[:, :, None])
         if kind == np.float32:
             band[~valid] = np.nan
-            assert close(read_image(self.save(tmp_path, Image.fromarray(band), "a.tif")), stretched(band, valid)[:, :, None])
+            assert close(
+                read_image(self.save(tmp_path, Image.fromarray(band), "a.tif")),
+                stretched(band, valid)[:, :, None],
+            )
 
     @pytest.mark.filterwarnings("error")
-    @pytest.mark.parametrize("band, value", [(np.full((9, 9), np.nan, np.float32), 255), (np.full((9, 9), 7, np.uint16), 0)])
+    @pytest.mark.parametrize(
+        "band, value",
+        [(np.full((9, 9), np.nan, np.float32), 255), (np.full((9, 9), 7, np.uint16), 0)],
+    )
     def test_a_band_with_nothing_to_stretch(self, tmp_path, band, value):
         assert close(read_image(self.save(tmp_path, Image.fromarray(band), "a.tif")), value, 0)
 
@@ -172,78 +248,139 @@ class TestPillow:
             Image.open(path)
         assert close(read_image(path), blocks(RGB, 8), 4)
         self.save(tmp_path, Image.fromarray(RGB), "p.jpg", progressive=True)
-        with pytest.raises(UserError, match="p.jpg: a progressive JPEG of 80 x 60 pixels; cut it into tiles$"):
+        with pytest.raises(
+            UserError, match="p.jpg: a progressive JPEG of 80 x 60 pixels; cut it into tiles$"
+        ):
             read_image(tmp_path / "p.jpg")
 
-    @pytest.mark.parametrize("name, content, words", [
-        ("nowhere.png", None, "no such file"), ("", None, "a folder; name one picture in it"), ("a\0b.png", None, "cannot be opened"),
-        ("a.tif", "text of no picture\n" * 50, "not a picture Pillow can read"), ("a.png", "", "not a picture Pillow can read"),
-        ("a.eps", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "an EPS file"),
-        ("ftp://host/a.png", None, "expected an http:// or https:// address"), ("file:///etc/hosts", None, "expected an http://"),
-    ])
+    @pytest.mark.parametrize(
+        "name, content, words",
+        [
+            ("nowhere.png", None, "no such file"),
+            ("", None, "a folder; name one picture in it"),
+            ("a\0b.png", None, "cannot be opened"),
+            ("a.tif", "text of no picture\n" * 50, "not a picture Pillow can read"),
+            ("a.png", "", "not a picture Pillow can read"),
+            (
+                "a.eps",
+                "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+                "an EPS file",
+            ),
+            ("ftp://host/a.png", None, "expected an http:// or https:// address"),
+            ("file:///etc/hosts", None, "expected an http://"),
+        ],
+    )
     def test_what_is_no_picture_is_one_line(self, tmp_path, name, content, words):
         if content is not None:
             (tmp_path / name).write_text(content)
         source = name if "://" in name else f"{tmp_path}/{name}"
         with pytest.raises(UserError) as caught:
             read_image(source)
-        assert re.match(re.escape(f"image {source}: {words}"), str(caught.value)) and "\n" not in str(caught.value)
+        assert re.match(
+            re.escape(f"image {source}: {words}"), str(caught.value)
+        ) and "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg", "a.gif"])
     def test_truncated_files_are_one_line(self, tmp_path, name):
-        path = self.save(tmp_path, Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)), name)
+        path = self.save(
+            tmp_path,
+            Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)),
+            name,
+        )
         whole = path.read_bytes()
         for share in (0.2, 0.5, 0.9):
-            path.write_bytes(whole[:int(len(whole) * share)])
-            with pytest.raises(UserError, match=f"{name}: cannot be read .*truncated.*; copy or download it again$"):
+            path.write_bytes(whole[: int(len(whole) * share)])
+            with pytest.raises(
+                UserError, match=f"{name}: cannot be read .*truncated.*; copy or download it again$"
+            ):
                 read_image(path)
 
-    def test_a_picture_of_400_million_pixels_is_one_line_without_rasterio(self, tmp_path, no_rasterio):
+    def test_a_picture_of_400_million_pixels_is_one_line_without_rasterio(
+        self, tmp_path, no_rasterio
+    ):
         (tmp_path / "a.png").write_bytes(png(20000, 20000, []))
-        with pytest.raises(UserError, match=r"a.png: Image size \(400000000 pixels\) exceeds limit .*: pip install rasterio$"):
+        with pytest.raises(
+            UserError,
+            match=r"a.png: Image size \(400000000 pixels\) exceeds limit .*: pip install rasterio$",
+        ):
             read_image(tmp_path / "a.png")
 
     def test_a_huge_picture_of_another_kind_is_one_line(self, tmp_path, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-        with pytest.raises(UserError, match="a.gif: Image size .*; a reduced reading is not possible for files of this kind; convert"):
+        with pytest.raises(
+            UserError,
+            match="a.gif: Image size .*; a reduced reading is not possible for files of this kind; convert",
+        ):
             read_image(self.save(tmp_path, Image.fromarray(RGB), "a.gif"))
 
     def test_what_needs_rasterio_says_so(self, tmp_path, no_rasterio):
         path = self.save(tmp_path, Image.fromarray(RGB), "a.tif")
-        with pytest.raises(UserError, match="a.tif: a choice of bands needs rasterio: pip install rasterio$"):
+        with pytest.raises(
+            UserError, match="a.tif: a choice of bands needs rasterio: pip install rasterio$"
+        ):
             read_image(path, bands=[3, 2, 1])
         path.write_bytes(tiff16(SENSOR[:3]))
-        with pytest.raises(UserError, match="a.tif: several bands, of which .* needs rasterio: pip install rasterio$"):
+        with pytest.raises(
+            UserError,
+            match="a.tif: several bands, of which .* needs rasterio: pip install rasterio$",
+        ):
             read_image(path)
         path.write_bytes(tiff16(SENSOR))
-        with pytest.raises(UserError, match="a.tif: a TIFF that Pillow cannot read; .* needs rasterio: pip install rasterio$"):
+        with pytest.raises(
+            UserError,
+            match="a.tif: a TIFF that Pillow cannot read; .* needs rasterio: pip install rasterio$",
+        ):
             read_image(path)
 
 
 def blocks(values, size):
     """Averages of squares; what sticks out at the edges is averaged alone."""
     height, width = values.shape[:2]
-    return np.array([[values[y:y + size, x:x + size].mean((0, 1)) for x in range(0, width, size)] for y in range(0, height, size)])
+    return np.array(
+        [
+            [values[y : y + size, x : x + size].mean((0, 1)) for x in range(0, width, size)]
+            for y in range(0, height, size)
+        ]
+    )
 
 
 def png(width, height, lines):
     """A PNG of 8-bit RGB, from an iterable of lines of 3 * width bytes."""
+
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
     packer = zlib.compressobj(1)
     data = b"".join(packer.compress(b"\0" + line) for line in lines) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 def tiff16(bands):
     """An uncompressed TIFF of 16-bit bands, written by hand: three are RGB, others mean nothing in particular."""
     count, height, width = bands.shape
-    tags = [(256, 4, width), (257, 4, height), (258, 3, None), (259, 3, 1), (262, 3, 2 if count == 3 else 1), (273, 4, 512), (277, 3, count),
-            (278, 4, height), (279, 4, bands.nbytes)]
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, None),
+        (259, 3, 1),
+        (262, 3, 2 if count == 3 else 1),
+        (273, 4, 512),
+        (277, 3, count),
+        (278, 4, height),
+        (279, 4, bands.nbytes),
+    ]
     out = b"II*\0" + struct.pack("<IH", 8, len(tags))
     for tag, kind, value in tags:
-        out += struct.pack("<HHII", tag, kind, count, 256) if value is None else struct.pack("<HHII", tag, kind, 1, value)
+        out += (
+            struct.pack("<HHII", tag, kind, count, 256)
+            if value is None
+            else struct.pack("<HHII", tag, kind, 1, value)
+        )
     out = out.ljust(256, b"\0") + struct.pack(f"<{count}H", *[16] * count)
     return out.ljust(512, b"\0") + bands.transpose(1, 2, 0).astype("<u2").tobytes()
 
@@ -252,8 +389,15 @@ class TestRasterio:
     def scene(self, bands, valid):
         return np.dstack([stretched(SENSOR[band - 1], valid) for band in bands])
 
-    @pytest.mark.parametrize("options", [{}, {"compress": "lzw", "predictor": 2, "tiled": True, "blockxsize": 16, "blockysize": 16},
-                                         {"interleave": "band"}], ids=["plain", "tiled", "planar"])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"compress": "lzw", "predictor": 2, "tiled": True, "blockxsize": 16, "blockysize": 16},
+            {"interleave": "band"},
+        ],
+        ids=["plain", "tiled", "planar"],
+    )
     def test_four_bands_of_sixteen_bits(self, write_raster, options):
         path = write_raster(SENSOR, nodata=0, **options)
         assert close(read_image(path), self.scene((1, 2, 3), X >= 9))
@@ -272,18 +416,25 @@ class TestRasterio:
         values[:, X < 9] = np.nan
         path = write_raster(values)
         with rasterio.open(path, "r+") as file:
-            file.colorinterp = [getattr(rasterio.enums.ColorInterp, name) for name in ("blue", "green", "red", "undefined")]
+            file.colorinterp = [
+                getattr(rasterio.enums.ColorInterp, name)
+                for name in ("blue", "green", "red", "undefined")
+            ]
         assert close(read_image(path), self.scene((3, 2, 1), X >= 9))
 
     def test_eight_bits_are_not_stretched(self, write_raster):
         values = np.stack([RGB[:, :, i] for i in (0, 1, 2, 0, 1, 2)])
         path = write_raster(values)
-        assert close(read_image(path), RGB, 0) and close(read_image(path, bands=[3, 2, 1]), RGB[:, :, ::-1], 0)
+        assert close(read_image(path), RGB, 0) and close(
+            read_image(path, bands=[3, 2, 1]), RGB[:, :, ::-1], 0
+        )
 
     def test_wrong_bands_and_numbers(self, write_raster):
         path = write_raster(SENSOR)
         for bands, shown in (([5, 1, 1], "5 1 1"), ([0, 1, 2], "0 1 2")):
-            with pytest.raises(UserError, match=f"scene.tif: bands {shown} were asked for, it has 1 to 4$"):
+            with pytest.raises(
+                UserError, match=f"scene.tif: bands {shown} were asked for, it has 1 to 4$"
+            ):
                 read_image(path, bands)
         with pytest.raises(UserError, match="complex numbers"):
             read_image(write_raster(SENSOR[:1].astype(np.complex64)))
@@ -292,7 +443,9 @@ class TestRasterio:
         monkeypatch.setattr(images, "LONGEST", 20)
         path = write_raster(SENSOR[:, :, 8:72].copy(), tiled=True, blockxsize=16, blockysize=16)
         image = read_image(path)
-        small = np.stack([blocks(band[:, :, None], 3)[:, :, 0] for band in SENSOR[:3, :, 8:72].astype(float)])
+        small = np.stack(
+            [blocks(band[:, :, None], 3)[:, :, 0] for band in SENSOR[:3, :, 8:72].astype(float)]
+        )
         assert image.size == (22, 20)
         # GDAL's samples are 64 / 22 wide, these are 3
         assert close(image, np.dstack([stretched(band, band >= 0) for band in small]), 40)
@@ -302,7 +455,9 @@ class TestRasterio:
         monkeypatch.setattr(images, "LONGEST", 20)
         path = write_raster(SENSOR[:3], tiled=True, blockxsize=16, blockysize=16)
         monkeypatch.setattr(images, "MAX_SCENE", 1000)
-        with pytest.raises(UserError, match="80 x 60 pixels without overviews, .* `gdal_translate -of COG`"):
+        with pytest.raises(
+            UserError, match="80 x 60 pixels without overviews, .* `gdal_translate -of COG`"
+        ):
             read_image(path)
         with rasterio.open(path, "r+") as file:
             file.build_overviews([4], rasterio.enums.Resampling.average)
@@ -320,14 +475,20 @@ class TestRasterio:
         palette = Image.fromarray((X % 3).astype(np.uint8))
         palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
         palette.save(tmp_path / f"p.{form}")
-        assert close(read_image(tmp_path / f"p.{form}"), np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[X % 3], 0)
+        assert close(
+            read_image(tmp_path / f"p.{form}"),
+            np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[X % 3],
+            0,
+        )
 
     def test_a_description_of_other_files_is_not_followed(self, write_raster, tmp_path):
         rasterio = pytest.importorskip("rasterio")
         secret = write_raster(SENSOR[:1])
         trap = tmp_path / "trap.tif"
-        trap.write_text('<VRTDataset rasterXSize="80" rasterYSize="60"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
-                        f"<SourceFilename>{secret}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>")
+        trap.write_text(
+            '<VRTDataset rasterXSize="80" rasterYSize="60"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+            f"<SourceFilename>{secret}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+        )
         with rasterio.open(trap) as file:
             assert file.read().any()  # GDAL, left to itself, does follow it
         for bands in (None, [1, 1, 1]):
@@ -338,8 +499,10 @@ class TestRasterio:
         path = write_raster(SENSOR, compress="lzw")
         whole = path.read_bytes()
         for share in (0.01, 0.5, 0.9):
-            path.write_bytes(whole[:int(len(whole) * share)])
-            with pytest.raises(UserError, match="scene.tif: cannot be read .*; copy or download it again$") as caught:
+            path.write_bytes(whole[: int(len(whole) * share)])
+            with pytest.raises(
+                UserError, match="scene.tif: cannot be read .*; copy or download it again$"
+            ) as caught:
                 read_image(path)
             assert "\n" not in str(caught.value)
 
@@ -348,13 +511,27 @@ class TestRasterio:
         """Four coloured quarters; memory beyond what the imports take stays bounded."""
         pytest.importorskip("rasterio")
         half = 10000
-        top, low = (b"\xff\0\0" * half + b"\0\xff\0" * half), (b"\0\0\xff" * half + b"\xff\xff\0" * half)
-        (tmp_path / "a.png").write_bytes(png(2 * half, 2 * half, itertools.chain([top] * half, [low] * half)))
-        code = ("import resource, sys, rasterio\nfrom model import read_image\nrss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-                "before = rss(); i = read_image(sys.argv[1]); w, h = i.size\n"
-                "print([i.getpixel(p) for p in ((9, 9), (w - 9, 9), (9, h - 9), (w - 9, h - 9))], rss() - before < 200_000)")
-        result = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], cwd=PROJECT, capture_output=True, text=True)
-        assert result.stdout == "[(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)] True\n", result.stderr
+        top, low = (
+            (b"\xff\0\0" * half + b"\0\xff\0" * half),
+            (b"\0\0\xff" * half + b"\xff\xff\0" * half),
+        )
+        (tmp_path / "a.png").write_bytes(
+            png(2 * half, 2 * half, itertools.chain([top] * half, [low] * half))
+        )
+        code = (
+            "import resource, sys, rasterio\nfrom model import read_image\nrss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "before = rss(); i = read_image(sys.argv[1]); w, h = i.size\n"
+            "print([i.getpixel(p) for p in ((9, 9), (w - 9, 9), (9, h - 9), (w - 9, h - 9))], rss() - before < 200_000)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "a.png"],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+        )
+        assert result.stdout == "[(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)] True\n", (
+            result.stderr
+        )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -412,7 +589,17 @@ def names(monkeypatch):
             return real(host, port, *args, **options)
         if isinstance(found[0], list):
             found = found.pop(0)
-        return [(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in found]
+        return [
+            (
+                socket.AF_INET6 if ":" in ip else socket.AF_INET,
+                socket.SOCK_STREAM,
+                6,
+                "",
+                (ip, port),
+            )
+            for ip in found
+        ]
+
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     table["looked"] = looked
     return table
@@ -427,6 +614,7 @@ def wires(monkeypatch, server):
         def connect(self, address):
             opened.append(address[0])
             super().connect(("127.0.0.1", server.server_port) if address[0] == PUBLIC else address)
+
     monkeypatch.setattr(socket, "socket", Wire)
     return opened
 
@@ -442,8 +630,11 @@ class TestAddresses:
 
     def test_redirects(self, server):
         assert close(read_image(f"{server.url}/to?/to?/a.png"), RGB, 0)
-        for target, words in (("file:///etc/hosts", "expected an http:// or https:// address, got file:///etc/hosts"),
-                              ("ftp://127.0.0.1/a", "expected an http://"), ("", "the server answered 302")):
+        for target, words in (
+            ("file:///etc/hosts", "expected an http:// or https:// address, got file:///etc/hosts"),
+            ("ftp://127.0.0.1/a", "expected an http://"),
+            ("", "the server answered 302"),
+        ):
             with pytest.raises(UserError, match=f"^image {server.url}/to.*: {words}"):
                 read_image(f"{server.url}/to?{target}")
         server.asked.clear()
@@ -451,11 +642,17 @@ class TestAddresses:
             read_image(server.url + "/to?" * 9 + "/a.png")
         assert len(server.asked) == 6
 
-    @pytest.mark.parametrize("path, words", [
-        ("missing", "the server answered 404 Not Found"), ("page", "not a picture Pillow can read"),
-        ("huge", "more than 0 MB; download it yourself"), ("endless", "more than 0 MB; download it yourself"),
-        ("short", "the connection broke, 9 bytes are missing"), ("slow", "no answer for 15 s, or not complete after 1 s"),
-    ])
+    @pytest.mark.parametrize(
+        "path, words",
+        [
+            ("missing", "the server answered 404 Not Found"),
+            ("page", "not a picture Pillow can read"),
+            ("huge", "more than 0 MB; download it yourself"),
+            ("endless", "more than 0 MB; download it yourself"),
+            ("short", "the connection broke, 9 bytes are missing"),
+            ("slow", "no answer for 15 s, or not complete after 1 s"),
+        ],
+    )
     def test_what_goes_wrong_is_one_line(self, server, monkeypatch, path, words):
         monkeypatch.setattr(fetch, "MAX_BYTES", 10**5)
         monkeypatch.setattr(fetch, "SECONDS", 1)
@@ -466,10 +663,16 @@ class TestAddresses:
         if path in ("slow", "endless"):
             assert server.hung_up.wait(5)  # nothing goes on behind our back
 
-    @pytest.mark.parametrize("url, words", [
-        ("http://", "expected an http"), ("http://[::1", "cannot be downloaded"), ("http://host:99999/", "cannot be downloaded"),
-        ("http://nowhere.invalid/", "the host nowhere.invalid is not known here"), ("http://" + "a" * 70 + ".com", "the host a+.com is not known"),
-    ])
+    @pytest.mark.parametrize(
+        "url, words",
+        [
+            ("http://", "expected an http"),
+            ("http://[::1", "cannot be downloaded"),
+            ("http://host:99999/", "cannot be downloaded"),
+            ("http://nowhere.invalid/", "the host nowhere.invalid is not known here"),
+            ("http://" + "a" * 70 + ".com", "the host a+.com is not known"),
+        ],
+    )
     def test_wrong_addresses(self, url, words):
         with pytest.raises(UserError, match=words) as caught:
             read_image(url)
@@ -483,13 +686,32 @@ class TestAddresses:
 
     def test_rows_of_a_file_may_be_addresses(self, server, tmp_path):
         (tmp_path / "rows.json").write_text(f'[{{"img": "{server.url}/a.png"}}]')
-        sample, = model_rows.load_rows(tmp_path / "rows.json", questions=True)
+        (sample,) = model_rows.load_rows(tmp_path / "rows.json", questions=True)
         assert close(read_image(sample.image), RGB, 0)
 
     def test_https_verifies_the_name(self, server, names, tmp_path, monkeypatch):
         key, certificate = tmp_path / "key", tmp_path / "certificate"
-        made = subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "1",
-                               "-subj", "/CN=right.example", "-addext", "subjectAltName=DNS:right.example"], capture_output=True)
+        made = subprocess.run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-keyout",
+                key,
+                "-out",
+                certificate,
+                "-days",
+                "1",
+                "-subj",
+                "/CN=right.example",
+                "-addext",
+                "subjectAltName=DNS:right.example",
+            ],
+            capture_output=True,
+        )
         if made.returncode:
             pytest.skip("no openssl to make a certificate with")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -504,18 +726,59 @@ class TestAddresses:
 
 
 class TestGuard:
-    @pytest.mark.parametrize("host", [
-        "127.0.0.1", "127.1", "2130706433", "017700000001", "0177.0.0.1", "0x7f.1", "localhost", "0.0.0.0", "0", "[::1]", "[::]",
-        "[::ffff:127.0.0.1]", "[::ffff:a00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "169.254.169.254", "[fe80::1]",
-        "[fd00::1]", "[fec0::1]", "[ff02::1]", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "198.18.0.1", "224.0.0.1",
-        "240.0.0.1", "255.255.255.255", "someone:word@127.0.0.1", "93.184.216.34@127.0.0.1"])
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "017700000001",
+            "0177.0.0.1",
+            "0x7f.1",
+            "localhost",
+            "0.0.0.0",
+            "0",
+            "[::1]",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:a00:1]",
+            "[::127.0.0.1]",
+            "[64:ff9b::7f00:1]",
+            "[2002:7f00:1::]",
+            "169.254.169.254",
+            "[fe80::1]",
+            "[fd00::1]",
+            "[fec0::1]",
+            "[ff02::1]",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "198.18.0.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "someone:word@127.0.0.1",
+            "93.184.216.34@127.0.0.1",
+        ],
+    )
     def test_addresses_that_are_not_public(self, host, wires):
         with pytest.raises(UserError, match="is not on the public network|is not known here"):
             read_image(f"http://{host}:80/a.png", public_only=True)
         assert wires == []
 
-    @pytest.mark.parametrize("ip, public", [(PUBLIC, True), ("8.8.8.8", True), ("2606:4700::1111", True), ("::ffff:8.8.8.8", True),
-                                            ("fe80::1%eth0", False), ("::ffff:10.0.0.1", False), ("172.32.0.1", True)])
+    @pytest.mark.parametrize(
+        "ip, public",
+        [
+            (PUBLIC, True),
+            ("8.8.8.8", True),
+            ("2606:4700::1111", True),
+            ("::ffff:8.8.8.8", True),
+            ("fe80::1%eth0", False),
+            ("::ffff:10.0.0.1", False),
+            ("172.32.0.1", True),
+        ],
+    )
     def test_public_or_not(self, ip, public):
         assert fetch._is_public(ip) == public
 
@@ -524,10 +787,15 @@ class TestGuard:
         assert close(read_image("http://pictures.example/a.png", public_only=True), RGB, 0)
         assert wires == [PUBLIC] and server.asked == [("/a.png", "pictures.example")]
 
-    @pytest.mark.parametrize("addresses", [["127.0.0.1"], [PUBLIC, "127.0.0.1"], ["::ffff:127.0.0.1"], ["192.168.0.9"]])
+    @pytest.mark.parametrize(
+        "addresses", [["127.0.0.1"], [PUBLIC, "127.0.0.1"], ["::ffff:127.0.0.1"], ["192.168.0.9"]]
+    )
     def test_a_name_that_leads_inside(self, server, names, wires, addresses):
         names["trap.example"] = addresses
-        with pytest.raises(UserError, match="^image http://trap.example/: trap.example is not on the public network"):
+        with pytest.raises(
+            UserError,
+            match="^image http://trap.example/: trap.example is not on the public network",
+        ):
             read_image("http://trap.example/", public_only=True)
         assert wires == [] and server.asked == []
 
@@ -537,11 +805,16 @@ class TestGuard:
         assert close(read_image("http://trap.example/a.png", public_only=True), RGB, 0)
         assert wires == [PUBLIC] and names["looked"] == ["trap.example"]
 
-    @pytest.mark.parametrize("target", ["http://127.0.0.1:{}/a.png", "http://inside.example:{}/a.png", "//localhost:{}/a.png"])
+    @pytest.mark.parametrize(
+        "target",
+        ["http://127.0.0.1:{}/a.png", "http://inside.example:{}/a.png", "//localhost:{}/a.png"],
+    )
     def test_a_redirect_inside(self, server, names, wires, target):
         names |= {"pictures.example": [PUBLIC], "inside.example": ["127.0.0.1"]}
         with pytest.raises(UserError, match="is not on the public network"):
-            read_image("http://pictures.example/to?" + target.format(server.server_port), public_only=True)
+            read_image(
+                "http://pictures.example/to?" + target.format(server.server_port), public_only=True
+            )
         assert wires == [PUBLIC] and len(server.asked) == 1
 
     def test_files_are_refused(self, tmp_path):

@@ -1,4 +1,5 @@
 """Every kind of checkpoint that training and export write, in every precision, answers in the terminal and in the page."""
+
 import json
 import subprocess
 import sys
@@ -15,26 +16,40 @@ from test_web import free_port
 import cli_demo
 import export_RemoteGLM
 import web_demo
-from model import Sampling, checkpoint, read_image
+from model import Sampling, read_image
 from model.assistant import tidy
-from model.dialogue import render
-from model.generate import generate
-from model.images import to_pixels
-from model.quantization import QuantizedLinear, to_nf4
-from model.run_folder import RunFolder
+from model.training.run_folder import RunFolder
+from model.visualglm import loading as checkpoint
+from model.visualglm.generate import generate
+from model.visualglm.pixels import to_pixels
+from model.visualglm.prompt import render
+from model.visualglm.quantization import QuantizedLinear, to_nf4
 
 TRAINED = {
     "lora": "--use_lora --lora_rank 2 --lora_targets attention mlp",
     "sight": "--lora_targets vision projection --lora_alpha 4 --train projection --bf16",
     "qlora": "--use_qlora --layer_range 0 2",
     "ptuning": "--use_ptuning --pre_seq_len 3 --lr 1",
-    "full": "--mode pretrain --lr 0.002"}
-EXPORTED = {"sat": "sight", "hf": "lora", "int8": "sight", "int4": "qlora"}  # format -> what is exported
-WEIGHTS = {kind: kind for kind in TRAINED} | EXPORTED | {"ancestor": "qlora"}  # kind -> whose trained tensors it has
-REFUSED = {("int8", 4): "holds 8-bit weights, --quant 4 was asked for; leave it out",
-           ("int4", 8): "holds 4-bit weights, --quant 8 was asked for; leave it out",
-           ("narrow", 4): "4-bit weights come in groups of 32: a layer of this network has 48 inputs; use 8 bits",
-           ("peft", None): "not a checkpoint"}
+    "full": "--mode pretrain --lr 0.002",
+}
+EXPORTED = {
+    "sat": "sight",
+    "hf": "lora",
+    "int8": "sight",
+    "int4": "qlora",
+}  # format -> what is exported
+WEIGHTS = (
+    {kind: kind for kind in TRAINED} | EXPORTED | {"ancestor": "qlora"}
+)  # kind -> whose trained tensors it has
+REFUSED = {
+    ("int8", 4): "holds 8-bit weights, --quant 4 was asked for; leave it out",
+    ("int4", 8): "holds 4-bit weights, --quant 8 was asked for; leave it out",
+    (
+        "narrow",
+        4,
+    ): "4-bit weights come in groups of 32: a layer of this network has 48 inputs; use 8 bits",
+    ("peft", None): "not a checkpoint",
+}
 COSINE = {8: 0.99, 4: 0.9}
 QUESTION, LENGTH = "图中有什么？", 60
 # One process trains them all: DeepSpeed keeps its process groups, so the next run must find the last one's.
@@ -48,18 +63,38 @@ for argv in json.loads(sys.argv[1]):
 def kinds(wide, tiny_checkpoint, rows, tmp_path_factory):
     """kind -> its folder. Two steps at a high rate, so that the answers change."""
     work = tmp_path_factory.mktemp("kinds")
-    common = ["--from_pretrained", wide, "--train-data", rows / "rows-val.json", "--save", work,
-              "--vision_cache", work / "cache", "--train-iters", 2, "--batch-size", 3,
-              "--lr", 0.1, "--device", "cpu", "--experiment-name"]
+    common = [
+        "--from_pretrained",
+        wide,
+        "--train-data",
+        rows / "rows-val.json",
+        "--save",
+        work,
+        "--vision_cache",
+        work / "cache",
+        "--train-iters",
+        2,
+        "--batch-size",
+        3,
+        "--lr",
+        0.1,
+        "--device",
+        "cpu",
+        "--experiment-name",
+    ]
     runs = [[*map(str, common), kind, *options.split()] for kind, options in TRAINED.items()]
     command = [sys.executable, "-c", SCRIPT, json.dumps(runs)]
     trained = subprocess.run(command, cwd=checkpoint.PROJECT, capture_output=True, text=True)
     assert trained.returncode == 0, trained.stderr
     for form, kind in (EXPORTED | {"peft": "lora"}).items():
-        export_RemoteGLM.main(["--from_pretrained", str(work / kind), "--format", form, "--output", str(work / form)])
+        export_RemoteGLM.main(
+            ["--from_pretrained", str(work / kind), "--format", form, "--output", str(work / form)]
+        )
     sat_folder(wide, work / "ancestor", b"")
     network = checkpoint.load(work / "qlora", device="cpu")[0]
-    torch.save({"module": network.state_dict()}, work / "ancestor" / "1" / "mp_rank_00_model_states.pt")
+    torch.save(
+        {"module": network.state_dict()}, work / "ancestor" / "1" / "mp_rank_00_model_states.pt"
+    )
     return {kind: work / kind for kind in (*WEIGHTS, "peft")} | {"narrow": tiny_checkpoint}
 
 
@@ -69,20 +104,31 @@ def network_by_hand(base, folder=None):
     network, tokenizer, _ = checkpoint.load_base(base)
     tensors = {}
     if folder:
-        step, = RunFolder(folder).steps()[-1:]
-        file, = (folder / str(step)).glob("*.safetensors")
-        tensors = {name.replace(".original.", "."): tensor.float() for name, tensor in load_file(file).items()}
-        method = json.loads((folder / str(step) / checkpoint.CARD).read_text(encoding="utf-8"))["method"]
+        (step,) = RunFolder(folder).steps()[-1:]
+        (file,) = (folder / str(step)).glob("*.safetensors")
+        tensors = {
+            name.replace(".original.", "."): tensor.float()
+            for name, tensor in load_file(file).items()
+        }
+        method = json.loads((folder / str(step) / checkpoint.CARD).read_text(encoding="utf-8"))[
+            "method"
+        ]
         if method["name"] == "ptuning":
             checkpoint.add_ptuning(network, method["length"])
     own = dict(network.named_parameters())
-    for name in sorted(tensors, key=lambda name: ".matrix_" in name):  # whole tensors first, then what is added to them
+    for name in sorted(
+        tensors, key=lambda name: ".matrix_" in name
+    ):  # whole tensors first, then what is added to them
         if ".matrix_" not in name:
             own[name].copy_(tensors[name])
         elif ".matrix_B." in name:
             layer, part = name.split(".matrix_B.")
-            change = tensors[name] @ tensors[f"{layer}.matrix_A.{part}"] * (method["alpha"] / method["rank"])
-            own[f"{layer}.weight"][int(part) * len(change):][:len(change)] += change
+            change = (
+                tensors[name]
+                @ tensors[f"{layer}.matrix_A.{part}"]
+                * (method["alpha"] / method["rank"])
+            )
+            own[f"{layer}.weight"][int(part) * len(change) :][: len(change)] += change
     return network, tokenizer
 
 
@@ -96,8 +142,15 @@ def references(kinds, wide, rows):
         pixels = to_pixels(read_image(rows / "images/0.tif"), network.config.eva_args["image_size"])
         with torch.no_grad():
             embeds = network.encode_images(pixels[None])
-        ids, = uncached(network, [row.ids], LENGTH - len(row.ids), 1.2, image_embeds=embeds, image_start=row.image_start)
-        ids = ids[:ids.index(tokenizer.eop)] if tokenizer.eop in ids else ids
+        (ids,) = uncached(
+            network,
+            [row.ids],
+            LENGTH - len(row.ids),
+            1.2,
+            image_embeds=embeds,
+            image_start=row.image_start,
+        )
+        ids = ids[: ids.index(tokenizer.eop)] if tokenizer.eop in ids else ids
         found[kind] = SimpleNamespace(answer=tidy(tokenizer.decode(ids)), logits=logits(network))
     answers = [reference.answer for reference in found.values()]
     assert all(answers) and len(set(answers)) == len(answers)
@@ -105,14 +158,22 @@ def references(kinds, wide, rows):
 
 
 def options(kinds, kind, bits):
-    return ["--from_pretrained", str(kinds[kind]), "--device", "cpu", *(["--quant", str(bits)] if bits else [])]
+    return [
+        "--from_pretrained",
+        str(kinds[kind]),
+        "--device",
+        "cpu",
+        *(["--quant", str(bits)] if bits else []),
+    ]
 
 
 @pytest.fixture(scope="module")
 def page():
     """A page for one assistant after the other: `answer`, the function behind its button, asks `assistant`."""
     page = SimpleNamespace(prompt=QUESTION, stream=lambda *asked: page.assistant.stream(*asked))
-    page.answer = next(entry.fn for entry in web_demo.build(page).fns.values() if entry.api_name == "answer")
+    page.answer = next(
+        entry.fn for entry in web_demo.build(page).fns.values() if entry.api_name == "answer"
+    )
     return page
 
 
@@ -127,26 +188,46 @@ def loaded_by_page(argv, monkeypatch):
     return loaded[0]
 
 
-@pytest.mark.parametrize("kind, bits", [pair for pair in product(WEIGHTS, (None, 8, 4)) if pair not in REFUSED])
+@pytest.mark.parametrize(
+    "kind, bits", [pair for pair in product(WEIGHTS, (None, 8, 4)) if pair not in REFUSED]
+)
 def test_it_answers(kinds, references, page, rows, capsys, monkeypatch, kind, bits):
     """Terminal and page say the same, in pieces: unquantized what the weights say by hand, else from logits near to it."""
     picture, argv = str(rows / "images/0.tif"), options(kinds, kind, bits)
     tuned, base = references[WEIGHTS[kind]], references[None]
-    cli_demo.main([*argv, "--image", picture, "--prompt", QUESTION, "--max_length", str(LENGTH), "--temperature", "0",
-                   "--json", "--base"])
+    cli_demo.main(
+        [
+            *argv,
+            "--image",
+            picture,
+            "--prompt",
+            QUESTION,
+            "--max_length",
+            str(LENGTH),
+            "--temperature",
+            "0",
+            "--json",
+            "--base",
+        ]
+    )
     said = json.loads(capsys.readouterr().out)
     page.assistant = assistant = loaded_by_page(argv, monkeypatch)
     streamed = [chat[-1]["content"] for chat, _ in page.answer(picture, QUESTION, [], LENGTH, 0, 1)]
     assert streamed[-1] == said["answer"] and len(set(streamed)) > 2
     assert all(later.startswith(earlier) for earlier, later in zip(streamed, streamed[1:]))
     bits = bits or {"int8": 8, "int4": 4}.get(kind)
-    found = {module.bits for module in assistant.network.modules() if isinstance(module, QuantizedLinear)}
+    found = {
+        module.bits for module in assistant.network.modules() if isinstance(module, QuantizedLinear)
+    }
     assert found == {None: set(), 8: {8}, 4: {4, 8}}[bits]  # the head keeps 8
 
     def near(wanted, other):
         got = logits(assistant.network)
-        return (torch.cosine_similarity(got, wanted, dim=-1).min() >= COSINE.get(bits, 1 - 1e-6)
-                and (got - wanted).norm() < 0.8 * (got - other).norm())
+        return (
+            torch.cosine_similarity(got, wanted, dim=-1).min() >= COSINE.get(bits, 1 - 1e-6)
+            and (got - wanted).norm() < 0.8 * (got - other).norm()
+        )
+
     assert near(tuned.logits, base.logits)
     assert bits or said["answer"] == tuned.answer
     assert ("base_answer" in said) == (kind in ("lora", "sight", "qlora", "ptuning", "ancestor"))
@@ -158,7 +239,10 @@ def test_it_answers(kinds, references, page, rows, capsys, monkeypatch, kind, bi
 
 @pytest.mark.parametrize("kind, bits", REFUSED)
 def test_it_is_refused_in_one_line(kinds, kind, bits):
-    for main, more in ((cli_demo.main, ["--prompt", "x"]), (web_demo.main, ["--port", str(free_port())])):
+    for main, more in (
+        (cli_demo.main, ["--prompt", "x"]),
+        (web_demo.main, ["--port", str(free_port())]),
+    ):
         with pytest.raises(SystemExit) as end:
             main([*options(kinds, kind, bits), *more])
         assert REFUSED[kind, bits] in end.value.code and "\n" not in end.value.code
@@ -168,16 +252,24 @@ def test_decoding_over_nf4_equals_the_uncached_path(kinds):
     """The weights that QLoRA trains over, with what it trained and without: logits and greedy tokens."""
     network = checkpoint.load(kinds["qlora"], device="cpu")[0]
     to_nf4(network)
-    assert sum(type(module).__name__ == "Linear4bit" for module in network.modules()) == 4 * network.config.num_layers
+    assert (
+        sum(type(module).__name__ == "Linear4bit" for module in network.modules())
+        == 4 * network.config.num_layers
+    )
     prompts = [list(range(10, 40)), list(range(100, 117))]
 
     def said():
         assert decoder_error(network) <= 1e-5
         rows = uncached(network, prompts, 12, 1.2)
         sampling = Sampling(max_new_tokens=12, temperature=0, repetition_penalty=1.2)
-        assert [list(row) for row in zip(*generate(network, prompts, eop=-1, sampling=sampling))] == rows
-        assert [token for token, in generate(network, prompts[:1], eop=-1, sampling=sampling)] == rows[0]
+        assert [
+            list(row) for row in zip(*generate(network, prompts, eop=-1, sampling=sampling))
+        ] == rows
+        assert [
+            token for (token,) in generate(network, prompts[:1], eop=-1, sampling=sampling)
+        ] == rows[0]
         return rows
+
     tuned = said()
     with checkpoint.without_adapter(network):
         assert said() != tuned

@@ -1,4 +1,5 @@
 """The READMEs are checked: paths exist, options exist, both languages show the same commands."""
+
 import re
 import shlex
 import subprocess
@@ -20,7 +21,7 @@ def commands(name):
             words = shlex.split(line, comments=True)
             for index, word in enumerate(words):
                 if word.endswith((".py", ".sh")):
-                    yield word, words[index + 1:]
+                    yield word, words[index + 1 :]
                     break
 
 
@@ -32,7 +33,9 @@ def options(script):
         target = target.with_suffix(".py")
     if not target.is_file():
         return set()
-    result = subprocess.run([sys.executable, target, "--help"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, target, "--help"], capture_output=True, text=True, check=True
+    )
     return set(re.findall(r"--[A-Za-z][\w-]*", result.stdout))
 
 
@@ -50,10 +53,20 @@ def test_commands_name_real_scripts_and_options(name):
 def test_links_and_paths(name):
     text = (PROJECT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text):
-        assert ((PROJECT / name).parent / target).is_file() or (PROJECT / target).is_file(), f"{name}: {target}"
+        assert ((PROJECT / name).parent / target).is_file() or (PROJECT / target).is_file(), (
+            f"{name}: {target}"
+        )
     for flag in re.findall(r"`(--[A-Za-z][\w-]*)", text):
-        scripts = ["finetune_RemoteGLM.py", "cli_demo.py", "web_demo.py", "evaluate_RemoteGLM.py", "data/transform.py",
-                   "data/translation_en2zh.py", "data/generate_prompt.py", "data/demo_scenes.py"]
+        scripts = [
+            "finetune_RemoteGLM.py",
+            "cli_demo.py",
+            "web_demo.py",
+            "evaluate_RemoteGLM.py",
+            "data/transform.py",
+            "data/translation_en2zh.py",
+            "data/generate_prompt.py",
+            "data/synthetic/demo_scenes.py",
+        ]
         assert any(flag in options(script) for script in scripts), f"{name}: no script has {flag}"
 
 
@@ -62,9 +75,15 @@ def test_the_layout_tree_is_the_layout():
     tree = re.search(r"## 目录\n\n```\n(.*?)```", text, re.S).group(1)
     listed = set(re.findall(r"[\w/.]+\.(?:py|sh)\b", tree))
     for name in listed:
-        assert (PROJECT / name).exists() or (PROJECT / "model" / name).exists() or (PROJECT / "model/tiny" / name).exists(), name
+        assert (
+            (PROJECT / name).exists()
+            or (PROJECT / "model" / name).exists()
+            or (PROJECT / "model/tiny" / name).exists()
+        ), name
     for file in [*PROJECT.glob("*.py"), *PROJECT.glob("*.sh"), *(PROJECT / "model").glob("*.py")]:
-        assert file.name in listed or file.name in ("__init__.py", "errors.py"), f"README's tree lacks {file.name}"
+        assert file.name in listed or file.name in ("__init__.py", "errors.py"), (
+            f"README's tree lacks {file.name}"
+        )
 
 
 def test_both_languages_show_the_same_commands():
@@ -79,7 +98,12 @@ def test_inference_requirements_are_a_subset():
     names = set(re.findall(r"^([\w-]+)[=<>]", lean, re.M))
     assert "torch" in names and not names & {"deepspeed", "SwissArmyTransformer"}
     whole = (PROJECT / "requirements.txt").read_text()
-    assert "-r requirements_wo_ds.txt" in whole and {"deepspeed", "SwissArmyTransformer", "transformers", "peft"} <= set(re.findall(r"^([\w-]+)[=<>]", whole, re.M))
+    assert "-r requirements_wo_ds.txt" in whole and {
+        "deepspeed",
+        "SwissArmyTransformer",
+        "transformers",
+        "peft",
+    } <= set(re.findall(r"^([\w-]+)[=<>]", whole, re.M))
     for line in (lean + whole).splitlines():
         if re.match(r"[\w-]+[=<>]", line):
             assert re.search(r"(==|<)\d[\w.]*.*  #|>=.*  #", line), f"no bound or no reason: {line}"

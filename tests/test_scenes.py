@@ -1,33 +1,74 @@
 """The drawn sets: the same seed gives the same bytes, captions say what the facts say, nothing leaks between splits."""
+
 import hashlib
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-sys.path.insert(0, str(DATA))
-
-import demo_scenes  # noqa: E402
-import tiny_pictures  # noqa: E402
-import transform  # noqa: E402
+from data import transform
+from data.synthetic import demo_scenes, tiny_pictures
 
 QUESTION = "这张遥感图像展现了什么场景？"
 # Written out again, so that a slip in the tables of demo_scenes.py shows.
-SCENES = {"farmland": ("farmland", "农田"), "beach": ("beach", "海滩"), "residential": ("residential area", "住宅区"), "runway": ("runway", "跑道"),
-          "parking": ("parking lot", "停车场"), "tanks": ("storage tank", "储罐"), "tennis": ("tennis court", "网球场"),
-          "baseball": ("baseball diamond", "棒球场"), "forest": ("forest", "森林"), "river": ("river", "河流"),
-          "intersection": ("intersection", "十字路口"), "harbour": ("harbour", "港口")}
-NUMBERS = {1: ("one", "一"), 2: ("two", "两"), 3: ("three", "三"), 4: ("four", "四"), 5: ("five", "五"), 6: ("six", "六"), 7: ("seven", "七"),
-           8: ("eight", "八"), 9: ("nine", "九"), 10: ("ten", "十")}
-COLOURS = {"white": "白色", "red": "红色", "gray": "灰色", "blue": "蓝色", "green": "绿色", "brown": "棕色", "yellow": "黄色", "dark green": "深绿色"}
-COUNTED = {"fields": "块", "umbrellas": "把", "houses": "栋", "rows": "排", "tanks": "个", "courts": "个", "diamonds": "个", "cars": "辆",
-           "piers": "座", "boats": "艘"}
-SIDES = {"left": ("左侧", (0, 48, 8, 80)), "right": ("右侧", (120, 48, 128, 80)), "top": ("上方", (48, 0, 80, 8)), "bottom": ("下方", (48, 120, 80, 128))}
+SCENES = {
+    "farmland": ("farmland", "农田"),
+    "beach": ("beach", "海滩"),
+    "residential": ("residential area", "住宅区"),
+    "runway": ("runway", "跑道"),
+    "parking": ("parking lot", "停车场"),
+    "tanks": ("storage tank", "储罐"),
+    "tennis": ("tennis court", "网球场"),
+    "baseball": ("baseball diamond", "棒球场"),
+    "forest": ("forest", "森林"),
+    "river": ("river", "河流"),
+    "intersection": ("intersection", "十字路口"),
+    "harbour": ("harbour", "港口"),
+}
+NUMBERS = {
+    1: ("one", "一"),
+    2: ("two", "两"),
+    3: ("three", "三"),
+    4: ("four", "四"),
+    5: ("five", "五"),
+    6: ("six", "六"),
+    7: ("seven", "七"),
+    8: ("eight", "八"),
+    9: ("nine", "九"),
+    10: ("ten", "十"),
+}
+COLOURS = {
+    "white": "白色",
+    "red": "红色",
+    "gray": "灰色",
+    "blue": "蓝色",
+    "green": "绿色",
+    "brown": "棕色",
+    "yellow": "黄色",
+    "dark green": "深绿色",
+}
+COUNTED = {
+    "fields": "块",
+    "umbrellas": "把",
+    "houses": "栋",
+    "rows": "排",
+    "tanks": "个",
+    "courts": "个",
+    "diamonds": "个",
+    "cars": "辆",
+    "piers": "座",
+    "boats": "艘",
+}
+SIDES = {
+    "left": ("左侧", (0, 48, 8, 80)),
+    "right": ("右侧", (120, 48, 128, 80)),
+    "top": ("上方", (48, 0, 80, 8)),
+    "bottom": ("下方", (48, 120, 80, 128)),
+}
 
 
 def draw(folder, *options):
@@ -54,7 +95,10 @@ def tiny(tmp_path_factory):
 
 
 def tiny_rows(folder):
-    return {split: json.loads((folder / f"base-{split}.json").read_text("utf-8")) for split in ("train", "val")}
+    return {
+        split: json.loads((folder / f"base-{split}.json").read_text("utf-8"))
+        for split in ("train", "val")
+    }
 
 
 def random_facts(scene, count=80):
@@ -66,13 +110,17 @@ def test_layout_of_the_set(small):
     assert data["dataset"] == "demo" and len(data["images"]) == 12 * 4
     assert {image["filename"] for image in data["images"]} == set(files(small))
     for image in data["images"]:
-        assert len(image["sentences"]) == 5 and all(s["raw"].endswith(" .") for s in image["sentences"])
+        assert len(image["sentences"]) == 5 and all(
+            s["raw"].endswith(" .") for s in image["sentences"]
+        )
         with Image.open(small / "images" / image["filename"]) as picture:
             assert (picture.format, picture.size, picture.mode) == ("TIFF", (128, 128), "RGB")
 
 
 def test_same_seed_same_bytes_whatever_the_numbers_and_processes(small, tmp_path):
-    draw(tmp_path / "more", "--train", 9, "--val", 1, "--test", 0)      # above 100 pictures: drawn by several processes
+    draw(
+        tmp_path / "more", "--train", 9, "--val", 1, "--test", 0
+    )  # above 100 pictures: drawn by several processes
     some, more = files(small), files(tmp_path / "more")
     shared = set(some) & set(more)
     assert len(shared) == 12 * 3 and all(some[name] == more[name] for name in shared)
@@ -81,7 +129,9 @@ def test_same_seed_same_bytes_whatever_the_numbers_and_processes(small, tmp_path
 
 
 def test_no_picture_twice(small):
-    hashes = [hashlib.sha256(Image.open(path).tobytes()).digest() for path in (small / "images").iterdir()]
+    hashes = [
+        hashlib.sha256(Image.open(path).tobytes()).digest() for path in (small / "images").iterdir()
+    ]
     assert len(set(hashes)) == len(hashes)
 
 
@@ -105,7 +155,9 @@ def test_other_settings_draw_again(tmp_path):
 
 
 def test_memory_translates_what_transform_writes(small, tmp_path):
-    assert transform.main(["--input", str(small / "dataset.json"), "--output", str(tmp_path / "en.json")]) in (0, None)
+    assert transform.main(
+        ["--input", str(small / "dataset.json"), "--output", str(tmp_path / "en.json")]
+    ) in (0, None)
     captions = {row["caption"] for row in json.loads((tmp_path / "en.json").read_text("utf-8"))}
     memory = [json.loads(line) for line in (small / "memory.jsonl").read_text("utf-8").splitlines()]
     assert {record["source"] for record in memory} == captions and len(memory) == len(captions)
@@ -116,31 +168,52 @@ def test_captions_say_what_the_facts_say(scene):
     targets = {}
     for f in random_facts(scene):
         english, chinese = demo_scenes.describe_en(f), demo_scenes.describe_zh(f)
-        assert len(set(english)) == 5 and all(re.fullmatch(r"[A-Z][a-z, ]+ \.", sentence) for sentence in english)
+        assert len(set(english)) == 5 and all(
+            re.fullmatch(r"[A-Z][a-z, ]+ \.", sentence) for sentence in english
+        )
         assert all(SCENES[scene][0] in sentence.lower() for sentence in english)
         assert SCENES[scene][1] in chinese and 15 <= len(chinese) <= 40
         for other, (name, word) in SCENES.items():
             if other != scene:
-                assert word not in chinese and not any(name in sentence.lower() for sentence in english)
+                assert word not in chinese and not any(
+                    name in sentence.lower() for sentence in english
+                )
         counts = {COUNTED[key]: NUMBERS[value] for key, value in f.items() if key in COUNTED}
         for number, measure in re.findall("([一二两三四五六七八九十]+)(.)", chinese):
             assert measure not in counts or counts[measure][1] == number
         roads = {"two"} if scene == "intersection" else set()
-        said = set(" ".join(english).lower().split()) & {english_word for english_word, _ in NUMBERS.values()}
+        said = set(" ".join(english).lower().split()) & {
+            english_word for english_word, _ in NUMBERS.values()
+        }
         assert said <= roads | {english_word for english_word, _ in counts.values()}
         known = {COLOURS[v] for v in f.values() if v in COLOURS}
         stated = set(re.findall("深绿色|[白红灰蓝绿棕黄]色", chinese))
-        constant = {"beach": {"蓝色"}, "runway": {"灰色", "白色"}, "parking": {"灰色", "白色"}, "tennis": {"白色"}, "baseball": {"绿色"},
-                    "harbour": {"白色"}}.get(scene, set())       # what every picture of the scene shows
+        constant = {
+            "beach": {"蓝色"},
+            "runway": {"灰色", "白色"},
+            "parking": {"灰色", "白色"},
+            "tennis": {"白色"},
+            "baseball": {"绿色"},
+            "harbour": {"白色"},
+        }.get(scene, set())  # what every picture of the scene shows
         loose = {"棕色", "绿色"} if "green" in str(f.get("ground")) else set()
         assert stated <= known | constant | loose
         for side in SIDES:
             if side in (f.get("sea"), f.get("land")):
                 assert not any(SIDES[s][0] in chinese for s in SIDES if s != side)
-        assert targets.setdefault("".join(english), chinese) == chinese      # a source has one translation
+        assert (
+            targets.setdefault("".join(english), chinese) == chinese
+        )  # a source has one translation
 
 
-@pytest.mark.parametrize("scene, colour, count", [("farmland", "colour", "fields"), ("tanks", "colour", "tanks"), ("residential", "roof", "houses")])
+@pytest.mark.parametrize(
+    "scene, colour, count",
+    [
+        ("farmland", "colour", "fields"),
+        ("tanks", "colour", "tanks"),
+        ("residential", "roof", "houses"),
+    ],
+)
 def test_each_count_and_colour_is_said_somewhere(scene, colour, count):
     for f in random_facts(scene):
         text = " ".join(demo_scenes.describe_en(f)).lower()
@@ -153,18 +226,25 @@ def test_the_sea_lies_where_the_captions_say():
         picture, f = demo_scenes.render("beach", random.Random(k))
 
         def blueness(side):
-            red, _, blue = picture.crop(SIDES[side][1]).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+            red, _, blue = (
+                picture.crop(SIDES[side][1]).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+            )
             return blue - red
+
         assert max(SIDES, key=blueness) == f["sea"]
 
 
 def test_render_repeats_itself_and_keeps_the_facts():
     for scene in SCENES:
         (one, f), (two, g) = (demo_scenes.render(scene, random.Random(5)) for _ in range(2))
-        assert one.tobytes() == two.tobytes() and f == g == demo_scenes.facts(scene, random.Random(5))
+        assert one.tobytes() == two.tobytes() and f == g == demo_scenes.facts(
+            scene, random.Random(5)
+        )
 
 
-@pytest.mark.parametrize("options", [("--train", "-1"), ("--train", "0", "--val", "0", "--test", "0")])
+@pytest.mark.parametrize(
+    "options", [("--train", "-1"), ("--train", "0", "--val", "0", "--test", "0")]
+)
 def test_impossible_numbers_are_refused(tmp_path, options, capsys):
     with pytest.raises(SystemExit):
         demo_scenes.main(["--output", str(tmp_path), *options])
@@ -182,20 +262,31 @@ def test_default_output_is_where_the_next_stage_looks(monkeypatch):
     seen = []
     monkeypatch.setattr(demo_scenes, "draw_set", seen.append)
     demo_scenes.main([])
-    assert seen[0].output == DATA / "demo" and (seen[0].train, seen[0].val, seen[0].test) == (48, 8, 8)
+    assert seen[0].output == DATA / "demo" and (seen[0].train, seen[0].val, seen[0].test) == (
+        48,
+        8,
+        8,
+    )
 
 
 def test_tiny_rows_are_well_formed(tiny):
     rows = tiny_rows(tiny)
     every = rows["train"] + rows["val"]
-    assert all(set(row) - {"img"} == {"prompt", "label"} and row["prompt"] and row["label"] for row in every)
-    assert not any("\n" in row["prompt"] + row["label"] or "{" in row["prompt"] + row["label"] for row in every)
+    assert all(
+        set(row) - {"img"} == {"prompt", "label"} and row["prompt"] and row["label"]
+        for row in every
+    )
+    assert not any(
+        "\n" in row["prompt"] + row["label"] or "{" in row["prompt"] + row["label"] for row in every
+    )
     named = {row["img"] for row in every if "img" in row}
     assert named == {f"pictures/{k:06d}.jpg" for k in range(120)}
     for name in list(sorted(named))[:20]:
         with Image.open(tiny / name) as picture:
             assert (picture.format, picture.size, picture.mode) == ("JPEG", (128, 128), "RGB")
-    assert not {row.get("img", 0) for row in rows["train"] if "img" in row} & {row.get("img", 0) for row in rows["val"]}
+    assert not {row.get("img", 0) for row in rows["train"] if "img" in row} & {
+        row.get("img", 0) for row in rows["val"]
+    }
     assert 0.1 < sum("img" not in row for row in every) / len(every) < 0.2
     assert 2 < sum("img" in row for row in every) / 120 < 4
 
@@ -204,7 +295,11 @@ def test_tiny_rows_show_no_aerial_scene(tiny):
     for row in sum(tiny_rows(tiny).values(), []):
         if "img" in row:
             text = row["prompt"] + row["label"]
-            assert QUESTION not in text and "遥感" not in text and not any(word in text for _, word in SCENES.values())
+            assert (
+                QUESTION not in text
+                and "遥感" not in text
+                and not any(word in text for _, word in SCENES.values())
+            )
         elif QUESTION in row["prompt"]:
             assert "无法判断" in row["label"]
 
@@ -212,10 +307,16 @@ def test_tiny_rows_show_no_aerial_scene(tiny):
 def test_tiny_pictures_are_a_subset_byte_for_byte(tiny, tmp_path):
     for seed, same in ((1, True), (2, False)):
         folder = tmp_path / str(seed)
-        assert tiny_pictures.main(["--output", str(folder), "--pictures", "12", "--seed", str(seed)]) == 0
+        assert (
+            tiny_pictures.main(["--output", str(folder), "--pictures", "12", "--seed", str(seed)])
+            == 0
+        )
         drawn = sorted((folder / "pictures").iterdir())
         assert len(drawn) == 12
-        assert all((path.read_bytes() == (tiny / "pictures" / path.name).read_bytes()) is same for path in drawn)
+        assert all(
+            (path.read_bytes() == (tiny / "pictures" / path.name).read_bytes()) is same
+            for path in drawn
+        )
 
 
 def test_tiny_answers_agree_with_descriptions(tiny):
@@ -232,12 +333,24 @@ def test_tiny_answers_agree_with_descriptions(tiny):
         asked = re.fullmatch("(?:图中有|画面里有没有)(.+?)(?:吗)?？", row["prompt"])
         if text and answer in ("有", "没有"):
             word = "交叉" if asked[1] == "交叉的带子" else asked[1]
-            said = re.search(f"的{word}[，。]|{word}", text) if word not in ("圆", "树") else re.search(rf"(的|[一两三四五六七八九十].){word}(?!环)", text)
+            said = (
+                re.search(f"的{word}[，。]|{word}", text)
+                if word not in ("圆", "树")
+                else re.search(rf"(的|[一两三四五六七八九十].){word}(?!环)", text)
+            )
             assert bool(said) is (answer == "有"), (row, text)
             checked += 1
         elif text and row["prompt"] not in tiny_pictures.ASK["what"]:
-            core = answer.rstrip("的") if answer in ("笔直的", "弯曲的", "直的", "波浪形的") else answer
-            if "几条带子" not in row["prompt"] and "多少条带子" not in row["prompt"] and "交叉" not in text:
+            core = (
+                answer.rstrip("的")
+                if answer in ("笔直的", "弯曲的", "直的", "波浪形的")
+                else answer
+            )
+            if (
+                "几条带子" not in row["prompt"]
+                and "多少条带子" not in row["prompt"]
+                and "交叉" not in text
+            ):
                 assert core in text, (row, text)
                 checked += 1
     assert checked > 80
@@ -247,7 +360,11 @@ def test_vocabulary_holds_every_text(tiny):
     lines = (tiny / "vocabulary.txt").read_text("utf-8").splitlines()
     assert len(set(lines)) == len(lines) > 3000
     have = set(lines)
-    assert all(text in have for row in sum(tiny_rows(tiny).values(), []) for text in (row["prompt"], row["label"]))
+    assert all(
+        text in have
+        for row in sum(tiny_rows(tiny).values(), [])
+        for text in (row["prompt"], row["label"])
+    )
     for scene in SCENES:
         for f in random_facts(scene, 30):
             assert demo_scenes.describe_zh(f) in have and set(demo_scenes.describe_en(f)) <= have

@@ -1,7 +1,8 @@
 """The page: through gradio_client, in a real browser, and its command line. Answers come from a tiny real checkpoint.
 
-    python tests/test_web.py CHECKPOINT IMAGE images/web_demo.png [QUESTION ...]   # takes the screenshot of the README
+python tests/test_web.py CHECKPOINT IMAGE images/web_demo.png [QUESTION ...]   # takes the screenshot of the README
 """
+
 import itertools
 import json
 import os
@@ -21,9 +22,7 @@ import pytest
 from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
-
-import web_demo  # noqa: E402
+import web_demo
 
 CHROMIUM = Path("/usr/bin/chromium")
 PROMPT = "这张遥感图像展现了什么场景？"
@@ -43,10 +42,19 @@ class Watched:
         self.calls, self.stopped = [], threading.Event()
 
     def stream(self, question, image=None, history=(), sampling=None, english=False, on_cut=None):
-        self.calls.append({"question": question, "image": image, "history": list(history), "sampling": sampling,
-                           "english": english})
+        self.calls.append(
+            {
+                "question": question,
+                "image": image,
+                "history": list(history),
+                "sampling": sampling,
+                "english": english,
+            }
+        )
         if question != ENDLESS:
-            yield from self.assistant.stream(question, image, history, replace(sampling, **self.forced), english, on_cut)
+            yield from self.assistant.stream(
+                question, image, history, replace(sampling, **self.forced), english, on_cut
+            )
             return
         try:
             for number in itertools.count():
@@ -80,7 +88,9 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 
@@ -111,7 +121,10 @@ def wait_until(condition, seconds=20):
 
 def bubbles(tab, role="bot"):
     """The texts of the dialogue by "bot" or "user"."""
-    return [bubble.inner_text().strip() for bubble in tab.query_selector_all(f"#chat [data-testid={role}]")]
+    return [
+        bubble.inner_text().strip()
+        for bubble in tab.query_selector_all(f"#chat [data-testid={role}]")
+    ]
 
 
 def screenshot(browser, address, image, target, *questions):
@@ -124,7 +137,9 @@ def screenshot(browser, address, image, target, *questions):
         tab.click("#send")
         assert wait_until(lambda: len(bubbles(tab)) == number and bubbles(tab)[-1], 60)
         texts = []
-        wait_until(lambda: texts.append(bubbles(tab)) or len(texts) > 10 and texts[-1] == texts[-10], 60)
+        wait_until(
+            lambda: texts.append(bubbles(tab)) or len(texts) > 10 and texts[-1] == texts[-10], 60
+        )
     tab.mouse.move(0, 0)
     tab.wait_for_timeout(500)  # the colour of the button fades
     tab.screenshot(path=target)
@@ -135,7 +150,10 @@ def screenshot(browser, address, image, target, *questions):
 def page(tiny_checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):  # serve() sets them: they are gone afterwards
+        for name in (
+            "GRADIO_ANALYTICS_ENABLED",
+            "no_proxy",
+        ):  # serve() sets them: they are gone afterwards
             environment.setenv(name, "")
         with served(tiny_checkpoint, max_new_tokens=20) as running:
             yield running
@@ -143,7 +161,9 @@ def page(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    pytest.importorskip("playwright", reason="the browser tests need playwright: pip install playwright")
+    pytest.importorskip(
+        "playwright", reason="the browser tests need playwright: pip install playwright"
+    )
     if not CHROMIUM.exists():
         pytest.skip(f"the browser tests need {CHROMIUM}: apt-get install chromium")
     with chromium() as running:
@@ -183,8 +203,17 @@ def ask(page):
     client = Client(page[0], verbose=False)
 
     def ask(path, question, chat=()):
-        job = client.submit(handle_file(path) if path else None, question, list(chat), 128, 0, 0.8, api_name="/answer")
+        job = client.submit(
+            handle_file(path) if path else None,
+            question,
+            list(chat),
+            128,
+            0,
+            0.8,
+            api_name="/answer",
+        )
         return [chat for chat, _ in job]
+
     return ask
 
 
@@ -201,7 +230,10 @@ def test_the_page_gives_the_answer_of_the_assistant_piece_by_piece(page, ask, sc
     answers = [text(chat[1]) for chat in streamed]
     assert expected and answers[-1] == expected
     assert all(later.startswith(earlier) for earlier, later in zip(answers, answers[1:]))
-    assert [(m["role"], text(m)) for m in streamed[-1]] == [("user", PROMPT), ("assistant", expected)]
+    assert [(m["role"], text(m)) for m in streamed[-1]] == [
+        ("user", PROMPT),
+        ("assistant", expected),
+    ]
     assert page[1].calls[-2]["sampling"] == sampling and page[1].calls[-2]["english"] is False
 
 
@@ -218,10 +250,14 @@ def test_without_an_image_it_is_plain_text(page, ask):
     assert len(chat) == 2 and page[1].calls[-1]["image"] is None
 
 
-def test_what_cannot_be_answered_is_one_sentence_and_no_part_of_the_history(page, ask, broken, scene):
+def test_what_cannot_be_answered_is_one_sentence_and_no_part_of_the_history(
+    page, ask, broken, scene
+):
     asked = len(page[1].calls)
     [[error]] = ask(broken, PROMPT)
-    assert text(error).startswith("错误：image bad.tif: not a picture")  # not the name of the stored upload
+    assert text(error).startswith(
+        "错误：image bad.tif: not a picture"
+    )  # not the name of the stored upload
     [[_, empty]] = ask(None, "  ", [error])
     assert text(empty) == "错误：请先输入问题。"
     assert len(page[1].calls) == asked
@@ -233,14 +269,26 @@ def test_a_dialogue_too_long_says_what_was_not_read(page, ask, scene):
     """The answer is the one to the dialogue without its oldest rounds; the notice is no part of the history."""
     from model import Sampling, read_image
 
-    said = [("红色吗？", "这是一片绿色的农田。"), ("", ""), ("有几条船？", "")] + [("蓝色吗？", f"停着三辆汽车{n}。") for n in "一二三四五六七八"]
-    chat = [{"role": role, "content": [{"type": "text", "text": words}]} for pair in said for role, words in zip(("user", "assistant"), pair)]
+    said = [("红色吗？", "这是一片绿色的农田。"), ("", ""), ("有几条船？", "")] + [
+        ("蓝色吗？", f"停着三辆汽车{n}。") for n in "一二三四五六七八"
+    ]
+    chat = [
+        {"role": role, "content": [{"type": "text", "text": words}]}
+        for pair in said
+        for role, words in zip(("user", "assistant"), pair)
+    ]
     streamed = ask(scene, PROMPT, chat)
     notice, question, reply = streamed[-1][-3:]
     left = int(re.fullmatch("注意：超出长度上限，未读入最早的 (\\d) 轮对话", text(notice))[1])
     history = [pair for pair in said if all(pair)]
-    assert notice["role"] == "assistant" and text(question) == PROMPT and page[1].calls[-1]["history"] == history
-    assert text(reply) == "".join(page[1].stream(PROMPT, read_image(scene), history[left:], Sampling(max_length=128, top_p=0)))
+    assert (
+        notice["role"] == "assistant"
+        and text(question) == PROMPT
+        and page[1].calls[-1]["history"] == history
+    )
+    assert text(reply) == "".join(
+        page[1].stream(PROMPT, read_image(scene), history[left:], Sampling(max_length=128, top_p=0))
+    )
     history.append((PROMPT, text(reply)))
     again = ask(scene, "有几条船？", streamed[-1])
     assert page[1].calls[-1]["history"] == history and text(again[-1][-3]).startswith("注意：")
@@ -258,7 +306,9 @@ def test_in_english_over_plain_http_and_without_a_word_to_another_machine(tiny_c
             hosts.add(arguments[1][0])
 
     def fetch(address, data=None):
-        with DIRECT.open(urllib.request.Request(address, data, {"Content-Type": "application/json"}), timeout=20) as reply:
+        with DIRECT.open(
+            urllib.request.Request(address, data, {"Content-Type": "application/json"}), timeout=20
+        ) as reply:
             return reply.read().decode()
 
     sys.addaudithook(hook)
@@ -270,7 +320,9 @@ def test_in_english_over_plain_http_and_without_a_word_to_another_machine(tiny_c
             stream = fetch(f"{address}gradio_api/call/answer/{event}")
     watching = False
     assert "error: please type a question first" in stream and "event: complete" in stream
-    assert [(call["question"], call["english"]) for call in assistant.calls] == [("What is this?", True)]
+    assert [(call["question"], call["english"]) for call in assistant.calls] == [
+        ("What is this?", True)
+    ]
     assert hosts and {host.decode() if isinstance(host, bytes) else host for host in hosts} <= LOCAL
 
 
@@ -288,9 +340,13 @@ def test_a_dialogue_in_the_browser(tab, page, scene):
     assert tab.input_value("#question textarea") == PROMPT
     upload(tab, scene)
     tab.wait_for_function("document.querySelector('#preview img')?.naturalWidth > 0")
-    assert tab.evaluate("(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#preview img'))") == [96, 64]
+    assert tab.evaluate(
+        "(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#preview img'))"
+    ) == [96, 64]
     tab.click("#send")
-    assert wait_until(lambda: finished(tab, 1), 90)  # a question sent while an answer comes is not taken
+    assert wait_until(
+        lambda: finished(tab, 1), 90
+    )  # a question sent while an answer comes is not taken
     assert bubbles(tab, "user") == [PROMPT] and tab.input_value("#question textarea") == ""
     tab.fill("#question textarea", "有几条船？")
     tab.press("#question textarea", "Enter")
@@ -333,7 +389,9 @@ def test_a_running_answer_grows_until_it_is_stopped(tab, page, scene, way):
 def test_a_bad_file_is_named_in_the_page_and_the_next_one_works(tab, scene, broken):
     upload(tab, broken)
     assert wait_until(lambda: any(bubbles(tab)))
-    assert bubbles(tab)[0].startswith("错误：image bad.tif: not a picture") and not tab.is_visible("#preview")
+    assert bubbles(tab)[0].startswith("错误：image bad.tif: not a picture") and not tab.is_visible(
+        "#preview"
+    )
     upload(tab, scene)
     tab.wait_for_function("document.querySelector('#preview img')?.naturalWidth > 0")
     assert not bubbles(tab)
@@ -349,13 +407,28 @@ def test_the_screenshot_is_taken(browser, page, scene, tmp_path):
 
 
 def test_help_and_wrong_options_need_neither_torch_nor_gradio():
-    code = ("import sys, web_demo\n"
-            "try: web_demo.main(sys.argv[1:])\n"
-            "except SystemExit as end: sys.exit(9 if {'torch', 'gradio'} & set(sys.modules) else end.code)")
-    run = [subprocess.run([sys.executable, "-c", code, *options], cwd=PROJECT, capture_output=True, text=True)
-           for options in (["--help"], ["--port", "70000"], ["--dtype", "int8"])]
+    code = (
+        "import sys, web_demo\n"
+        "try: web_demo.main(sys.argv[1:])\n"
+        "except SystemExit as end: sys.exit(9 if {'torch', 'gradio'} & set(sys.modules) else end.code)"
+    )
+    run = [
+        subprocess.run(
+            [sys.executable, "-c", code, *options], cwd=PROJECT, capture_output=True, text=True
+        )
+        for options in (["--help"], ["--port", "70000"], ["--dtype", "int8"])
+    ]
     assert [r.returncode for r in run] == [0, 2, 2]
-    for option in ("from_pretrained", "base_path", "tokenizer", "device", "dtype", "host", "port", "english"):
+    for option in (
+        "from_pretrained",
+        "base_path",
+        "tokenizer",
+        "device",
+        "dtype",
+        "host",
+        "port",
+        "english",
+    ):
         assert f"--{option}" in run[0].stdout
     assert "--port 70000: must be at least 1 and at most 65535" in run[1].stderr
     assert "float32" in run[2].stderr
@@ -364,7 +437,10 @@ def test_help_and_wrong_options_need_neither_torch_nor_gradio():
 def test_a_taken_port_is_one_line_before_anything_is_loaded():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=rf"^web_demo.py: error: cannot listen on 127.0.0.1 port {port} .*--port$"):
+        with pytest.raises(
+            SystemExit,
+            match=rf"^web_demo.py: error: cannot listen on 127.0.0.1 port {port} .*--port$",
+        ):
             web_demo.main(["--port", str(port), "--from_pretrained", "nowhere"])
 
 
@@ -376,27 +452,61 @@ def test_options_reach_the_loader(monkeypatch):
 
     monkeypatch.setattr(model, "load_assistant", load)
     with pytest.raises(SystemExit) as end:
-        web_demo.main("--from_pretrained a --base_path b --tokenizer c --device d --dtype bfloat16 --port".split()
-                      + [str(free_port())])
-    assert end.value.code == ("web_demo.py: error: a " + str({"base": "b", "tokenizer": "c", "bits": None, "download": None,
-                                                              "device": "d", "dtype": "bfloat16"}))
+        web_demo.main(
+            "--from_pretrained a --base_path b --tokenizer c --device d --dtype bfloat16 --port".split()
+            + [str(free_port())]
+        )
+    assert end.value.code == (
+        "web_demo.py: error: a "
+        + str(
+            {
+                "base": "b",
+                "tokenizer": "c",
+                "bits": None,
+                "download": None,
+                "device": "d",
+                "dtype": "bfloat16",
+            }
+        )
+    )
 
 
 def test_an_unknown_checkpoint_is_one_line():
-    with pytest.raises(SystemExit, match="^web_demo.py: error: checkpoint nowhere: no such folder.*$"):
+    with pytest.raises(
+        SystemExit, match="^web_demo.py: error: checkpoint nowhere: no such folder.*$"
+    ):
         web_demo.main(["--from_pretrained", "nowhere", "--port", str(free_port())])
 
 
 def test_the_script_serves_behind_a_proxy_and_leaves_nothing_behind(tiny_checkpoint, tmp_path):
     port = free_port()
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONIOENCODING": "utf-8",
-                   "ALL_PROXY": "socks5://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "PYTHONIOENCODING": "utf-8",
+        "ALL_PROXY": "socks5://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }
     environment.pop("no_proxy", None)
-    command = [sys.executable, str(PROJECT / "web_demo.py"), "--from_pretrained", str(tiny_checkpoint), "--english",
-               "--device", "cpu", "--port", str(port)]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        str(PROJECT / "web_demo.py"),
+        "--from_pretrained",
+        str(tiny_checkpoint),
+        "--english",
+        "--device",
+        "cpu",
+        "--port",
+        str(port),
+    ]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
-            assert process.stdout.readline() == f"Open http://127.0.0.1:{port}/ in a browser (Ctrl-C: leave)\n"
+            assert (
+                process.stdout.readline()
+                == f"Open http://127.0.0.1:{port}/ in a browser (Ctrl-C: leave)\n"
+            )
             with DIRECT.open(f"http://127.0.0.1:{port}/", timeout=10) as reply:
                 assert "Talk with aerial images" in reply.read().decode()
             assert list(tmp_path.glob("remoteglm-*"))

@@ -5,20 +5,25 @@ owns; when a layer reaches its device it is packed for the fastest kernel that r
 Training (QLoRA, https://arxiv.org/abs/2305.14314): NF4 layers of bitsandbytes, as SAT 0.4.12's own QLoRA raises NameError.
 Shapes: M rows of activations, N outputs, K inputs, G groups of a row.
 """
+
 import ctypes
 import re
 
 import torch
 import torch.nn.functional as F
 
-from .errors import UserError
+from model.errors import UserError
 
 GROUP = 32
 BITS = (8, 4)
-SCALE_DTYPE = torch.bfloat16  # what the kernels take; weights are rounded after their scale, so this costs no accuracy
+SCALE_DTYPE = (
+    torch.bfloat16
+)  # what the kernels take; weights are rounded after their scale, so this costs no accuracy
 LAYERS = re.compile(r"transformer\.layers\.\d+\.(attention|mlp)\.\w+")
 HEAD = "mixins.chatglm-final.lm_head"
-PROBE_ERROR = 0.02  # of the largest output: kernels may round differently, a wrong one is off by far more
+PROBE_ERROR = (
+    0.02  # of the largest output: kernels may round differently, a wrong one is off by far more
+)
 
 
 def bits_of(name, bits):
@@ -29,7 +34,9 @@ def bits_of(name, bits):
 def groups_of(inputs):
     """G for K inputs. Raises UserError."""
     if inputs % GROUP:
-        raise UserError(f"4-bit weights come in groups of {GROUP}: a layer of this network has {inputs} inputs; use 8 bits")
+        raise UserError(
+            f"4-bit weights come in groups of {GROUP}: a layer of this network has {inputs} inputs; use 8 bits"
+        )
     return inputs // GROUP
 
 
@@ -43,13 +50,26 @@ def quantize(weight, bits):
     weight = weight.float()
     if bits == 8:
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-30).to(SCALE_DTYPE)
-        return {"weight": (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8), "scale": scale}
+        return {
+            "weight": (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8),
+            "scale": scale,
+        }
     groups = weight.unflatten(1, (groups_of(weight.size(1)), GROUP))
     low, high = groups.aminmax(dim=-1)
     scale = ((high - low) / 15).clamp(min=1e-30).to(SCALE_DTYPE)
     zero = (low + 8 * scale.float()).to(SCALE_DTYPE)
-    q = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round().clamp(-8, 7).to(torch.int8).flatten(1)
-    return {"weight": (q[:, ::2] << 4 | q[:, 1::2] & 15).view(torch.uint8), "scale": scale, "zero": zero}
+    q = (
+        ((groups - zero.float()[..., None]) / scale.float()[..., None])
+        .round()
+        .clamp(-8, 7)
+        .to(torch.int8)
+        .flatten(1)
+    )
+    return {
+        "weight": (q[:, ::2] << 4 | q[:, 1::2] & 15).view(torch.uint8),
+        "scale": scale,
+        "zero": zero,
+    }
 
 
 def is_quantized(name, tensor):
@@ -63,7 +83,9 @@ def quantized_tensors(tensors, bits):
         layer, _, kind = name.rpartition(".")
         layer_bits = bits_of(layer, bits) if kind == "weight" else None
         if layer_bits and not is_quantized(name, tensor):
-            yield from ((f"{layer}.{part}", value) for part, value in quantize(tensor, layer_bits).items())
+            yield from (
+                (f"{layer}.{part}", value) for part, value in quantize(tensor, layer_bits).items()
+            )
         else:
             yield name, tensor
 
@@ -79,7 +101,9 @@ def dequantize(stored, dtype):
     if "zero" not in stored:
         return stored["weight"].to(dtype) * stored["scale"].to(dtype)[:, None]
     q = _unpacked(stored["weight"]).to(dtype).unflatten(1, (-1, GROUP))
-    return (q * stored["scale"].to(dtype)[..., None] + stored["zero"].to(dtype)[..., None]).flatten(1)
+    return (q * stored["scale"].to(dtype)[..., None] + stored["zero"].to(dtype)[..., None]).flatten(
+        1
+    )
 
 
 class Plain:
@@ -94,8 +118,11 @@ class Plain:
 
 class TorchInt8:
     """torch's int8 weight-only product."""
+
     few = 8  # rows up to which the kernel beats making the weight again, on a CPU with bfloat16
-    piece = 2 ** 22  # weights made again at a time: memory for more is given back to the system and cleared at every product
+    piece = (
+        2**22
+    )  # weights made again at a time: memory for more is given back to the system and cleared at every product
 
     def __init__(self, stored):
         self.weight, self.scale = stored["weight"], stored["scale"]
@@ -114,7 +141,9 @@ class TorchInt4:
     def __init__(self, stored):
         q = _unpacked(stored["weight"]) + 8
         # [G, N, 2]
-        self.scales = torch.stack((stored["scale"], stored["zero"]), -1).transpose(0, 1).contiguous()
+        self.scales = (
+            torch.stack((stored["scale"], stored["zero"]), -1).transpose(0, 1).contiguous()
+        )
         if q.device.type == "cpu":
             self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
             self.product = torch.ops.aten._weight_int4pack_mm_for_cpu
@@ -132,7 +161,8 @@ class CpmKernels:
     """SAT's kernels (cpm_kernels): the weight is unpacked to float16 by one launch. For GPUs torch's products leave out."""
 
     def __init__(self, stored):
-        from .sat_import import cpm_kernels
+        from model.visualglm.sat import cpm_kernels
+
         self.kernels, self.round_up = cpm_kernels()
         weight, scale = stored["weight"], stored["scale"].half()
         self.shape = (weight.size(0), -1)
@@ -143,18 +173,32 @@ class CpmKernels:
 
     def __call__(self, x):
         rows, width = self.weight.shape
-        out = torch.empty(rows, width * (1 if self.zero is None else 2), dtype=torch.half, device=x.device)
-        unpack = self.kernels.int8WeightExtractionHalf if self.zero is None else self.kernels.int4WeightExtractionHalf
+        out = torch.empty(
+            rows, width * (1 if self.zero is None else 2), dtype=torch.half, device=x.device
+        )
+        unpack = (
+            self.kernels.int8WeightExtractionHalf
+            if self.zero is None
+            else self.kernels.int4WeightExtractionHalf
+        )
         with torch.cuda.device(x.device):
-            unpack((rows, 1, 1), (min(self.round_up(width, 32), 1024), 1, 1), 0, torch.cuda.current_stream(),
-                   [ctypes.c_void_p(t.data_ptr()) for t in (self.weight, self.scale, out)]
-                   + [ctypes.c_int32(rows), ctypes.c_int32(width)])
+            unpack(
+                (rows, 1, 1),
+                (min(self.round_up(width, 32), 1024), 1, 1),
+                0,
+                torch.cuda.current_stream(),
+                [ctypes.c_void_p(t.data_ptr()) for t in (self.weight, self.scale, out)]
+                + [ctypes.c_int32(rows), ctypes.c_int32(width)],
+            )
         if self.zero is not None:
             out = out.view(self.zero.size(0), -1, GROUP) + self.zero
         return F.linear(x.half(), out.reshape(self.shape))
 
 
-KERNELS = {"cpu": {8: (TorchInt8,), 4: (TorchInt4,)}, "cuda": {8: (TorchInt8, CpmKernels), 4: (TorchInt4, CpmKernels)}}
+KERNELS = {
+    "cpu": {8: (TorchInt8,), 4: (TorchInt4,)},
+    "cuda": {8: (TorchInt8, CpmKernels), 4: (TorchInt4, CpmKernels)},
+}
 _chosen = {}
 
 
@@ -187,7 +231,11 @@ class QuantizedLinear(torch.nn.Module):
         super().__init__()
         self.bits = bits
         groups = (groups_of(inputs),) if bits == 4 else ()
-        weight = torch.empty(outputs, inputs // 2, dtype=torch.uint8) if bits == 4 else torch.empty(outputs, inputs, dtype=torch.int8)
+        weight = (
+            torch.empty(outputs, inputs // 2, dtype=torch.uint8)
+            if bits == 4
+            else torch.empty(outputs, inputs, dtype=torch.int8)
+        )
         self.register_buffer("weight", weight)
         for name in ("scale", "zero") if bits == 4 else ("scale",):
             self.register_buffer(name, torch.empty(outputs, *groups, dtype=SCALE_DTYPE))
@@ -198,7 +246,9 @@ class QuantizedLinear(torch.nn.Module):
     def pack(self):
         """Give the weights the form of the fastest kernel; they can no longer be saved or moved."""
         stored = {name: buffer for name, buffer in self.named_buffers() if name != "bias"}
-        self.product = choose_kernel(self.weight.device, self.bits, self.out_features, self.in_features)(stored)
+        self.product = choose_kernel(
+            self.weight.device, self.bits, self.out_features, self.in_features
+        )(stored)
         for name in stored:
             delattr(self, name)
 
@@ -229,16 +279,35 @@ def to_nf4(network, device=None):
     try:
         from bitsandbytes.nn import Linear4bit
     except ImportError:
-        raise UserError("4-bit weights need bitsandbytes: pip install bitsandbytes==0.50.2") from None
+        raise UserError(
+            "4-bit weights need bitsandbytes: pip install bitsandbytes==0.50.2"
+        ) from None
 
     for name, module in list(network.named_modules()):
         path, _, child = name.rpartition(".")
-        if not LAYERS.fullmatch(name.removesuffix(".original")) or getattr(module, "weight", None) is None:
+        if (
+            not LAYERS.fullmatch(name.removesuffix(".original"))
+            or getattr(module, "weight", None) is None
+        ):
             continue
         weight, bias = module.weight, module.bias
-        new = Linear4bit(weight.size(1), weight.size(0), bias=bias is not None, compute_dtype=weight.dtype,
-                         quant_type="nf4", device="cpu")
-        state = {"weight": weight.detach().cpu()} | ({"bias": bias.detach().cpu()} if bias is not None else {})
+        new = Linear4bit(
+            weight.size(1),
+            weight.size(0),
+            bias=bias is not None,
+            compute_dtype=weight.dtype,
+            quant_type="nf4",
+            device="cpu",
+        )
+        state = {"weight": weight.detach().cpu()} | (
+            {"bias": bias.detach().cpu()} if bias is not None else {}
+        )
         new.load_state_dict(state)
-        new.support_avx512bf16_for_cpu = False  # its packed form for CPU inference cannot go back to training
-        setattr(network.get_submodule(path), child, new.requires_grad_(False).to(device or weight.device))  # the move quantizes
+        new.support_avx512bf16_for_cpu = (
+            False  # its packed form for CPU inference cannot go back to training
+        )
+        setattr(
+            network.get_submodule(path),
+            child,
+            new.requires_grad_(False).to(device or weight.device),
+        )  # the move quantizes

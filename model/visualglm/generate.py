@@ -2,11 +2,12 @@
 
 Shapes as in visualglm.py. Nothing inside a step waits for the device except reading the chosen ids.
 """
+
 from dataclasses import dataclass
 
 import torch
 
-from .decoder import Decoder
+from model.visualglm.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Sampling:
     temperature 0, top_p 0 or top_k 1 is greedy. The repetition penalty is SAT's rule: the logit of a token generated
     before is divided by it, whatever its sign (transformers multiplies negative ones instead).
     """
+
     max_length: int = 2048  # prompt and answer together, in tokens
     max_new_tokens: int | None = None
     min_new_tokens: int = 0  # before so many the answer does not end
@@ -40,16 +42,22 @@ def candidates(logits, said, sampling):
     if sampling.greedy:
         ids = logits.argmax(-1, keepdim=True)
         return ids, torch.ones_like(ids, dtype=logits.dtype)
-    top, ids = (logits / sampling.temperature).topk(min(sampling.top_k or logits.size(-1), logits.size(-1)))
+    top, ids = (logits / sampling.temperature).topk(
+        min(sampling.top_k or logits.size(-1), logits.size(-1))
+    )
     weights = top.softmax(-1)
-    return ids, weights.masked_fill(weights.cumsum(-1) - weights > sampling.top_p, 0)  # keeps the one that crosses top_p
+    return ids, weights.masked_fill(
+        weights.cumsum(-1) - weights > sampling.top_p, 0
+    )  # keeps the one that crosses top_p
 
 
 def choose(logits, said, sampling, generators):
     """Next ids [B]; a generator a row, so that a row's sample does not depend on its batch."""
     ids, weights = candidates(logits, said, sampling)
     if ids.size(1) > 1:
-        picked = torch.cat([row.multinomial(1, generator=generator) for row, generator in zip(weights, generators)])
+        picked = torch.cat(
+            [row.multinomial(1, generator=generator) for row, generator in zip(weights, generators)]
+        )
         ids = ids.gather(1, picked[:, None])
     return ids[:, 0]
 
@@ -63,8 +71,12 @@ def generate(network, prompts, *, eop, sampling=Sampling(), banned=None, **image
     """
     lengths = [len(p) for p in prompts]
     limit = min(sampling.max_length, network.config.max_sequence_length)
-    room = [max(0, limit - n) if sampling.max_new_tokens is None else max(0, min(sampling.max_new_tokens, limit - n))
-            for n in lengths]
+    room = [
+        max(0, limit - n)
+        if sampling.max_new_tokens is None
+        else max(0, min(sampling.max_new_tokens, limit - n))
+        for n in lengths
+    ]
     if not any(room):
         return
     generators = [torch.Generator(network.device) for _ in prompts]
@@ -74,7 +86,9 @@ def generate(network, prompts, *, eop, sampling=Sampling(), banned=None, **image
     said = torch.zeros(len(prompts), max(room), dtype=torch.long, device=network.device)
     alive = [r > 0 for r in room]
     width = max(lengths)
-    logits = decoder.prefill(torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=network.device), **image)
+    logits = decoder.prefill(
+        torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=network.device), **image
+    )
     for step in range(max(room)):
         logits = logits.float()
         if banned is not None:

@@ -3,11 +3,15 @@
 Against torch's own products that is 1.3 to 2 times the speed for one row and more for a prompt's many; see benchmarks/.
 The packed layers compute only: they can no longer be saved, moved or trained.
 """
+
 import torch
 
-from .sat_import import ColumnParallelLinear, RowParallelLinear
+from model.visualglm.sat import ColumnParallelLinear, RowParallelLinear
 
-SMALLEST = {torch.float32: 2 ** 18, torch.bfloat16: 0}  # weights from which packing pays: a call costs some 20 microseconds
+SMALLEST = {
+    torch.float32: 2**18,
+    torch.bfloat16: 0,
+}  # weights from which packing pays: a call costs some 20 microseconds
 
 
 class PackedLinear(torch.nn.Module):
@@ -27,11 +31,21 @@ def pack(network, smallest=SMALLEST):
     """Replace the linear layers of a network on a CPU, one by one, by packed ones, where this machine has them."""
     if network.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
-    exchanged = {name.rpartition(".")[0] for name in getattr(network, "base_values", ())}  # by checkpoint.without_adapter
-    packable = {torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set())
-    for path in [path for path, _ in network.named_modules()]:  # no layers, whose memory would stay taken
+    exchanged = {
+        name.rpartition(".")[0] for name in getattr(network, "base_values", ())
+    }  # by checkpoint.without_adapter
+    packable = {torch.float32} | (
+        {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
+    )
+    for path in [
+        path for path, _ in network.named_modules()
+    ]:  # no layers, whose memory would stay taken
         layer = network.get_submodule(path)
-        if (isinstance(layer, (torch.nn.Linear, ColumnParallelLinear, RowParallelLinear)) and layer.weight.dtype in packable
-                and layer.weight.numel() >= smallest[layer.weight.dtype] and path not in exchanged):
+        if (
+            isinstance(layer, (torch.nn.Linear, ColumnParallelLinear, RowParallelLinear))
+            and layer.weight.dtype in packable
+            and layer.weight.numel() >= smallest[layer.weight.dtype]
+            and path not in exchanged
+        ):
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, PackedLinear(layer.weight, layer.bias))

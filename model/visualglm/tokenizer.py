@@ -3,21 +3,28 @@
 Source: tokenization_chatglm.py of THUDM/chatglm-6b. Line breaks, tabs and runs of blanks have pieces of their own
 (`<n>`, `<|tab|>`, `<|blank_2|>` .. `<|blank_80|>`); everything else is sentencepiece's work.
 """
+
 import hashlib
 import re
 from pathlib import Path
 
 import sentencepiece
 
-from .errors import UserError
-from .find import VOCABULARY
+from model.errors import UserError
+from model.find import VOCABULARY
 
 SHA256 = "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e"  # of ChatGLM-6B's own
 REAL_VOCABULARY = 130528  # ids of a network that uses it
 MAX_BLANK = 80
 # What transformers' decode tidies after English tokenization, in its order.
 SPACES_BEFORE = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
-TINY_PIECES = ["<n>", "<|tab|>", "<|blank_4|>", "<|blank_3|>", "<|blank_2|>"]  # what a small vocabulary has of these
+TINY_PIECES = [
+    "<n>",
+    "<|tab|>",
+    "<|blank_4|>",
+    "<|blank_3|>",
+    "<|blank_2|>",
+]  # what a small vocabulary has of these
 
 
 class Tokenizer:
@@ -29,22 +36,34 @@ class Tokenizer:
         try:
             data = self.path.read_bytes()
         except OSError as error:
-            raise UserError(f"vocabulary {path}: {error.strerror}; expected ChatGLM's {VOCABULARY}") from None
+            raise UserError(
+                f"vocabulary {path}: {error.strerror}; expected ChatGLM's {VOCABULARY}"
+            ) from None
         self.pieces = sentencepiece.SentencePieceProcessor()
         try:
             self.pieces.LoadFromSerializedProto(data)
         except RuntimeError:
-            raise UserError(f"vocabulary {path}: {len(data)} bytes that are no sentencepiece model; "
-                            f"fetch {VOCABULARY} again (a download can be cut short)") from None
+            raise UserError(
+                f"vocabulary {path}: {len(data)} bytes that are no sentencepiece model; "
+                f"fetch {VOCABULARY} again (a download can be cut short)"
+            ) from None
         found = hashlib.sha256(data).hexdigest()
         if config["vocab_size"] == REAL_VOCABULARY and found != SHA256:
-            raise UserError(f"vocabulary {path}: {len(data)} bytes with sha256 {found[:12]}..., expected ChatGLM-6B's {SHA256[:12]}...: "
-                            f"another model's file, or a damaged one; fetch {VOCABULARY} of THUDM/chatglm-6b")
-        self.gmask, self.sop, self.pad = config["gmask_token_id"], config["bos_token_id"], config["pad_token_id"]
+            raise UserError(
+                f"vocabulary {path}: {len(data)} bytes with sha256 {found[:12]}..., expected ChatGLM-6B's {SHA256[:12]}...: "
+                f"another model's file, or a damaged one; fetch {VOCABULARY} of THUDM/chatglm-6b"
+            )
+        self.gmask, self.sop, self.pad = (
+            config["gmask_token_id"],
+            config["bos_token_id"],
+            config["pad_token_id"],
+        )
         self.eop = config.get("eos_token_id", self.sop + 1)
         if self.pieces.vocab_size() > config["vocab_size"]:
-            raise UserError(f"vocabulary {path} has {self.pieces.vocab_size()} pieces, the network only "
-                            f"{config['vocab_size']}: it belongs to another model")
+            raise UserError(
+                f"vocabulary {path} has {self.pieces.vocab_size()} pieces, the network only "
+                f"{config['vocab_size']}: it belongs to another model"
+            )
 
     def encode(self, text):
         """Text -> ids, without control tokens."""
@@ -71,7 +90,19 @@ def train_vocabulary(texts, path, size, whole=(), prefix=True):
     lines = (text.replace("\n", "<n>") for text in texts)
     with open(path, "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=file, vocab_size=size, model_type="unigram",
-            character_coverage=1.0, byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3, pad_piece="<pad>",
-            user_defined_symbols=[*TINY_PIECES, *whole], normalization_rule_name="nmt_nfkc",
-            add_dummy_prefix=prefix, minloglevel=1)
+            sentence_iterator=lines,
+            model_writer=file,
+            vocab_size=size,
+            model_type="unigram",
+            character_coverage=1.0,
+            byte_fallback=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+            pad_piece="<pad>",
+            user_defined_symbols=[*TINY_PIECES, *whole],
+            normalization_rule_name="nmt_nfkc",
+            add_dummy_prefix=prefix,
+            minloglevel=1,
+        )

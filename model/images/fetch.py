@@ -1,4 +1,5 @@
 """Pictures by address: http and https only, bounded in size and time; for a stranger's address, the public network only."""
+
 import contextlib
 import http.client
 import ipaddress
@@ -8,7 +9,7 @@ import threading
 from concurrent.futures import Future
 from urllib.parse import quote, urljoin, urlsplit
 
-from .errors import UserError
+from model.errors import UserError
 
 MAX_BYTES = 100 * 2**20
 SECONDS = 60  # for everything together: names, redirects, transfer
@@ -37,7 +38,9 @@ def fetch(url, public_only=False):
     except UserError:
         raise
     except TimeoutError:
-        raise UserError(f"no answer for {SILENCE} s, or not complete after {SECONDS} s; download it yourself") from None
+        raise UserError(
+            f"no answer for {SILENCE} s, or not complete after {SECONDS} s; download it yourself"
+        ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"cannot be downloaded ({error or type(error).__name__})") from None
     finally:
@@ -51,17 +54,25 @@ def _download(url, public_only, sockets):
         with contextlib.closing(_connect(url, public_only, sockets)) as connection:
             parts = urlsplit(url)
             target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
-            target = quote(target, safe="/%:@!$&'()*+,;=~?")  # changes what is not ASCII; escapes stay as they are
-            connection.request("GET", target, headers={"User-Agent": "RemoteGLM", "Connection": "close"})
+            target = quote(
+                target, safe="/%:@!$&'()*+,;=~?"
+            )  # changes what is not ASCII; escapes stay as they are
+            connection.request(
+                "GET", target, headers={"User-Agent": "RemoteGLM", "Connection": "close"}
+            )
             with connection.getresponse() as response:
                 if response.status in (301, 302, 303, 307, 308) and response.headers["Location"]:
                     url = urljoin(url, response.headers["Location"])
                     continue
                 if response.status != 200:
                     raise UserError(f"the server answered {response.status} {response.reason}")
-                content = response.read(MAX_BYTES + 1) if (response.length or 0) <= MAX_BYTES else None
+                content = (
+                    response.read(MAX_BYTES + 1) if (response.length or 0) <= MAX_BYTES else None
+                )
                 if content is None or len(content) > MAX_BYTES:
-                    raise UserError(f"more than {MAX_BYTES >> 20} MB; download it yourself and name the file")
+                    raise UserError(
+                        f"more than {MAX_BYTES >> 20} MB; download it yourself and name the file"
+                    )
                 if response.length:
                     raise UserError(f"the connection broke, {response.length} bytes are missing")
                 return content
@@ -98,7 +109,9 @@ def _connect(url, public_only, sockets):
     else:
         context = ssl.create_default_context()
         connection = http.client.HTTPSConnection(host, port, context=context)
-        sock = context.wrap_socket(sock, server_hostname=host)  # verifies the name, whatever address it led to
+        sock = context.wrap_socket(
+            sock, server_hostname=host
+        )  # verifies the name, whatever address it led to
         sockets.append(sock)
     connection.sock = sock  # already there: http.client does not connect by itself
     return connection
@@ -107,5 +120,8 @@ def _connect(url, public_only, sockets):
 def _is_public(address):
     ip = ipaddress.ip_address(address)
     ip = getattr(ip, "ipv4_mapped", None) or ip
-    return (ip.is_global and not (ip.is_multicast or ip.is_reserved or getattr(ip, "is_site_local", False))
-            and getattr(ip, "sixtofour", None) is None)
+    return (
+        ip.is_global
+        and not (ip.is_multicast or ip.is_reserved or getattr(ip, "is_site_local", False))
+        and getattr(ip, "sixtofour", None) is None
+    )

@@ -1,32 +1,45 @@
-"""Pictures: a file or an address -> 8-bit RGB -> the normalised pixels the vision tower reads.
+"""Images: a file or an address -> 8-bit RGB.
 
 Pillow reads them; rasterio, where it is installed, reads what Pillow cannot: several bands of more than 8 bits, other
 bands than the first three, scenes too large to be decoded whole.
-Source of the numbers: BlipImageEvalProcessor of VisualGLM-6B (CLIP's mean and standard deviation, bicubic resize).
 """
+
 import io
 import os
 import struct
 import warnings
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from .errors import UserError
-from .fetch import fetch
+from model.errors import UserError
+from model.images.fetch import fetch
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_PIXELS = 2**27  # decoded whole by Pillow: 0.5 GB at its 4 bytes a pixel, 1 to 1.5 GB while they are converted
+MAX_PIXELS = (
+    2**27
+)  # decoded whole by Pillow: 0.5 GB at its 4 bytes a pixel, 1 to 1.5 GB while they are converted
 MAX_SCENE = 2**32  # pixels read through rasterio without overviews: a minute or more
 MAX_BLOCK = 2**29  # bytes that rasterio decodes at a time
-LONGEST = 2048  # pixels; pictures at least twice as long are shrunk by a whole factor: networks read 224
+LONGEST = (
+    2048  # pixels; pictures at least twice as long are shrunk by a whole factor: networks read 224
+)
 NODATA = 42113  # GDAL's TIFF tag
 # How a file begins -> GDAL's driver for it. Left to choose, GDAL also opens descriptions that name other files.
-DRIVERS = {b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff", b"\x89PNG": "PNG", b"BM": "BMP",
-           b"\xff\xd8\xff": "JPEG", b"\0\0\0\x0cjP": "JP2OpenJPEG", b"\xff\x4f\xff\x51": "JP2OpenJPEG"}
-RANDOM_ACCESS = ("GTiff", "JP2OpenJPEG")  # averaging goes back to earlier rows; in the others each time from the top
+DRIVERS = {
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\x89PNG": "PNG",
+    b"BM": "BMP",
+    b"\xff\xd8\xff": "JPEG",
+    b"\0\0\0\x0cjP": "JP2OpenJPEG",
+    b"\xff\x4f\xff\x51": "JP2OpenJPEG",
+}
+RANDOM_ACCESS = (
+    "GTiff",
+    "JP2OpenJPEG",
+)  # averaging goes back to earlier rows; in the others each time from the top
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice this number
 warnings.filterwarnings("ignore", module="PIL|rasterio")  # an error says it in one line
@@ -45,9 +58,19 @@ def read_image(source, bands=None, public_only=False):
     except UserError as error:
         raise UserError(f"image {source}: {error}") from None
     except UnidentifiedImageError:
-        raise UserError(f"image {source}: not a picture Pillow can read (PNG, JPEG, TIFF, ... expected)") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # of truncated and corrupt files
-        raise UserError(f"image {source}: cannot be read ({error}); copy or download it again") from None
+        raise UserError(
+            f"image {source}: not a picture Pillow can read (PNG, JPEG, TIFF, ... expected)"
+        ) from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+    ) as error:  # of truncated and corrupt files
+        raise UserError(
+            f"image {source}: cannot be read ({error}); copy or download it again"
+        ) from None
 
 
 def _open(source, public_only):
@@ -70,22 +93,38 @@ def _decode(file, bands):
         image = Image.open(file)
     except Image.DecompressionBombError as error:
         if _driver(file) != "JPEG":
-            return _read_scene(file, None, f"{str(error).partition(', could')[0]}; a reduced reading")
+            return _read_scene(
+                file, None, f"{str(error).partition(', could')[0]}; a reduced reading"
+            )
         image = JpegImagePlugin.JpegImageFile(file)  # its decoder can shrink
         if "progressive" in image.info:  # which keeps all coefficients in memory
-            raise UserError(f"a progressive JPEG of {image.width} x {image.height} pixels; cut it into tiles") from None
+            raise UserError(
+                f"a progressive JPEG of {image.width} x {image.height} pixels; cut it into tiles"
+            ) from None
     except UnidentifiedImageError:
         if _driver(file) != "GTiff":
             raise
-        return _read_scene(file, None, "a TIFF that Pillow cannot read; unless it was cut short, it")
+        return _read_scene(
+            file, None, "a TIFF that Pillow cannot read; unless it was cut short, it"
+        )
     if image.format == "EPS":
         raise UserError("an EPS file, which only an outside program can draw; convert it to PNG")
-    if image.format == "TIFF" and image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 1 and (
-            max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8 or len(image.getbands()) == 1):
-        return _read_scene(file, None, "several bands, of which Pillow reads one or the upper 8 bits; this")
+    if (
+        image.format == "TIFF"
+        and image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 1
+        and (
+            max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+            or len(image.getbands()) == 1
+        )
+    ):
+        return _read_scene(
+            file, None, "several bands, of which Pillow reads one or the upper 8 bits; this"
+        )
     factor = max(image.size) // LONGEST
     if factor > 1:
-        image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))  # only JPEG can
+        image.draft(
+            None, (max(1, image.width // factor), max(1, image.height // factor))
+        )  # only JPEG can
     return _to_rgb(image)
 
 
@@ -127,7 +166,9 @@ def _stretch(band, valid):
 def _on_white(image, mask):
     """mask: an 8-bit image, or a bool array."""
     white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=Image.fromarray(mask * np.uint8(255)) if isinstance(mask, np.ndarray) else mask)
+    white.paste(
+        image, mask=Image.fromarray(mask * np.uint8(255)) if isinstance(mask, np.ndarray) else mask
+    )
     return white
 
 
@@ -140,30 +181,51 @@ def _read_scene(file, bands, need):
     """Read through rasterio, from overviews or reduced while it is read; need: what for, when it is missing."""
     driver = _driver(file)
     if driver is None:
-        raise UserError(f"{need} is not possible for files of this kind; convert it to TIFF or PNG, or cut it into tiles")
+        raise UserError(
+            f"{need} is not possible for files of this kind; convert it to TIFF or PNG, or cut it into tiles"
+        )
     try:
         import rasterio
         from rasterio.enums import ColorInterp, Resampling
     except ImportError:
         raise UserError(f"{need} needs rasterio: pip install rasterio") from None
     try:
-        with (rasterio.Env(GDAL_CACHEMAX=64),  # MB
-              rasterio.open(getattr(file, "name", file), driver=driver) as scene):
+        with (
+            rasterio.Env(GDAL_CACHEMAX=64),  # MB
+            rasterio.open(getattr(file, "name", file), driver=driver) as scene,
+        ):
             palette = scene.colorinterp[0] == ColorInterp.palette and not bands
             colours = dict(zip(scene.colorinterp, scene.indexes))
             if not bands:
-                bands = [colours.get(colour) for colour in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)]
+                bands = [
+                    colours.get(colour)
+                    for colour in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+                ]
                 bands = bands if all(bands) else [1, 2, 3] if scene.count > 2 else [1, 1, 1]
             elif not all(1 <= band <= scene.count for band in bands):
-                raise UserError(f"bands {' '.join(map(str, bands))} were asked for, it has 1 to {scene.count}")
-            block = np.prod(scene.block_shapes[0]) * scene.count * np.dtype(scene.dtypes[0]).itemsize
-            if block > MAX_BLOCK or scene.width * scene.height > MAX_SCENE and not scene.overviews(1):
-                raise UserError(f"{scene.width} x {scene.height} pixels without overviews, in blocks of {block / 1e6:.0f} MB; "
-                                "rewrite it with `gdal_translate -of COG`")
+                raise UserError(
+                    f"bands {' '.join(map(str, bands))} were asked for, it has 1 to {scene.count}"
+                )
+            block = (
+                np.prod(scene.block_shapes[0]) * scene.count * np.dtype(scene.dtypes[0]).itemsize
+            )
+            if (
+                block > MAX_BLOCK
+                or scene.width * scene.height > MAX_SCENE
+                and not scene.overviews(1)
+            ):
+                raise UserError(
+                    f"{scene.width} x {scene.height} pixels without overviews, in blocks of {block / 1e6:.0f} MB; "
+                    "rewrite it with `gdal_translate -of COG`"
+                )
             factor = max(1, max(scene.shape) // LONGEST)
             pick = palette or driver not in RANDOM_ACCESS
-            read = scene.read(bands, masked=True, out_shape=(3, -(-scene.height // factor), -(-scene.width // factor)),
-                              resampling=Resampling.nearest if pick else Resampling.average)
+            read = scene.read(
+                bands,
+                masked=True,
+                out_shape=(3, -(-scene.height // factor), -(-scene.width // factor)),
+                resampling=Resampling.nearest if pick else Resampling.average,
+            )
             table = scene.colormap(1) if palette else None
     except rasterio.errors.RasterioError as error:
         raise OSError(error.__cause__ or error) from None
@@ -171,7 +233,9 @@ def _read_scene(file, bands, need):
         raise UserError("complex numbers; write their amplitude first")
     values, valid = read.data, ~np.ma.getmaskarray(read)
     if palette:
-        values = np.array([table.get(i, (0, 0, 0, 255)) for i in range(max(table) + 1)], dtype=np.uint8)[values[0], :3]
+        values = np.array(
+            [table.get(i, (0, 0, 0, 255)) for i in range(max(table) + 1)], dtype=np.uint8
+        )[values[0], :3]
     elif values.dtype == np.uint8:
         values = values.transpose(1, 2, 0)
     else:
@@ -179,42 +243,3 @@ def _read_scene(file, bands, need):
         valid &= np.isfinite(values)
         values = np.stack([_stretch(*band) for band in zip(values, valid)], axis=-1)
     return _on_white(Image.fromarray(values), valid.any(axis=0))
-
-
-GREY = np.full((3, 3), 1 / 3)  # what of a colour is grey; a hue turns the rest about it
-TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3 ** 0.5  # a quarter of a turn
-HUE = 0.3 * np.pi  # largest change, radians
-STRETCH = 0.15  # of one side against the other, as a logarithm
-
-
-def augment(image, rng, least, turn=True, tint=True):
-    """A training picture as it might also have been taken: turned and mirrored, cropped, stretched, in another light and season.
-
-    image: PIL RGB; rng: random.Random; least: share of each side that a crop keeps at least: the smaller, the more of what a
-    description names is cut away; turn=False keeps up, down, left and right where they are, tint=False keeps the names of
-    colours true. From above no side is up: it is turned by any angle, and what a turned crop sees beyond the border is mirrored there.
-    """
-    share, stretch = rng.uniform(least, 1), np.exp(rng.uniform(-STRETCH, STRETCH))
-    width, height = max(1, min(1, share * stretch) * image.width), max(1, min(1, share / stretch) * image.height)
-    x, y = rng.uniform(width / 2, image.width - width / 2), rng.uniform(height / 2, image.height - height / 2)  # the middle of the crop
-    angle, side, beyond = 0, 1, 0
-    if turn:
-        angle, side, beyond = rng.uniform(-np.pi, np.pi), rng.choice((-1, 1)), int(np.ceil(np.hypot(width, height) - min(width, height)) / 2 + 1)
-    (a, b), (d, e) = rows = (side * np.cos(angle), -np.sin(angle)), (side * np.sin(angle), np.cos(angle))
-    c, f = (middle + beyond - np.dot(row, (width / 2, height / 2)) for middle, row in zip((x, y), rows))
-    image = Image.fromarray(np.pad(np.asarray(image), ((beyond, beyond), (beyond, beyond), (0, 0)), "symmetric"))
-    image = image.transform((round(width), round(height)), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
-    change = 0.4 if tint else 0.25
-    light, contrast, colour = (rng.uniform(1 - change, 1 + change) for _ in range(3))
-    hue = rng.uniform(-HUE, HUE) if tint else 0
-    colour *= not tint or rng.random() > 0.2  # one in five is grey
-    matrix = light * contrast * (GREY + colour * (np.cos(hue) * (np.eye(3) - GREY) + np.sin(hue) * TURN))
-    offset = light * (1 - contrast) * np.asarray(image).mean()
-    return image.convert("RGB", tuple(np.column_stack((matrix, np.full(3, offset))).ravel()))
-
-
-def to_pixels(image, size):
-    """PIL RGB image -> float32 [3, height, width], normalised; size = (height, width)."""
-    resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(resized, dtype=np.float32)).permute(2, 0, 1) / 255
-    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]

@@ -4,6 +4,7 @@ SAT: `latest`, `<step>/mp_rank_00_model_states.pt`, `model_config.json`. Hugging
 `pytorch_model*.bin` or `model*.safetensors`. This project: `model_config.json`, `model.safetensors`, `remoteglm.json`.
 Files are memory-mapped and unpickled with `weights_only=True`: opening costs no memory and runs nobody's code.
 """
+
 import hashlib
 import json
 import pickle
@@ -14,20 +15,40 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import UserError
+from model.errors import UserError
 
 CONFIG, CARD, FULL = "model_config.json", "remoteglm.json", "model.safetensors"
-CONFIG_KEYS = ("num_layers", "hidden_size", "inner_hidden_size", "num_attention_heads", "vocab_size",
-               "max_sequence_length", "layernorm_epsilon", "image_length", "eva_args", "qformer_args", "bos_token_id",
-               "gmask_token_id", "pad_token_id")
+CONFIG_KEYS = (
+    "num_layers",
+    "hidden_size",
+    "inner_hidden_size",
+    "num_attention_heads",
+    "vocab_size",
+    "max_sequence_length",
+    "layernorm_epsilon",
+    "image_length",
+    "eva_args",
+    "qformer_args",
+    "bos_token_id",
+    "gmask_token_id",
+    "pad_token_id",
+)
 HF_LAYERS = 28  # written into the Hugging Face code where the residual scale is computed, whatever num_layers says
-HF_NAMES = {"lm_head.weight": "mixins.chatglm-final.lm_head.weight", "image_encoder.": "mixins.eva.model."}
+HF_NAMES = {
+    "lm_head.weight": "mixins.chatglm-final.lm_head.weight",
+    "image_encoder.": "mixins.eva.model.",
+}
 HF_PARTS = {"eva_config": "eva_args", "qformer_config": "qformer_args"}
 QKV = re.compile(r"transformer\.layers\.\d+\.attention\.query_key_value\.(weight|bias)")
 LORA = re.compile(r"(.*)\.matrix_([AB])\.(\d+)")
 # numpy's random state, which the ancestor's training script stores, and where numpy 1 kept the function that restores it
-RANDOM_STATE = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, np.dtypes.UInt32DType,
-                (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]
+RANDOM_STATE = [
+    np._core.multiarray._reconstruct,
+    np.ndarray,
+    np.dtype,
+    np.dtypes.UInt32DType,
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+]
 
 
 def read_json(path, what, kind=None):
@@ -35,7 +56,9 @@ def read_json(path, what, kind=None):
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if kind is not None and not isinstance(found, kind):
-            raise UserError(f"{what} {path}: expected a JSON {'object' if kind is dict else 'list'}, got {type(found).__name__}; copy it again")
+            raise UserError(
+                f"{what} {path}: expected a JSON {'object' if kind is dict else 'list'}, got {type(found).__name__}; copy it again"
+            )
         return found
     except FileNotFoundError:
         raise UserError(f"{what} {path}: no such file") from None
@@ -51,10 +74,18 @@ def read_config(path):
         config = {"residual_layers": HF_LAYERS, "layernorm_order": "post"} | config
     missing = [key for key in CONFIG_KEYS if key not in config]
     if missing:
-        raise UserError(f"{path}: not the configuration of a VisualGLM network; it lacks {', '.join(missing)}")
-    odd = [key for key in CONFIG_KEYS if not isinstance(config[key], dict if key.endswith("_args") else (int, float))]
+        raise UserError(
+            f"{path}: not the configuration of a VisualGLM network; it lacks {', '.join(missing)}"
+        )
+    odd = [
+        key
+        for key in CONFIG_KEYS
+        if not isinstance(config[key], dict if key.endswith("_args") else (int, float))
+    ]
     if odd:
-        raise UserError(f"{path}: {odd[0]} is {config[odd[0]]!r}, expected {'an object' if odd[0].endswith('_args') else 'a number'}; copy it again")
+        raise UserError(
+            f"{path}: {odd[0]} is {config[odd[0]]!r}, expected {'an object' if odd[0].endswith('_args') else 'a number'}; copy it again"
+        )
     return config
 
 
@@ -87,7 +118,7 @@ def hf_name(name):
     """A SAT name -> the Hugging Face name of the same tensor."""
     for theirs, ours in HF_NAMES.items():
         if name.startswith(ours):
-            return theirs + name[len(ours):]
+            return theirs + name[len(ours) :]
     return name
 
 
@@ -95,7 +126,7 @@ def sat_name(name):
     """The way back from `hf_name`."""
     for theirs, ours in HF_NAMES.items():
         if name.startswith(theirs):
-            return ours + name[len(theirs):]
+            return ours + name[len(theirs) :]
     return name
 
 
@@ -126,11 +157,23 @@ def _open(path):
         state = state["module"] if path.suffix == ".pt" else state
         return {name: (lambda tensor=tensor: tensor) for name, tensor in state.items()}
     except FileNotFoundError:
-        raise UserError(f"checkpoint {path.parent}: {path.name} is missing; fetch it again") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError,
-            OSError) as error:
+        raise UserError(
+            f"checkpoint {path.parent}: {path.name} is missing; fetch it again"
+        ) from None
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"checkpoint {path}: the weights cannot be read ({reason}){nature(path)}") from None
+        raise UserError(
+            f"checkpoint {path}: the weights cannot be read ({reason}){nature(path)}"
+        ) from None
 
 
 def weight_files(folder):
@@ -141,30 +184,44 @@ def weight_files(folder):
         try:
             tag = (folder / "latest").read_text(errors="replace").strip()
         except FileNotFoundError:
-            raise UserError(f"checkpoint {folder}: no weights; expected {FULL}, or SAT's `latest` and "
-                            "<step>/mp_rank_00_model_states.pt") from None
+            raise UserError(
+                f"checkpoint {folder}: no weights; expected {FULL}, or SAT's `latest` and "
+                "<step>/mp_rank_00_model_states.pt"
+            ) from None
         step = folder / (str(int(tag)) if tag.isdigit() else tag)
         if (step / "mp_rank_01_model_states.pt").exists():
-            raise UserError(f"checkpoint {step}: split for model parallelism; merge its parts with SAT first")
+            raise UserError(
+                f"checkpoint {step}: split for model parallelism; merge its parts with SAT first"
+            )
         return [step / "mp_rank_00_model_states.pt"]
     for pattern in ("model*.safetensors", "pytorch_model*.bin"):
         present = sorted(folder.glob(pattern))
         index = folder / f"{pattern.replace('*', '')}.index.json"
         if index.is_file():
-            wanted = sorted(set(read_json(index, "list of weight files", dict).get("weight_map", {}).values()))
+            wanted = sorted(
+                set(read_json(index, "list of weight files", dict).get("weight_map", {}).values())
+            )
             if not wanted:
-                raise UserError(f"checkpoint {folder}: {index.name} lists no weight files; fetch it again")
+                raise UserError(
+                    f"checkpoint {folder}: {index.name} lists no weight files; fetch it again"
+                )
             missing = [name for name in wanted if not (folder / name).is_file()]
             if missing:
-                raise UserError(f"checkpoint {folder}: {len(missing)} of {len(wanted)} weight files are missing "
-                                f"({', '.join(missing[:5])}); fetch them again")
+                raise UserError(
+                    f"checkpoint {folder}: {len(missing)} of {len(wanted)} weight files are missing "
+                    f"({', '.join(missing[:5])}); fetch them again"
+                )
             return [folder / name for name in wanted]
         if present:
             if re.search(r"-\d+-of-", present[0].name):
-                raise UserError(f"checkpoint {folder}: {index.name}, the list of its {len(present)} weight files, is missing; "
-                                "fetch it again")
+                raise UserError(
+                    f"checkpoint {folder}: {index.name}, the list of its {len(present)} weight files, is missing; "
+                    "fetch it again"
+                )
             return present
-    raise UserError(f"checkpoint {folder}: no weights; expected model*.safetensors or pytorch_model*.bin beside config.json")
+    raise UserError(
+        f"checkpoint {folder}: no weights; expected model*.safetensors or pytorch_model*.bin beside config.json"
+    )
 
 
 class Stored:
@@ -177,17 +234,32 @@ class Stored:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        huggingface = not (self.folder / CONFIG).is_file() and (self.folder / "config.json").is_file()
+        huggingface = (
+            not (self.folder / CONFIG).is_file() and (self.folder / "config.json").is_file()
+        )
         self.config = read_config(self.folder / ("config.json" if huggingface else CONFIG))
-        self.card = read_json(self.folder / CARD, "checkpoint card", dict) if (self.folder / CARD).is_file() else {}
-        readers = {name: read for path in weight_files(self.folder) for name, read in _open(path).items()}
+        self.card = (
+            read_json(self.folder / CARD, "checkpoint card", dict)
+            if (self.folder / CARD).is_file()
+            else {}
+        )
+        readers = {
+            name: read for path in weight_files(self.folder) for name, read in _open(path).items()
+        }
         if huggingface:
             readers = {sat_name(name): read for name, read in readers.items()}
         self._heads = self.config["num_attention_heads"] if huggingface else None
         # What the official code stores beside the weights; computed in float32 here.
-        self._readers = {name.replace(".original.", "."): read for name, read in readers.items()
-                         if not name.endswith("rotary_emb.inv_freq")}
-        self.adapter = [name for name in self._readers if LORA.fullmatch(name) or name.startswith("mixins.ptuning.")]
+        self._readers = {
+            name.replace(".original.", "."): read
+            for name, read in readers.items()
+            if not name.endswith("rotary_emb.inv_freq")
+        }
+        self.adapter = [
+            name
+            for name in self._readers
+            if LORA.fullmatch(name) or name.startswith("mixins.ptuning.")
+        ]
         self.names = [name for name in self._readers if name not in set(self.adapter)]
         self.method = self._method()
 
@@ -210,10 +282,19 @@ class Stored:
         prefixes = [name for name in self.adapter if name.startswith("mixins.ptuning.")]
         if prefixes:
             return {"name": "ptuning", "length": self.read(prefixes[0]).size(2)}
-        matrices = {LORA.fullmatch(name)[1]: name for name in self.adapter if LORA.fullmatch(name)[2] == "A"}
+        matrices = {
+            LORA.fullmatch(name)[1]: name for name in self.adapter if LORA.fullmatch(name)[2] == "A"
+        }
         layers = sorted({int(re.search(r"\.layers\.(\d+)\.", name)[1]) for name in matrices})
-        return {"name": "lora", "rank": self.read(next(iter(matrices.values()))).size(0), "alpha": 1.0, "layers": layers}
+        return {
+            "name": "lora",
+            "rank": self.read(next(iter(matrices.values()))).size(0),
+            "alpha": 1.0,
+            "layers": layers,
+        }
 
     def fingerprint(self):
         """`fingerprint` of the base, the same for every layout; a quantized one carries that of the weights it was made from."""
-        return self.card.get("fingerprint") or fingerprint({name: self.read(name) for name in self.names})
+        return self.card.get("fingerprint") or fingerprint(
+            {name: self.read(name) for name in self.names}
+        )

@@ -3,6 +3,7 @@
 One file a picture, [Q, width] in the training dtype (32 x 768 in bfloat16: 49 kB) and a checksum, named by the hash of the
 picture's bytes, the base's fingerprint and how pixels are made; so runs and processes share it. Between runs it may be removed.
 """
+
 import hashlib
 import os
 import re
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import UserError
-from .images import MEAN, STD, read_image, to_pixels
+from model.errors import UserError
+from model.images import read_image
+from model.visualglm.pixels import MEAN, STD, to_pixels
 
 NAME = re.compile("[0-9a-f]{64}")
 SPARE = 200e6  # bytes left free on the disk
@@ -26,7 +28,12 @@ class VisionCache:
     """Features by picture. pictures: paths; shape: (Q, width) of one; mark: what the weights are told apart by."""
 
     def __init__(self, folder, pictures, *, shape, dtype, image_size, mark, threads=8):
-        self.folder, self.shape, self.dtype, self.image_size = Path(folder), shape, dtype, image_size
+        self.folder, self.shape, self.dtype, self.image_size = (
+            Path(folder),
+            shape,
+            dtype,
+            image_size,
+        )
         self.bytes = shape[0] * shape[1] * dtype.itemsize
         made = f"{mark} {shape} {dtype} {image_size} {MEAN} {STD}".encode()
 
@@ -37,13 +44,20 @@ class VisionCache:
         everything = [*pictures, BLANK]
         with ThreadPoolExecutor(threads) as pool:
             try:
-                self.files = {p: self.folder / n[:2] / n for p, n in zip(everything, pool.map(name, everything))}
+                self.files = {
+                    p: self.folder / n[:2] / n
+                    for p, n in zip(everything, pool.map(name, everything))
+                }
             except OSError as error:
                 raise UserError(f"image {error.filename}: {error.strerror}") from None
-        first = {file: picture for picture, file in reversed(self.files.items())}  # the same bytes under two names are one picture
+        first = {
+            file: picture for picture, file in reversed(self.files.items())
+        }  # the same bytes under two names are one picture
         with ThreadPoolExecutor(threads) as pool:
             whole = list(pool.map(self._whole, first))
-        self.missing = [picture for (file, picture), there in zip(first.items(), whole) if not there]
+        self.missing = [
+            picture for (file, picture), there in zip(first.items(), whole) if not there
+        ]
 
     def _whole(self, file):
         try:
@@ -54,7 +68,10 @@ class VisionCache:
     def _content(self, file):
         """The bytes of a file, None where they are not what was written."""
         content = bytearray(file.read_bytes())
-        whole = len(content) == self.bytes + 4 and zlib.crc32(content[:-4]).to_bytes(4, "big") == content[-4:]
+        whole = (
+            len(content) == self.bytes + 4
+            and zlib.crc32(content[:-4]).to_bytes(4, "big") == content[-4:]
+        )
         return content[:-4] if whole else None
 
     def room(self):
@@ -63,17 +80,21 @@ class VisionCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             return shutil.disk_usage(self.folder).free >= len(self.missing) * self.bytes + SPARE
         except OSError as error:
-            raise UserError(f"vision cache {self.folder} cannot be written: {error.strerror}; name another folder by --vision_cache, "
-                            "or `off`") from None
+            raise UserError(
+                f"vision cache {self.folder} cannot be written: {error.strerror}; name another folder by --vision_cache, "
+                "or `off`"
+            ) from None
 
     @torch.inference_mode()
     def fill(self, network, pictures, batch=16, progress=iter):
         """Encode pictures (a part of `missing`) and store what comes out."""
-        chunks = [pictures[i:i + batch] for i in range(0, len(pictures), batch)]
+        chunks = [pictures[i : i + batch] for i in range(0, len(pictures), batch)]
         with ThreadPoolExecutor(4) as pool:
             for chunk in progress(chunks):
                 pixels = torch.stack(list(pool.map(self._pixels, chunk)))
-                for picture, features in zip(chunk, network.image_features(pixels).to(self.dtype).cpu()):
+                for picture, features in zip(
+                    chunk, network.image_features(pixels).to(self.dtype).cpu()
+                ):
                     file = self.files[picture]
                     scratch = file.with_name(f".{file.name}.{os.getpid()}")
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +114,9 @@ class VisionCache:
         except OSError:
             content = None
         if content is None:
-            raise UserError(f"vision cache: {self.files[picture]} was removed or damaged while the run needed it; start it again with --resume")
+            raise UserError(
+                f"vision cache: {self.files[picture]} was removed or damaged while the run needed it; start it again with --resume"
+            )
         return torch.frombuffer(content, dtype=self.dtype).view(self.shape)
 
     def prune(self, limit, idle=86400):
@@ -101,7 +124,11 @@ class VisionCache:
         last `idle` seconds, nor files that are not the cache's own."""
         for file in self.files.values():
             os.utime(file)
-        found = sorted((file.stat().st_mtime, file) for file in self.folder.glob("??/*") if NAME.fullmatch(file.name) and file.is_file())
+        found = sorted(
+            (file.stat().st_mtime, file)
+            for file in self.folder.glob("??/*")
+            if NAME.fullmatch(file.name) and file.is_file()
+        )
         over = sum(file.stat().st_size for _, file in found) - limit
         for used, file in found:
             if over <= 0 or used > time.time() - idle:

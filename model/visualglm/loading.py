@@ -4,6 +4,7 @@ Readable: what `stored.py` lists (SAT, Hugging Face, this project's full checkpo
 LoRA checkpoints) and this project's adapters over any of them. A written folder holds `remoteglm.json`, which says what
 it is, `model_config.json`, the vocabulary, and `adapter.safetensors` (trained tensors only) or `model.safetensors`.
 """
+
 import json
 import math
 import os
@@ -16,15 +17,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import UserError
-from .find import VOCABULARY, find_checkpoint, find_vocabulary, sha256
-from .quantization import BITS, QuantizedLinear, is_quantized, quantized_shells, quantized_tensors
-from .sat_import import LoraLinear, PTuningV2Mixin
-from .stored import CARD, CONFIG, FULL, Stored, read_config, read_json
-from .tokenizer import Tokenizer
-from .visualglm import PARTS, VisualGLM
+from model.errors import UserError
+from model.find import VOCABULARY, find_checkpoint, find_vocabulary, sha256
+from model.visualglm.network import PARTS, VisualGLM
+from model.visualglm.quantization import (
+    BITS,
+    QuantizedLinear,
+    is_quantized,
+    quantized_shells,
+    quantized_tensors,
+)
+from model.visualglm.sat import LoraLinear, PTuningV2Mixin
+from model.visualglm.stored import CARD, CONFIG, FULL, Stored, read_config, read_json
+from model.visualglm.tokenizer import Tokenizer
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 ADAPTER = "adapter.safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LARGE = 1e9  # parameters from which a CPU takes bfloat16: VisualGLM-6B is 31 GB in float32
@@ -33,12 +40,20 @@ LARGE = 1e9  # parameters from which a CPU takes bfloat16: VisualGLM-6B is 31 GB
 def choose_device(name=None):
     """torch.device for a name; None takes the first of cuda, mps, cpu that works. Raises UserError."""
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+        raise UserError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu"
+        ) from None
     return device
 
 
@@ -47,7 +62,13 @@ def choose_dtype(name, device, network=None, bits=None):
     quantized network (what its fast kernels compute in)."""
     if name is None:
         large = network is not None and sum(p.numel() for p in network.parameters()) >= LARGE
-        return torch.float16 if device.type != "cpu" else torch.bfloat16 if large or bits else torch.float32
+        return (
+            torch.float16
+            if device.type != "cpu"
+            else torch.bfloat16
+            if large or bits
+            else torch.float32
+        )
     if name not in DTYPES:
         raise UserError(f"dtype {name!r}: expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -57,8 +78,11 @@ def _check_fit(shapes, expected, source):
     """UserError that lists what is missing, unexpected or of another shape. Both: name -> shape."""
     wrong = [f"missing {name}" for name in sorted(set(expected) - set(shapes))]
     wrong += [f"unexpected {name}" for name in sorted(set(shapes) - set(expected))]
-    wrong += [f"{name} has shape {list(shapes[name])}, expected {list(expected[name])}"
-              for name in sorted(set(expected) & set(shapes)) if shapes[name] != expected[name]]
+    wrong += [
+        f"{name} has shape {list(shapes[name])}, expected {list(expected[name])}"
+        for name in sorted(set(expected) & set(shapes))
+        if shapes[name] != expected[name]
+    ]
     if wrong:
         shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise UserError(f"{source}: {len(wrong)} tensors do not fit the network: {shown}")
@@ -69,8 +93,11 @@ def _place(network, tensors, device, dtype):
     placed = {}
     for name, tensor in tensors:
         # A copy: what is memory-mapped from a file must not change when the file is written anew.
-        placed[name] = tensor.to(device="cpu" if name.startswith(network.on_cpu) else device,
-                                 dtype=tensor.dtype if is_quantized(name, tensor) else dtype, copy=True)
+        placed[name] = tensor.to(
+            device="cpu" if name.startswith(network.on_cpu) else device,
+            dtype=tensor.dtype if is_quantized(name, tensor) else dtype,
+            copy=True,
+        )
     network.load_state_dict(placed, strict=False, assign=True)
 
 
@@ -80,7 +107,9 @@ def _fill(network, stored, device, dtype, bits):
         quantized_shells(network, bits)
     own = {name: parameter.shape for name, parameter in network.state_dict().items()}
     expected = own if "quantization" in stored.card else plain
-    _check_fit({name: stored.shape(name) for name in stored.names}, expected, f"checkpoint {stored.folder}")
+    _check_fit(
+        {name: stored.shape(name) for name in stored.names}, expected, f"checkpoint {stored.folder}"
+    )
     tensors = ((name, stored.read(name)) for name in stored.names)
     _place(network, quantized_tensors(tensors, bits) if bits else tensors, device, dtype)
     for module in network.modules():
@@ -95,7 +124,15 @@ def build(config_path, tokenizer_path, device, dtype):
     return VisualGLM(config).to(device=device, dtype=dtype), tokenizer, config
 
 
-def load_base(name, tokenizer_path=None, device=torch.device("cpu"), dtype=None, bits=None, download=None, encoder_on_cpu=False):
+def load_base(
+    name,
+    tokenizer_path=None,
+    device=torch.device("cpu"),
+    dtype=None,
+    bits=None,
+    download=None,
+    encoder_on_cpu=False,
+):
     """A network in evaluation mode, filled tensor by tensor straight on its device in its dtype.
 
     name: a folder, or a name to look up; dtype: a name of DTYPES, "stored", or None to choose; bits: 8 or 4 quantizes (a quantized
@@ -106,7 +143,9 @@ def load_base(name, tokenizer_path=None, device=torch.device("cpu"), dtype=None,
     if "quantization" in stored.card:
         own = stored.card["quantization"]["bits"]
         if bits not in (None, own):
-            raise UserError(f"checkpoint {stored.folder} holds {own}-bit weights, --quant {bits} was asked for; leave it out")
+            raise UserError(
+                f"checkpoint {stored.folder} holds {own}-bit weights, --quant {bits} was asked for; leave it out"
+            )
         bits = own
     if bits not in (None, *BITS):
         raise UserError(f"quantization to {bits} bits: expected 8 or 4")
@@ -125,11 +164,15 @@ class Lora(LoraLinear):
 
     def __init__(self, linear, parts, rank, alpha, dropout, device, dtype):
         """parts: how many projections the layer fuses (3 for q, k, v); each gets matrices of its own."""
-        inputs = getattr(linear, "in_features", None) or linear.input_size  # torch's name, SAT's name
+        inputs = (
+            getattr(linear, "in_features", None) or linear.input_size
+        )  # torch's name, SAT's name
         outputs = getattr(linear, "out_features", None) or linear.output_size
         with torch.device("meta"):
             shape = torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype)
-            super().__init__(torch.nn.Linear, parts, inputs, outputs, rank, alpha, dropout, original_obj=shape)
+            super().__init__(
+                torch.nn.Linear, parts, inputs, outputs, rank, alpha, dropout, original_obj=shape
+            )
         self.original = linear
         for matrices in (self.matrix_A, self.matrix_B):
             for index, matrix in enumerate(matrices):
@@ -165,7 +208,11 @@ def add_lora(network, rank, alpha, layers, dropout=0.0, targets=("attention",)):
     if outside:
         raise UserError(f"layer_range names layers {outside}; the network has layers 0-{depth - 1}")
     for parent, name, parts in _lora_places(network, layers, targets):
-        setattr(parent, name, Lora(getattr(parent, name), parts, rank, alpha, dropout, network.device, network.dtype))
+        setattr(
+            parent,
+            name,
+            Lora(getattr(parent, name), parts, rank, alpha, dropout, network.device, network.dtype),
+        )
 
 
 def add_ptuning(network, length):
@@ -179,29 +226,46 @@ def add_ptuning(network, length):
 def add_method(network, method):
     """Prepare the network for {"name": "lora", "rank", "alpha", "layers", "targets"} or {"name": "ptuning", "length"}."""
     if method["name"] == "lora":
-        add_lora(network, method["rank"], method["alpha"], method["layers"], method.get("dropout", 0.0),
-                 method.get("targets", ("attention",)))
+        add_lora(
+            network,
+            method["rank"],
+            method["alpha"],
+            method["layers"],
+            method.get("dropout", 0.0),
+            method.get("targets", ("attention",)),
+        )
     elif method["name"] == "ptuning":
         add_ptuning(network, method["length"])
 
 
 def lora_layers(network):
     """name -> LoRA layer"""
-    return {name: module for name, module in network.named_modules() if isinstance(module, LoraLinear)}
+    return {
+        name: module for name, module in network.named_modules() if isinstance(module, LoraLinear)
+    }
 
 
 def adapter_names(network):
     """Names of the tensors that LoRA or P-tuning added."""
-    lora = [f"{name}.{matrix}" for name in lora_layers(network) for matrix in ("matrix_A", "matrix_B")]
-    return [name for name, _ in network.named_parameters()
-            if name.startswith("mixins.ptuning.") or name.rpartition(".")[0] in lora]
+    lora = [
+        f"{name}.{matrix}" for name in lora_layers(network) for matrix in ("matrix_A", "matrix_B")
+    ]
+    return [
+        name
+        for name, _ in network.named_parameters()
+        if name.startswith("mixins.ptuning.") or name.rpartition(".")[0] in lora
+    ]
 
 
 def part_names(network, parts):
     """Names of the parameters of whole parts (keys of PARTS), LoRA's left out."""
     begins = tuple(begin for part in parts for begin in PARTS[part])
     added = set(adapter_names(network))
-    return [name for name, _ in network.named_parameters() if begins and name.startswith(begins) and name not in added]
+    return [
+        name
+        for name, _ in network.named_parameters()
+        if begins and name.startswith(begins) and name not in added
+    ]
 
 
 @contextmanager
@@ -235,8 +299,11 @@ def without_adapter(network):
 def _add_adapter(network, method, tensors, source, device, dtype):
     add_method(network, method)
     own, parts = network.state_dict(), part_names(network, method.get("parts", ()))
-    _check_fit({name: tensor.shape for name, tensor in tensors.items()},
-               {name: own[name].shape for name in (*adapter_names(network), *parts)}, source)
+    _check_fit(
+        {name: tensor.shape for name, tensor in tensors.items()},
+        {name: own[name].shape for name in (*adapter_names(network), *parts)},
+        source,
+    )
     network.base_values = {name: own[name] for name in parts}  # what `without_adapter` puts back
     _place(network, tensors.items(), device, dtype)
 
@@ -252,36 +319,63 @@ def load(name, *, base=None, tokenizer=None, device=None, dtype=None, bits=None,
         network, words, stored = load_base(folder, tokenizer, **options)
         card = stored.card
         if stored.method:
-            card = card | {"method": stored.method, "base": {"path": str(folder), "fingerprint": stored.fingerprint()}}
-            _add_adapter(network, stored.method, {name: stored.read(name) for name in stored.adapter}, f"checkpoint {folder}",
-                         network.device, network.dtype)
+            card = card | {
+                "method": stored.method,
+                "base": {"path": str(folder), "fingerprint": stored.fingerprint()},
+            }
+            _add_adapter(
+                network,
+                stored.method,
+                {name: stored.read(name) for name in stored.adapter},
+                f"checkpoint {folder}",
+                network.device,
+                network.dtype,
+            )
         return network.eval(), words, card
     card = read_json(folder / CARD, "checkpoint card", dict)
     if not {"base", "method"} <= set(card) or not card["base"]:
-        raise UserError(f"adapter {folder}: {CARD} does not say what its base is; copy the folder again")
+        raise UserError(
+            f"adapter {folder}: {CARD} does not say what its base is; copy the folder again"
+        )
     wanted, given = card["base"]["path"], base
     if base is None:
-        base = next((place for place in (PROJECT / wanted, folder / wanted) if place.is_dir()), wanted)
+        base = next(
+            (place for place in (PROJECT / wanted, folder / wanted) if place.is_dir()), wanted
+        )
     try:
         base = find_checkpoint(base, download)
     except UserError as error:
-        raise UserError(f"adapter {folder}: its base is not at {base}; " + ("name it with --base_path. " if given is None else "") + str(error)) from None
+        raise UserError(
+            f"adapter {folder}: its base is not at {base}; "
+            + ("name it with --base_path. " if given is None else "")
+            + str(error)
+        ) from None
     if (base / ADAPTER).is_file():
         raise UserError(f"adapter {folder}: {base} is an adapter, too, not its base")
     seal = folder / "complete.json"  # of a training run, see run_folder.py
-    if seal.is_file() and read_json(seal, "list of hashes", dict).get(ADAPTER) != sha256(folder / ADAPTER):
-        raise UserError(f"adapter {folder}: {ADAPTER} is not what training wrote (its hash differs from {seal.name}); copy it again")
+    if seal.is_file() and read_json(seal, "list of hashes", dict).get(ADAPTER) != sha256(
+        folder / ADAPTER
+    ):
+        raise UserError(
+            f"adapter {folder}: {ADAPTER} is not what training wrote (its hash differs from {seal.name}); copy it again"
+        )
     network, words, stored = load_base(base, tokenizer or folder / VOCABULARY, **options)
     mark = stored.fingerprint()
     if mark != card["base"]["fingerprint"]:
-        raise UserError(f"adapter {folder}: {base} is not the base it was trained on (fingerprint {mark}, expected "
-                        f"{card['base']['fingerprint']}); name the right one with --base_path")
+        raise UserError(
+            f"adapter {folder}: {base} is not the base it was trained on (fingerprint {mark}, expected "
+            f"{card['base']['fingerprint']}); name the right one with --base_path"
+        )
     try:
         with safe_open(folder / ADAPTER, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"adapter {folder}: {ADAPTER} cannot be read ({error}); copy it again") from None
-    _add_adapter(network, card["method"], tensors, f"adapter {folder}", network.device, network.dtype)
+        raise UserError(
+            f"adapter {folder}: {ADAPTER} cannot be read ({error}); copy it again"
+        ) from None
+    _add_adapter(
+        network, card["method"], tensors, f"adapter {folder}", network.device, network.dtype
+    )
     return network.eval(), words, card
 
 
@@ -305,14 +399,22 @@ def new_folder(folder):
             yield new
             for file in new.rglob("*"):
                 if file.is_file():
-                    file.chmod(0o644)  # safetensors writes for the owner alone; a lab shares its checkpoints
+                    file.chmod(
+                        0o644
+                    )  # safetensors writes for the owner alone; a lab shares its checkpoints
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
             if folder.exists():
                 os.replace(folder, Path(scratch) / "old")
             os.replace(new, folder)
-    except (OSError, SafetensorError, RuntimeError) as error:  # the latter two: a full disk, in safetensors' and torch.save's words
-        raise UserError(f"checkpoint {folder} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+    ) as error:  # the latter two: a full disk, in safetensors' and torch.save's words
+        raise UserError(
+            f"checkpoint {folder} cannot be written: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def write_folder(folder, *, card, config, tokenizer, tensors):
@@ -322,7 +424,9 @@ def write_folder(folder, *, card, config, tokenizer, tensors):
     """
     with new_folder(folder) as new:
         name = FULL if card["method"]["name"] == "full" else ADAPTER
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, new / name)
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, new / name
+        )
         (new / CONFIG).write_text(json.dumps(config, indent=2))
         (new / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
         shutil.copy(tokenizer.path, new / VOCABULARY)

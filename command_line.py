@@ -1,0 +1,111 @@
+"""What the command lines of all scripts share. Never imports torch: --help answers at once."""
+
+import argparse
+import sys
+
+
+class Parser(argparse.ArgumentParser):
+    """The docstring of a script is its help; a wrong option is one line, not the whole usage.
+
+    Every option may be spelled with - or _ between its words.
+    """
+
+    def __init__(self, description, **options):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; all options: --help\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._spelled(str(word)) for word in args], namespace)
+
+    def _spelled(self, word):
+        """`--batch_size=4` -> `--batch-size=4` where that is how the option was added."""
+        name, equals, value = word.partition("=")
+        if not word.startswith("--") or name in self._option_string_actions:
+            return word
+        for known in self._option_string_actions:
+            if known.replace("_", "-") == name.replace("_", "-"):
+                return known + equals + value
+        return word
+
+
+def add_loading_options(parser, whole=False, **from_pretrained):
+    """The options by which every script finds and loads a checkpoint; `loading` hands them on.
+
+    whole: without those that change its numbers, for a script that copies it as it is.
+    """
+    add = parser.add_argument_group("checkpoint").add_argument
+    add(
+        "--from_pretrained",
+        help="checkpoint: a folder (an adapter, a full checkpoint, a base in SAT's or Hugging Face's "
+        "layout) or a name such as visualglm-6b, looked up in SAT_HOME and the Hugging Face and "
+        "ModelScope caches",
+        **from_pretrained,
+    )
+    add("--base_path", help="the adapter's base, if it is no longer where it was in training")
+    add(
+        "--tokenizer",
+        help="vocabulary file; default: in the checkpoint folder, then in those caches",
+    )
+    add(
+        "--download",
+        nargs="?",
+        const="huggingface",
+        choices=("huggingface", "modelscope"),
+        help="fetch a checkpoint that is not found (default source: huggingface, or the mirror that "
+        "HF_ENDPOINT names)",
+    )
+    if whole:
+        return
+    add(
+        "--quant",
+        type=int,
+        choices=(8, 4),
+        help="weights in 8 or 4 bits: less memory; default: as they are",
+    )
+    add("--device", help="cuda, mps or cpu; default: the first that works")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="default: float16 on a GPU; on a CPU float32, or bfloat16 with --quant and for large "
+        "networks",
+    )
+
+
+def loading(args):
+    """The arguments of load_assistant, from those options."""
+    return {
+        "base": args.base_path,
+        "tokenizer": args.tokenizer,
+        "bits": args.quant,
+        "download": args.download,
+        "device": args.device,
+        "dtype": args.dtype,
+    }
+
+
+def add_bands_option(parser):
+    parser.add_argument(
+        "--bands",
+        type=int,
+        nargs=3,
+        metavar=("R", "G", "B"),
+        help="bands shown as red, green and blue, counted from 1, such as 4 3 2; needs rasterio. "
+        "Default: what the image says, else its first three",
+    )
+
+
+def compares(args, assistant):
+    """Whether the untuned base answers as well, as --base asks; one line if there is none."""
+    if args.base and not assistant.has_adapter:
+        print(
+            f"--base is left out: {args.from_pretrained} has no adapter that could be switched off",
+            file=sys.stderr,
+        )
+    return args.base and assistant.has_adapter

@@ -1,0 +1,119 @@
+"""Files that appear whole or not at all, and what is read back from them. Standard library only."""
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from model.errors import UserError
+
+
+def temporary_beside(path):
+    """The name under which a file is written before it takes the place of `path`."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def replacing(path, mode="w", sync=True):
+    """A context whose file takes the place of `path` at its end; an error leaves `path` as it was.
+
+    mode: "w" (UTF-8, line breaks as written) or "wb"; sync: reach the disk before the rename, so
+    that a power cut cannot leave an empty file under the name. A link stays a link. Raises OSError.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = temporary_beside(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(temporary, mode, **text) as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a small UTF-8 file, whole or not at all. Raises OSError."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def replacing_folder(folder):
+    """A context whose folder takes the place of `folder` at its end, every file of it on disk.
+
+    An error leaves `folder` as it was and removes what was written. Raises OSError.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        yield new
+
+        sync_files(new)
+        if folder.exists():
+            os.replace(folder, Path(scratch) / "old")
+        os.replace(new, folder)
+
+
+def sync_files(folder):
+    """Bring every file of a folder to the disk, readable by everyone; returns them, sorted."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o644)  # safetensors writes for the owner alone; a lab shares its checkpoints
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    return files
+
+
+def sha256(path):
+    """Hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path, what, kind=None):
+    """The content of a JSON file. Raises UserError in one line.
+
+    what: the file's role, for the message; kind: dict or list, if only that will do.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{what} {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{what} {path}: not readable as JSON ({error}){diagnosis(path)}") from None
+    if kind is not None and not isinstance(content, kind):
+        expected = "object" if kind is dict else "list"
+        raise UserError(
+            f"{what} {path}: expected a JSON {expected}, got {type(content).__name__}; "
+            "copy it again"
+        )
+    return content
+
+
+def diagnosis(path):
+    """What a damaged file looks like, as the end of an error message; "" if it cannot be opened."""
+    try:
+        size = Path(path).stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(200).lstrip()
+    except OSError:
+        return ""
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            ": a Git LFS pointer, not the file itself; run `git lfs pull` there, "
+            "or download the file"
+        )
+    if start[:1] == b"<":
+        return (
+            f": an HTML page of {size} bytes, not the file; the download address has changed "
+            "or wants a login"
+        )
+    return f"; it has {size} bytes: compare with the source and fetch it again"

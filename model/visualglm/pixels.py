@@ -1,0 +1,18 @@
+"""RGB image -> the normalised pixels that the vision tower reads.
+
+Source: BlipImageEvalProcessor of VisualGLM-6B (CLIP's mean and standard deviation, bicubic resize).
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def to_pixels(image, size):
+    """PIL RGB image -> float32 [3, height, width], normalised; size = (height, width)."""
+    resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(resized, dtype=np.float32)).permute(2, 0, 1) / 255
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
