@@ -12,8 +12,15 @@ import sys
 from pathlib import Path
 
 from model.errors import UserError
-from model.visualglm.stored import weight_files
+from model.files import read_json
+import re
 
+CONFIG, CARD, FULL, ADAPTER = (
+    "model_config.json",
+    "remoteglm.json",
+    "model.safetensors",
+    "adapter.safetensors",
+)
 CONFIGS = (
     "model_config.json",
     "config.json",
@@ -234,3 +241,51 @@ def _from_modelscope(name):
             f"download of {repository} from ModelScope failed (its client ended with {status}); run it again to go on"
         )
     return folder
+
+
+def weight_files(folder):
+    """The weight files of a folder, all of them or UserError."""
+    if (folder / CONFIG).is_file():
+        if (folder / FULL).is_file():
+            return [folder / FULL]
+        try:
+            tag = (folder / "latest").read_text(errors="replace").strip()
+        except FileNotFoundError:
+            raise UserError(
+                f"checkpoint {folder}: no weights; expected {FULL}, or SAT's `latest` and "
+                "<step>/mp_rank_00_model_states.pt"
+            ) from None
+        step = folder / (str(int(tag)) if tag.isdigit() else tag)
+        if (step / "mp_rank_01_model_states.pt").exists():
+            raise UserError(
+                f"checkpoint {step}: split for model parallelism; merge its parts with SAT first"
+            )
+        return [step / "mp_rank_00_model_states.pt"]
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        present = sorted(folder.glob(pattern))
+        index = folder / f"{pattern.replace('*', '')}.index.json"
+        if index.is_file():
+            wanted = sorted(
+                set(read_json(index, "list of weight files", dict).get("weight_map", {}).values())
+            )
+            if not wanted:
+                raise UserError(
+                    f"checkpoint {folder}: {index.name} lists no weight files; fetch it again"
+                )
+            missing = [name for name in wanted if not (folder / name).is_file()]
+            if missing:
+                raise UserError(
+                    f"checkpoint {folder}: {len(missing)} of {len(wanted)} weight files are missing "
+                    f"({', '.join(missing[:5])}); fetch them again"
+                )
+            return [folder / name for name in wanted]
+        if present:
+            if re.search(r"-\d+-of-", present[0].name):
+                raise UserError(
+                    f"checkpoint {folder}: {index.name}, the list of its {len(present)} weight files, is missing; "
+                    "fetch it again"
+                )
+            return present
+    raise UserError(
+        f"checkpoint {folder}: no weights; expected model*.safetensors or pytorch_model*.bin beside config.json"
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import sentencepiece
 
 from model.errors import UserError
-from model.find import VOCABULARY
+from model.find import VOCABULARY, find_vocabulary
 
 SHA256 = "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e"  # of ChatGLM-6B's own
 REAL_VOCABULARY = 130528  # ids of a network that uses it
