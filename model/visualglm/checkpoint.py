@@ -80,7 +80,7 @@ class Stored:
         return self.readers[name]().shape
 
     def read(self, name):
-        """A tensor as it is stored, its rows in SAT's order; memory-mapped where the file can be."""
+        """A tensor as it is stored, its rows in SAT's order; memory-mapped where possible."""
         tensor = self.readers[name]()
         if self.hf_heads and QKV.fullmatch(name):
             return parts_first(tensor, self.hf_heads)
@@ -293,7 +293,7 @@ def _place(network, tensors, device, dtype):
 
 @contextmanager
 def new_checkpoint(folder):
-    """A folder to write into; it appears under its name complete or not at all. Raises UserError."""
+    """A folder to write into, which appears complete or not at all. Raises UserError."""
     try:
         with replacing_folder(folder) as new:
             yield new

@@ -1,4 +1,4 @@
-"""VisualGLM for other programs: merged in SAT's or Hugging Face's layout, a PEFT adapter, quantized.
+"""VisualGLM for other programs: merged (SAT's or Hugging Face's layout), as PEFT, quantized.
 
 Every folder appears complete or not at all; all functions raise UserError where it cannot be
 written.

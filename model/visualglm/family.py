@@ -41,7 +41,7 @@ ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the 
 
 
 class VisualGLMFamily(Family):
-    """network: VisualGLM; config: its parsed configuration; base_fingerprint: of the weights read."""
+    """network: VisualGLM; config: its parsed configuration."""
 
     parts = tuple(PARTS)
     vision_parts = ("vision", "qformer")
@@ -250,7 +250,7 @@ class VisualGLMFamily(Family):
         return self.network.encode_images(self._pixels(images))
 
     def _embeddings(self, images):
-        """The same; the image of a dialogue's earlier round (the same object) is not encoded again."""
+        """The same; the image of an earlier round (the same object) is not encoded again."""
         if len(images) > 1:
             return self.encode_images(images)
         known, embeds = self._last_image.get(self._is_untuned, (None, None))
