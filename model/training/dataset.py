@@ -87,8 +87,8 @@ class RowDataset(torch.utils.data.Dataset):
                     picture,
                     random.Random(f"{seed} {index}"),
                     share,
-                    turn=not DIRECTION.search(said),
-                    tint=not COLOUR.search(said),
+                    rotate=not DIRECTION.search(said),
+                    color_jitter=not COLOUR.search(said),
                 )
             item["pixels"] = to_pixels(picture, self.image_size)
         return item
