@@ -31,7 +31,7 @@ import deepspeed  # noqa: E402
 
 from cli_demo import Parser
 from model.errors import UserError
-from model.find import sha256
+from model.files import sha256
 from model.rows import check_images, load_rows
 from model.training.dataset import RowDataset
 from model.training.feature_cache import BLANK, VisionCache

@@ -71,7 +71,8 @@ def load(way, folder, dtype):
 
     from model.visualglm import loading as checkpoint
     from model.visualglm.network import VisualGLM
-    from model.visualglm.stored import Stored, sat_name, weight_files
+    from model.visualglm.stored import Stored, sat_name
+    from model.weight_files import weight_files
 
     target, before = checkpoint.DTYPES[dtype], anonymous()
     with PeakMemory() as memory:

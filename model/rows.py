@@ -12,9 +12,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from model.errors import UserError
+from model.files import read_json
 from model.images.reading import read_image
 from model.visualglm.loading import PROJECT
-from model.visualglm.stored import read_json
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
 QUESTION_FORMS = (

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from model.errors import UserError
-from model.find import sha256
+from model.files import sha256
 
 SEAL = "complete.json"
 SPARE = 20e6  # bytes beyond a step: plot, measures, what the file system needs

@@ -10,12 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from model.errors import UserError
-from model.find import VOCABULARY, find_checkpoint, find_vocabulary
-from model.visualglm.loading import ADAPTER, load, lora_layers, new_folder, write_folder
+from model.find import find_checkpoint
+from model.visualglm.loading import load, lora_layers, new_folder, write_folder
 from model.visualglm.quantization import QuantizedLinear, quantized_tensors
 from model.visualglm.stored import (
-    CARD,
-    CONFIG,
     HF_LAYERS,
     HF_PARTS,
     QKV,
@@ -24,7 +22,8 @@ from model.visualglm.stored import (
     heads_first,
     hf_name,
 )
-from model.visualglm.tokenizer import Tokenizer
+from model.visualglm.tokenizer import VOCABULARY, Tokenizer, find_vocabulary
+from model.weight_files import ADAPTER, CARD, CONFIG
 
 SHARD_BYTES = 2e9
 PEFT_FIELDS = {

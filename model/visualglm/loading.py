@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from model.errors import UserError
-from model.find import VOCABULARY, find_checkpoint, find_vocabulary, sha256
+from model.files import read_json, sha256
+from model.find import find_checkpoint
 from model.visualglm.network import PARTS, VisualGLM
 from model.visualglm.quantization import (
     BITS,
@@ -28,11 +29,11 @@ from model.visualglm.quantization import (
     quantized_tensors,
 )
 from model.visualglm.sat import LoraLinear, PTuningV2Mixin
-from model.visualglm.stored import CARD, CONFIG, FULL, Stored, read_config, read_json
-from model.visualglm.tokenizer import Tokenizer
+from model.visualglm.stored import Stored, read_config
+from model.visualglm.tokenizer import VOCABULARY, Tokenizer, find_vocabulary
+from model.weight_files import ADAPTER, CARD, CONFIG, FULL
 
 PROJECT = Path(__file__).resolve().parents[2]
-ADAPTER = "adapter.safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LARGE = 1e9  # parameters from which a CPU takes bfloat16: VisualGLM-6B is 31 GB in float32
 

@@ -6,7 +6,6 @@ Files are memory-mapped and unpickled with `weights_only=True`: opening costs no
 """
 
 import hashlib
-import json
 import pickle
 import re
 from pathlib import Path
@@ -16,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from model.errors import UserError
+from model.files import diagnosis, read_json
+from model.weight_files import CARD, CONFIG, weight_files
 
-CONFIG, CARD, FULL = "model_config.json", "remoteglm.json", "model.safetensors"
 CONFIG_KEYS = (
     "num_layers",
     "hidden_size",
@@ -51,21 +51,6 @@ RANDOM_STATE = [
 ]
 
 
-def read_json(path, what, kind=None):
-    """What a JSON file holds, of a kind (dict or list) if that is given. Raises UserError in one line."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        if kind is not None and not isinstance(found, kind):
-            raise UserError(
-                f"{what} {path}: expected a JSON {'object' if kind is dict else 'list'}, got {type(found).__name__}; copy it again"
-            )
-        return found
-    except FileNotFoundError:
-        raise UserError(f"{what} {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{what} {path}: not readable as JSON ({error}){nature(path)}") from None
-
-
 def read_config(path):
     """The configuration of a network in SAT's form, checked for the keys that the network needs; Hugging Face's is turned."""
     config = read_json(path, "network configuration", dict)
@@ -87,21 +72,6 @@ def read_config(path):
             f"{path}: {odd[0]} is {config[odd[0]]!r}, expected {'an object' if odd[0].endswith('_args') else 'a number'}; copy it again"
         )
     return config
-
-
-def nature(path):
-    """What a file that is no checkpoint looks like, for an error message."""
-    try:
-        size = Path(path).stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(200).lstrip()
-    except OSError:
-        return ""
-    if start.startswith(b"version https://git-lfs"):
-        return ": a Git LFS pointer, not the file itself; run `git lfs pull` there, or download the file"
-    if start[:1] == b"<":
-        return f": an HTML page of {size} bytes, not the file; the download address has changed or wants a login"
-    return f"; it has {size} bytes: compare with the source and fetch it again"
 
 
 def heads_first(tensor, heads):
@@ -172,56 +142,8 @@ def _open(path):
     ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"checkpoint {path}: the weights cannot be read ({reason}){nature(path)}"
+            f"checkpoint {path}: the weights cannot be read ({reason}){diagnosis(path)}"
         ) from None
-
-
-def weight_files(folder):
-    """The weight files of a folder, all of them or UserError."""
-    if (folder / CONFIG).is_file():
-        if (folder / FULL).is_file():
-            return [folder / FULL]
-        try:
-            tag = (folder / "latest").read_text(errors="replace").strip()
-        except FileNotFoundError:
-            raise UserError(
-                f"checkpoint {folder}: no weights; expected {FULL}, or SAT's `latest` and "
-                "<step>/mp_rank_00_model_states.pt"
-            ) from None
-        step = folder / (str(int(tag)) if tag.isdigit() else tag)
-        if (step / "mp_rank_01_model_states.pt").exists():
-            raise UserError(
-                f"checkpoint {step}: split for model parallelism; merge its parts with SAT first"
-            )
-        return [step / "mp_rank_00_model_states.pt"]
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        present = sorted(folder.glob(pattern))
-        index = folder / f"{pattern.replace('*', '')}.index.json"
-        if index.is_file():
-            wanted = sorted(
-                set(read_json(index, "list of weight files", dict).get("weight_map", {}).values())
-            )
-            if not wanted:
-                raise UserError(
-                    f"checkpoint {folder}: {index.name} lists no weight files; fetch it again"
-                )
-            missing = [name for name in wanted if not (folder / name).is_file()]
-            if missing:
-                raise UserError(
-                    f"checkpoint {folder}: {len(missing)} of {len(wanted)} weight files are missing "
-                    f"({', '.join(missing[:5])}); fetch them again"
-                )
-            return [folder / name for name in wanted]
-        if present:
-            if re.search(r"-\d+-of-", present[0].name):
-                raise UserError(
-                    f"checkpoint {folder}: {index.name}, the list of its {len(present)} weight files, is missing; "
-                    "fetch it again"
-                )
-            return present
-    raise UserError(
-        f"checkpoint {folder}: no weights; expected model*.safetensors or pytorch_model*.bin beside config.json"
-    )
 
 
 class Stored:
