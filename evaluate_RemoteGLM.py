@@ -383,8 +383,9 @@ def labels(stem, settings):
 
 def folder_of(args):
     """Where the results go. A base is somebody else's folder: they go beside it under checkpoints/."""
+    from model.files import read_json
     from model.find import find_checkpoint
-    from model.visualglm.stored import CARD, read_json
+    from model.weight_files import CARD
 
     rows = f"eval-{Path(args.data).stem}"
     if args.predictions:

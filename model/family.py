@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from model.errors import UserError
 from model.files import PROJECT, read_json, sha256
-from model.find import ADAPTER, CARD, CONFIG, find_checkpoint
+from model.find import find_checkpoint
 from model.rows import Sample
 from model.sampling import Sampling
+from model.weight_files import ADAPTER, CARD, CONFIG
 
 # model_type in a folder's configuration -> "module:class", imported when a folder asks for it
 FAMILIES = {

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from model.family import Family
 from model.files import replacing_folder
-from model.find import ADAPTER, CARD, CONFIG, FULL
+from model.weight_files import ADAPTER, CARD, CONFIG, FULL
 
 WIDTH = 16
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from model import UserError, load_assistant
 from model.family import export_checkpoint
-from model.find import ADAPTER, CONFIG, FULL
 from model.visualglm import checkpoint, export
 from model.visualglm.checkpoint import open_stored
 from model.visualglm.lora import adapter_names, add_method, without_adapter
 from model.visualglm.quantization import QuantizedLinear
 from model.visualglm.tokenizer import VOCABULARY
+from model.weight_files import ADAPTER, CONFIG, FULL
 
 CPU = {"device": "cpu", "dtype": "float32"}
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 509, 510, 20, 21]])

@@ -22,7 +22,7 @@ import evaluate_RemoteGLM
 import web_demo
 from model import load_assistant, read_image
 from model.family import FAMILIES, family_of
-from model.find import ADAPTER, FULL
+from model.weight_files import ADAPTER, FULL
 
 COLORS = {"red": "红色的屋顶。", "green": "绿色的农田。", "blue": "蓝色的河流。"}
 QUESTION = TEXTS[0]

@@ -21,7 +21,6 @@ import export_RemoteGLM
 import web_demo
 from model import Sampling, read_image
 from model.files import PROJECT
-from model.find import CARD
 from model.training.run_folder import RunFolder
 from model.visualglm import checkpoint
 from model.visualglm.answer_text import tidy
@@ -30,6 +29,7 @@ from model.visualglm.lora import add_ptuning, without_adapter
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.quantization import QuantizedLinear, to_nf4
+from model.weight_files import CARD
 
 TRAINED = {
     "lora": "--use_lora --lora_rank 2 --lora_targets attention mlp",

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 import finetune_RemoteGLM as finetune
 from model import UserError, load_assistant, read_image
 from model.family import FeatureSpec, Limits, export_checkpoint, open_checkpoint
-from model.find import ADAPTER, FULL
 from model.rows import Sample, check_images, load_rows, shuffle_images
 from model.training import feature_cache, run_folder
 from model.training.dataset import COLOR, DIRECTION, rendered_dataset
@@ -36,6 +35,7 @@ from model.visualglm.lora import add_lora
 from model.visualglm.pixels import MEAN, STD, to_pixels
 from model.visualglm.sat import ensure_model_parallel_group
 from model.visualglm.tokenizer import Tokenizer
+from model.weight_files import ADAPTER, FULL
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {

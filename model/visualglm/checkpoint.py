@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 
 from model.errors import UserError
 from model.files import diagnosis, read_json, replacing_folder
-from model.find import ADAPTER, CARD, CONFIG, FULL, weight_files
 from model.visualglm.layouts import QKV, fingerprint, parts_first, read_config, sat_name
 from model.visualglm.lora import PTUNING, adapter_names, add_method, part_names
 from model.visualglm.network import VisualGLM
@@ -35,6 +34,7 @@ from model.visualglm.quantization import (
     quantized_tensors,
 )
 from model.visualglm.tokenizer import VOCABULARY, Tokenizer, find_vocabulary
+from model.weight_files import ADAPTER, CARD, CONFIG, FULL, weight_files
 
 LORA_MATRIX = re.compile(r"(.*)\.matrix_([AB])\.(\d+)")
 # Parameters from which a CPU takes bfloat16: VisualGLM-6B is 31 GB in float32

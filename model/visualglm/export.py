@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from model.errors import UserError
-from model.find import CONFIG
 from model.visualglm.checkpoint import new_checkpoint, write_card, write_folder
 from model.visualglm.layouts import HF_LAYERS, HF_PARTS, QKV, heads_first, hf_name
 from model.visualglm.lora import lora_layers, merge
 from model.visualglm.quantization import quantized_tensors
 from model.visualglm.tokenizer import VOCABULARY
+from model.weight_files import CONFIG
 
 SHARD_BYTES = 2e9
 PEFT_FIELDS = {

@@ -9,7 +9,6 @@ import torch
 
 from model.errors import UserError
 from model.family import Family, FeatureSpec, open_checkpoint
-from model.find import ADAPTER
 from model.visualglm import export
 from model.visualglm.answer_text import AnswerText
 from model.visualglm.checkpoint import (
@@ -35,6 +34,7 @@ from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
 from model.visualglm.sat import leave_model_parallel_group
 from model.visualglm.tokenizer import Tokenizer, find_vocabulary
+from model.weight_files import ADAPTER
 
 CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned if the answer is English
 ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from model.visualglm.decoder import Decoder
-
-
 from model.sampling import Sampling
+from model.visualglm.decoder import Decoder
 
 
 def candidates(logits, said, sampling):
