@@ -1,8 +1,11 @@
-"""The measures against other ways of computing them, the lexicon's rules by hand-made cases, and the script as a user starts it."""
+"""Metrics against other ways of computing them, the lexicon's rules by hand-made cases, and the
+script as a user starts it."""
 
 import json
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,9 +18,9 @@ import evaluate_RemoteGLM as script
 from evaluation.baselines import constant_caption, leave_one_out, nearest
 from evaluation.hallucination import (
     SETTINGS,
-    existence_measures,
+    existence_metrics,
     existence_questions,
-    hallucination_measures,
+    hallucination_metrics,
     objects_of,
     scene_right,
     truth,
@@ -26,15 +29,17 @@ from evaluation.hallucination import (
 from evaluation.metrics import (
     Cider,
     bleu,
-    caption_measures,
+    caption_metrics,
     chrf,
     common_subsequence,
     mean_of,
     rouge_l,
     tokens,
 )
-from evaluation.report import marked
-from evaluation.score import COPIES, Scores
+from evaluation.page import marked
+from evaluation.predictions import SHUFFLED_IMAGES, System, labels, read_predictions
+from evaluation.report import write_report
+from evaluation.score import COPIES, EvaluationSet, score, worst_first
 from model import Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT as PROMPT
 from model.rows import Sample
@@ -174,14 +179,12 @@ def test_tokens(text, unit, punctuation, expected):
 
 def test_unsegmented_or_single_references_are_no_trap():
     assert (
-        caption_measures(ANSWERS, REFERENCES)["characters"]["CIDEr"].value > 1
+        caption_metrics(ANSWERS, REFERENCES)["characters"]["CIDEr"].value > 1
     )  # unsegmented Chinese would give 0
     assert math.isnan(
-        caption_measures(ANSWERS[:1], REFERENCES[:1])["characters"]["CIDEr"].value
+        caption_metrics(ANSWERS[:1], REFERENCES[:1])["characters"]["CIDEr"].value
     )  # log 1 = 0 is no measurement
-    assert (
-        caption_measures(ANSWERS[:1], REFERENCES[:1], REFERENCES)["characters"]["CIDEr"].value > 0
-    )
+    assert caption_metrics(ANSWERS[:1], REFERENCES[:1], REFERENCES)["characters"]["CIDEr"].value > 0
 
 
 def test_interval_and_test():
@@ -263,13 +266,13 @@ def test_scene_of_a_kind_counts_and_none_is_left_out():
     nothing = truth(["有一些树木。"])
     assert nothing.scene is None and scene_right("机场", nothing) is None
     assert (
-        hallucination_measures(["机场", "住宅区"], [nothing, homes])["scene accuracy"].value == 100
+        hallucination_metrics(["机场", "住宅区"], [nothing, homes])["scene accuracy"].value == 100
     )
 
 
-def test_hallucination_measures():
+def test_hallucination_metrics():
     """Two hand-counted captions: 3 objects, 1 invented; none named."""
-    found = hallucination_measures(["飞机、树木和汽车", ""], [AIRPORT, AIRPORT])
+    found = hallucination_metrics(["飞机、树木和汽车", ""], [AIRPORT, AIRPORT])
     assert AIRPORT.facts.present == ("airplane", "terminal")
     assert {name: measure.value for name, measure in found.items()} == pytest.approx(
         {
@@ -334,12 +337,10 @@ def test_yes_or_no(answer, meaning):
 
 
 def test_labels_of_settings():
-    of = script.labels
-    assert of("a", [None]) == ["a"] and of("a", [{"system": "base"}, {"system": "tuned"}]) == [
-        "a, base",
-        "a, tuned",
-    ]
-    assert of(
+    assert labels("a", [None]) == ["a"]
+    two = [{"system": "base"}, {"system": "tuned"}]
+    assert labels("a", two) == ["a, base", "a, tuned"]
+    assert labels(
         "a",
         [
             {"system": "tuned", "temperature": 0, "fingerprint": "x"},
@@ -354,7 +355,7 @@ def test_answers_belong_to_the_path_that_agrees_longest(tmp_path):
         for folder in ("airport", "beach")
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (system,) = script.read_predictions(
+    (system,) = read_predictions(
         tmp_path / "a.jsonl",
         [Sample(Path(f"images/{name}/1.tif"), "有什么？", None) for name in ("beach", "airport")],
         [],
@@ -388,7 +389,7 @@ def test_existence_questions():
     assert existence_questions(truths, 1, asked_in="en")["random"][0][3].startswith("Is there a ")
 
 
-def test_existence_measures():
+def test_existence_metrics():
     asked = [
         (0, "car", True, ""),
         (0, "tree", True, ""),
@@ -396,7 +397,7 @@ def test_existence_measures():
         (1, "sea", False, ""),
         (1, "car", True, ""),
     ]
-    found = existence_measures(asked, ["有", "没有", "有", "没有", "也许吧"], 2)
+    found = existence_metrics(asked, ["有", "没有", "有", "没有", "也许吧"], 2)
     assert {name: measure.value for name, measure in found.items()} == pytest.approx(
         {"accuracy": 40, "precision": 50, "recall": 100 / 3, "F1": 40, "yes": 40, "unparsable": 20}
     )
@@ -479,11 +480,11 @@ class TestScript:
             assert line["answer"] == "".join(alone)
         assert list(metrics["columns"]) == [
             "base",
-            "base, blank image",
-            "base, swapped images",
+            "base, blank images",
+            "base, shuffled images",
             "tuned",
-            "tuned, blank image",
-            "tuned, swapped images",
+            "tuned, blank images",
+            "tuned, shuffled images",
             "constant",
             "nearest",
         ]
@@ -721,7 +722,7 @@ class TestScript:
             (["--predictions", "VAL", "--data", "VAL"], "line 1 is no "),
             (
                 ["--predictions", "EMPTY", "--data", "VAL"],
-                "no answers about pictures; expected lines of img, prompt and answer, got an empty file",
+                "no answers about images; expected lines of img, prompt and answer, got an empty file",
             ),
             (["--predictions", "COLUMNS", "--data", "VAL"], "got keys image, output"),
             (
@@ -730,7 +731,7 @@ class TestScript:
             ),
             (
                 ["--predictions", "OTHER", "--data", "VAL"],
-                "of other 3 of 3 pictures have no answer to the question of their row, such as 9.tif: 这张",
+                "of other 3 of 3 images have no answer to the question of their row, such as 9.tif: 这张",
             ),
             (
                 ["--predictions", "NUMBER", "--data", "VAL"],
@@ -752,7 +753,7 @@ class TestScript:
                     "--split",
                     "train",
                 ],
-                "none of the 3 pictures of .* belongs to it; they belong to val",
+                "none of the 3 images of .* belongs to it; they belong to val",
             ),
             (["--from_pretrained", "CK", "--data", "VAL", "--references", "no.json"], "no.json"),
             (["--from_pretrained", "CK", "--data", "ASKED"], "none asks for a description"),
@@ -850,7 +851,7 @@ class TestScript:
 
 
 def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
-    """And one that looks is not. Controls of both are made by hand."""
+    """And one that looks is not. Image ablations of both are made by hand."""
     references = [
         [f"{what}旁有{other}。"]
         for what in ("农田", "机场", "港口", "住宅区")
@@ -858,35 +859,29 @@ def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
     ]
     rng = random.Random(0)
     order = [(i + 7) % len(references) for i in range(len(references))]
-    pictures = [Path(f"{i}.png") for i in range(len(references))]
+    images = [Path(f"{i}.png") for i in range(len(references))]
     truths = [truth(texts) for texts in references]
-    scores = Scores(
-        pictures, references, truths, {}, {}, lambda path: Image.new("RGB", (8, 8)), resamples=200
+    dataset = EvaluationSet(
+        images, references, truths, read_image=lambda path: Image.new("RGB", (8, 8))
     )
     looks = [texts[0] for texts in references]
     blind = [rng.choice(["农田旁有道路。", "住宅区旁有树木。"]) for _ in references]
-    swapped = {"looks": [looks[i] for i in order], "blind": rng.sample(blind, len(blind))}
+    shuffled = {"looks": [looks[i] for i in order], "blind": rng.sample(blind, len(blind))}
     systems = [
-        script.System(name, said, {"swapped images": swapped[name]})
-        for name, said in (("blind", blind), ("looks", looks))
+        System(name, answers, {SHUFFLED_IMAGES: shuffled[name]})
+        for name, answers in (("blind", blind), ("looks", looks))
     ]
-    for system in systems:
-        scores.add(system)
-    metrics = scores.write(tmp_path, systems, {}, {})
-    assert len(metrics["warnings"]) == 1 and metrics["warnings"][0].startswith(
-        "nothing shows that blind looks at the picture"
-    )
+    scores = score(systems, dataset, resamples=200)
+    metrics = write_report(scores, tmp_path)
+    assert len(metrics["warnings"]) == 1
+    assert metrics["warnings"][0].startswith("nothing shows that blind looks at the image")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert (
-        metrics["warnings"][0].split(":")[0] in page
-        and page.count("<img ") == len(pictures)
-        and "src='http" not in page
-    )
-    assert page.index("0.png") and metrics["scenes"]["Scene named rightly: looks"]["harbour"] == {
-        "share": 100,
-        "pictures": 5,
-    }
-    wrong_first = scores.worst_first("blind")
+    assert metrics["warnings"][0].split(":")[0] in page
+    assert page.count("<img ") == len(images) and "src='http" not in page
+    assert page.index("0.png")
+    harbour = metrics["scenes"]["Scene named rightly: looks"]["harbour"]
+    assert harbour == {"share": 100, "pictures": 5}
+    wrong_first = worst_first(scores, "blind")
     assert scene_right(blind[wrong_first[0]], truths[wrong_first[0]]) is False
 
 
@@ -898,13 +893,13 @@ def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
             "silent: 2 of 3 answers are empty, which counts as nothing hallucinated",
         ),
         (["机场", "机场", "港口"], None),
-        (["机场"] * 3, "silent: says the same of all 3 pictures"),
+        (["机场"] * 3, "silent: says the same of all 3 images"),
     ),
 )
 def test_empty_and_constant_answers_are_called_out(answers, warning):
     references = [["机场。"], ["港口。"], ["农田。"]]
-    scores = Scores([Path("a")] * 3, references, list(map(truth, references)), {}, {}, None)
-    scores.add(script.System("silent", answers))
+    dataset = EvaluationSet([Path("a")] * 3, references, list(map(truth, references)))
+    scores = score([System("silent", answers)], dataset)
     assert scores.warnings == ([warning] if warning else [])
 
 
