@@ -22,7 +22,7 @@ import export_RemoteGLM
 import web_demo
 from model import Assistant, Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT
-from model.visualglm import loading as checkpoint
+from model.weight_files import CONFIG, FULL
 
 PROJECT = Path(__file__).resolve().parent.parent
 GREEDY = ["--temperature", "0", "--max_length", "60", "--device", "cpu"]
@@ -281,11 +281,11 @@ class Terminal:
 def endless(tiny_checkpoint, tmp_path_factory):
     """A checkpoint that never ends an answer: the logit of `<eop>` is always 0, and some other one is above."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("endless") / "a")
-    tensors = load_file(folder / checkpoint.FULL)
+    tensors = load_file(folder / FULL)
     tensors["mixins.chatglm-final.lm_head.weight"][
-        json.loads((folder / checkpoint.CONFIG).read_text())["eos_token_id"]
+        json.loads((folder / CONFIG).read_text())["eos_token_id"]
     ] = 0
-    save_file(tensors, folder / checkpoint.FULL)
+    save_file(tensors, folder / FULL)
     return folder
 
 
