@@ -170,7 +170,7 @@ def parse(argv=None):
 def output_folder(args):
     """Where the results go. A base is somebody else's folder: then it is one under checkpoints/."""
     from model.files import read_json
-    from model.visualglm.stored import CARD
+    from model.weight_files import CARD
 
     name = f"eval-{Path(args.data).stem}"
     if args.output:
@@ -245,7 +245,7 @@ def generate(args, samples, questions, output):
     """[System]: the base where that is asked for, and the checkpoint. Raises UserError."""
     from evaluation.generation import Task, generate_answers, image_ablations
     from model import Sampling, load_assistant
-    from model.batch import AnswerFile
+    from model.answer_file import AnswerFile
 
     ablations = {}
     if not args.no_controls:

@@ -24,9 +24,8 @@ from networks import PROJECT, config
 
 from data.lexicon import closure, find
 from evaluation.hallucination import first_scenes, objects_of, scene_right, truth
-from model.find import VOCABULARY
 from model.images.reading import read_image
-from model.visualglm.tokenizer import train_vocabulary
+from model.visualglm.tokenizer import VOCABULARY, train_vocabulary
 
 PIECES = 2048  # of the vocabulary
 SIDE = 96  # pixels of an image as the network sees it

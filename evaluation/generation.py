@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model.batch import AnswerFile, answer_rows
+from model.answer_file import AnswerFile
+from model.batch import answer_rows
 from model.errors import UserError
-from model.rows import Sample, swap_images
+from model.rows import Sample, shuffle_images
 
 from .predictions import BLANK_IMAGES, SHUFFLED_IMAGES, Question, System
 
@@ -30,7 +31,7 @@ def image_ablations(samples: list[Sample], blank: Path, seed: int) -> dict[str, 
     """
     ablations = {BLANK_IMAGES: [replace(sample, image=blank) for sample in samples]}
     if len(samples) > 1:
-        ablations[SHUFFLED_IMAGES] = swap_images(samples, seed)
+        ablations[SHUFFLED_IMAGES] = shuffle_images(samples, seed)
     return ablations
 
 
