@@ -93,7 +93,7 @@ def test_both_languages_show_the_same_commands():
 
 
 def test_inference_requirements_are_a_subset():
-    """requirements.txt includes requirements_wo_ds.txt, which names neither deepspeed nor SwissArmyTransformer."""
+    """requirements.txt includes the other file, which lacks deepspeed and SwissArmyTransformer."""
     lean = (PROJECT / "requirements_wo_ds.txt").read_text()
     names = set(re.findall(r"^([\w-]+)[=<>]", lean, re.M))
     assert "torch" in names and not names & {"deepspeed", "SwissArmyTransformer"}
