@@ -401,7 +401,7 @@ def converse_about(speaker, image, first):
 def run(args):
     """What the options ask for. Raises UserError."""
     from model import load_assistant, read_image
-    from model.batch import AnswerFile
+    from model.answer_file import AnswerFile
     from model.rows import load_rows
 
     # What can be wrong with the user's files shows before the weights are read.
@@ -410,7 +410,7 @@ def run(args):
         image = read_image(args.image, args.bands)
     if args.input:
         samples = load_rows(args.input, args.image_root, questions=True)
-        file = AnswerFile(args.output)
+        file = AnswerFile(args.output).open()
 
     assistant = load_assistant(args.from_pretrained, **loading(args))
     speaker = Speaker(assistant, sampling_of(args), args.english, compares(args, assistant))

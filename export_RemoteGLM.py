@@ -25,7 +25,6 @@ FORMATS = {
     "int4": "merged, weights of the language model in 4 bits: loads without ever needing the full "
     "weights",
 }
-BITS = {"int8": 8, "int4": 4}
 
 
 def parse(argv=None):
@@ -50,23 +49,9 @@ def parse(argv=None):
 
 def export(args):
     """Write the folder. Raises UserError."""
-    from model.visualglm import export
-    from model.visualglm import loading as checkpoint
+    from model.family import export_checkpoint
 
-    options = loading(args)
-    if args.format in BITS:
-        options["bits"] = BITS[args.format]
-        export.to_quantized(args.output, args.from_pretrained, **options)
-        return
-
-    network, tokenizer, card = checkpoint.load(args.from_pretrained, **options)
-    if args.format == "sat":
-        export.to_sat(args.output, network, tokenizer, card)
-    elif args.format == "hf":
-        export.to_huggingface(args.output, network, tokenizer, card)
-    else:
-        recorded_base = card.get("base") or {}
-        export.to_peft(args.output, network, args.base_path or recorded_base.get("path"))
+    export_checkpoint(args.from_pretrained, args.format, args.output, **loading(args))
 
 
 def report(args):

@@ -182,7 +182,7 @@ def load(folder, way):
 
     if way == BASELINE:
         return Baseline(Path(folder))
-    return Ours(load_assistant(folder, device="cpu", **WAYS[way]).network)
+    return Ours(load_assistant(folder, device="cpu", **WAYS[way]).family.network)
 
 
 def dialogue(config):

@@ -89,14 +89,15 @@ def bin_name(shard):
 
 def load(way, folder, dtype):
     """Runs in its own process: load once and print what it took."""
-    from model.visualglm import loading as checkpoint
+    from model.family import DTYPES
+    from model.visualglm.checkpoint import load_base
 
-    target = checkpoint.DTYPES[dtype]
+    target = DTYPES[dtype]
     before = anonymous()
     with PeakMemory() as memory:
         start = time.perf_counter()
         if way == "ours":
-            network = checkpoint.load_base(folder, dtype=dtype)[0]
+            network = load_base(folder, dtype=target)[0]
         else:
             network = load_plain(folder, target)
         seconds = time.perf_counter() - start
@@ -109,10 +110,12 @@ def load_plain(folder, dtype):
     import torch
     from safetensors.torch import load_file
 
+    from model.visualglm.checkpoint import open_stored
+    from model.visualglm.layouts import sat_name
     from model.visualglm.network import VisualGLM
-    from model.visualglm.stored import Stored, sat_name, weight_files
+    from model.weight_files import weight_files
 
-    network = VisualGLM(Stored(folder).config, dtype=dtype)
+    network = VisualGLM(open_stored(folder).config, dtype=dtype)
     state = {}
     for file in weight_files(folder):
         if file.suffix == ".safetensors":

@@ -98,20 +98,19 @@ def full_size(layers=28, vit_layers=39, qformer_layers=12):
 
 def load_tokenizer(config, folder=TINY_BASE):
     """The vocabulary in a folder, with the special tokens of a network."""
-    from model.find import VOCABULARY
-    from model.visualglm.tokenizer import Tokenizer
+    from model.visualglm.tokenizer import VOCABULARY, Tokenizer
 
     return Tokenizer(folder / VOCABULARY, config)
 
 
 def write_checkpoint(folder, network, config, tokenizer):
     """Write a full checkpoint in this project's own layout."""
-    from model.visualglm import export
-    from model.visualglm import loading as checkpoint
+    from model.visualglm.checkpoint import write_folder
+    from model.visualglm.export import full_card
 
-    checkpoint.write_folder(
+    write_folder(
         folder,
-        card=export.full_card({}),
+        card=full_card({}),
         config=config,
         tokenizer=tokenizer,
         tensors=network.state_dict(),
@@ -122,11 +121,11 @@ def random_base(folder, config, device="cpu", dtype="float32"):
     """Write a checkpoint folder of random weights. Returns its tokenizer."""
     import torch
 
-    from model.visualglm import loading as checkpoint
+    from model.family import DTYPES
     from model.visualglm.network import VisualGLM
 
     torch.manual_seed(0)
-    network = VisualGLM(config, device, checkpoint.DTYPES[dtype])
+    network = VisualGLM(config, device, DTYPES[dtype])
     tokenizer = load_tokenizer(config)
     write_checkpoint(folder, network, config, tokenizer)
     return tokenizer
@@ -134,7 +133,8 @@ def random_base(folder, config, device="cpu", dtype="float32"):
 
 def folder_config(folder):
     """The parsed model_config.json of a checkpoint folder."""
-    from model.visualglm.loading import CONFIG, read_config
+    from model.visualglm.layouts import read_config
+    from model.weight_files import CONFIG
 
     return read_config(folder / CONFIG)
 
@@ -143,7 +143,7 @@ def folder_weights(folder):
     """name -> tensor of a full checkpoint in this project's own layout."""
     from safetensors.torch import load_file
 
-    from model.visualglm.loading import FULL
+    from model.weight_files import FULL
 
     return load_file(folder / FULL)
 

@@ -43,10 +43,7 @@ WARM, STEADY = 10, 60
 PASSES = 5  # of the measurement of the matmul rate, over the weights four times each
 REPEATS = 4
 POLL_INTERVAL = 0.05  # seconds
-
-# Options of finetune_RemoteGLM.py
-DTYPE_OPTIONS = {"float32": (), "bfloat16": ("--bf16",)}
-METHOD_OPTIONS = {"LoRA": "--use_lora", "QLoRA": "--use_qlora"}
+DTYPES = ("float32", "bfloat16")
 
 
 # Processes
@@ -175,27 +172,29 @@ class Bench:
         file.write_text(json.dumps(rows))
         return file
 
-    def ours(self, file, batch_size, interval, *options):
+    def ours(self, file, batch_size, interval, dtype, length, method="lora"):
         """Train with the project's script -> Run.
 
-        It writes a reading every interval steps and saves once, at the end.
+        It writes a reading every interval steps and saves once, at the end. length: {"--epochs" or
+        "--train-iters": number}.
         """
         name = file.parent.name
-        fixed = {
-            "--from_pretrained": self.folder / "base",
+        options = {
+            "--from-pretrained": self.folder / "base",
             "--train-data": file,
             "--batch-size": batch_size,
-            "--lora_rank": RANK,
+            "--method": method,
+            "--lora-rank": RANK,
             "--device": self.device,
-            "--vision_cache": self.folder / "vision-cache",
+            "--dtype": dtype,
+            "--vision-cache": self.folder / "vision-cache",
             "--log-interval": interval,
             "--save-interval": sys.maxsize,
             "--save": self.folder / "runs",
             "--experiment-name": name,
         }
         command = [sys.executable, PROJECT / "finetune_RemoteGLM.py"]
-        command += as_words(fixed)
-        command += map(str, options)
+        command += as_words(options | length)
         return watch(command, self.threads, self.folder / "runs" / name)
 
     def baseline(self, file, batch_size, steps):
@@ -313,8 +312,7 @@ def by_dtype(bench, dtypes, images, batch_size, baseline_steps):
     steps = -(-images // batch_size)  # of an epoch
     for dtype in dtypes:
         own = bench.rows(f"ours-{dtype}", images, images)
-        options = ("--use_lora", "--epochs", EPOCHS, *DTYPE_OPTIONS[dtype])
-        run = bench.ours(own, batch_size, steps, *options)
+        run = bench.ours(own, batch_size, steps, dtype, {"--epochs": EPOCHS})
         first, last = run.seconds[steps], run.seconds[EPOCHS * steps]
         rows.append(row("ours", dtype, run, images / first, images * (EPOCHS - 1) / (last - first)))
     table(rows)
@@ -337,7 +335,7 @@ def by_rows(bench, counts, images, batch_size):
     rows = []
     for count in counts:
         file = bench.rows(f"rows-{count}", count, images)
-        run = bench.ours(file, batch_size, WARM, "--use_lora", "--bf16", "--train-iters", STEADY)
+        run = bench.ours(file, batch_size, WARM, "bfloat16", {"--train-iters": STEADY})
         rows.append(
             {
                 "rows": f"{count:,}",
@@ -362,10 +360,11 @@ def by_batch(bench, batches):
         formula = work.formula
         rate = bench.matmul_rate(round(batch_size * work.tokens), torch.bfloat16)
         baseline, baseline_speed = bench.baseline(file, batch_size, WARM)
-        measured = [("baseline LoRA", baseline, baseline_speed)]
-        for method, option in METHOD_OPTIONS.items():
+        measured = [("baseline lora", baseline, baseline_speed)]
+        for method in ("lora", "qlora"):
             own = bench.rows(f"{method}-{batch_size}", 256, 32)
-            run = bench.ours(own, batch_size, WARM, option, "--bf16", "--train-iters", STEADY)
+            length = {"--train-iters": STEADY}
+            run = bench.ours(own, batch_size, WARM, "bfloat16", length, method)
             measured.append((f"ours {method}", run, steady_speed(run, batch_size)))
 
         for way, run, speed in measured:
@@ -416,8 +415,8 @@ def parse():
     add(
         "--dtypes",
         nargs="+",
-        choices=DTYPE_OPTIONS,
-        default=list(DTYPE_OPTIONS),
+        choices=DTYPES,
+        default=DTYPES,
         help="of ours, without --rows and --full-size (default: all)",
     )
     add(

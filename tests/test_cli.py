@@ -24,7 +24,7 @@ import web_demo
 from command_line import Parser
 from model import Assistant, Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT
-from model.visualglm import loading as checkpoint
+from model.weight_files import CONFIG, FULL
 
 PROJECT = Path(__file__).resolve().parent.parent
 SAT_FIXTURE = PROJECT / "tests/fixtures/visualglm-sat"
@@ -244,10 +244,10 @@ def endless(tiny_checkpoint, tmp_path_factory):
     The logit of `<eop>` is always 0, and some other one is above.
     """
     folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("endless") / "a")
-    tensors = load_file(folder / checkpoint.FULL)
-    eop = json.loads((folder / checkpoint.CONFIG).read_text())["eos_token_id"]
+    tensors = load_file(folder / FULL)
+    eop = json.loads((folder / CONFIG).read_text())["eos_token_id"]
     tensors["mixins.chatglm-final.lm_head.weight"][eop] = 0
-    save_file(tensors, folder / checkpoint.FULL)
+    save_file(tensors, folder / FULL)
     return folder
 
 

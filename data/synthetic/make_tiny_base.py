@@ -18,8 +18,7 @@ HERE = PROJECT / "model" / "tiny"
 sys.path.insert(0, str(PROJECT))
 
 from model import checkpoint  # noqa: E402
-from model.find import VOCABULARY  # noqa: E402
-from model.visualglm.tokenizer import train_vocabulary  # noqa: E402
+from model.visualglm.tokenizer import VOCABULARY, train_vocabulary  # noqa: E402
 
 CONTROL_TOKENS = 8  # ids kept free above the pieces: [MASK], [gMASK], <sop>, <eop> and room
 KEYWORDS = "用关键词描述这张图片。"
