@@ -497,14 +497,13 @@ def evaluate(args):
 def main(argv=None):
     args = parse(argv)
     try:
-        from data.records import StageError
         from evaluation.score import Scores  # noqa: F401  (data/ is importable from here on)
         from model import UserError
 
         return evaluate(args)
     except KeyboardInterrupt:  # what is answered is kept
         sys.exit(130)
-    except (UserError, StageError) as error:
+    except UserError as error:
         sys.exit(f"evaluate_RemoteGLM.py: error: {error}")
 
 

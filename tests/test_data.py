@@ -14,16 +14,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-DATA = Path(__file__).resolve().parents[1] / "data"
-from data import (
-    exports,
-    generate_prompt,
-    image_check,
-    records,
-    transform,
-    translation_en2zh,
-)
+from data import exports, generate_prompt, image_check, records, stage, transform, translation_en2zh
+from data.caption_sets import CAPTION_SETS
 from data.image_check import CACHE
+from model.errors import UserError
+
+PROJECT = Path(__file__).resolve().parents[1]
+DATA = PROJECT / "data"
 
 QUESTION = "这张遥感图像展现了什么场景？"
 
@@ -82,7 +79,10 @@ def no_key(monkeypatch):
 def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
     project = tmp_path / "project"
     (project / "data").mkdir(parents=True)
-    for file in (*DATA.glob("*.py"), DATA / "lexicon.json"):
+    for name in ("command_line.py", "model/__init__.py", "model/errors.py", "model/files.py"):
+        (project / name).parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / name, project / name)
+    for file in (*DATA.glob("*.py"), *DATA.glob("*.json")):
         shutil.copy(file, project / "data")
     folder = project / "data" / "Sydney"
     names = {"1.tif": "train", "2.tif": "train", "3.tif": "val", "4.tif": "test"}
@@ -139,7 +139,7 @@ def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
 
 
 def test_default_dataset_is_ucm_and_own_corpora_chain_beside_their_input(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "DATA", tmp_path / "data")
+    monkeypatch.setattr(stage, "DATA", tmp_path / "data")
     save(tmp_path / "data" / "UCM" / "dataset.json", {"images": [image("1.tif", "val")]})
     assert transform.main([]) == 0
     assert load(tmp_path / "data" / "UCM" / "UCM-en.json")[0]["imged_id"] == "1.tif"
@@ -312,7 +312,7 @@ def test_transform_reads_nwpu_captions_as_distributed(tmp_path, capsys):
         {"imged_id": name, "caption": "A lake .  Blue .  ", "split": "val"}
         for name in ("lake/lake_001.jpg", "sea/sea_002.jpg")
     ]
-    assert records.CAPTION_SETS["NWPU"].fits_name("lake/lake_001.jpg")
+    assert CAPTION_SETS["NWPU"].fits_name("lake/lake_001.jpg")
 
 
 def test_an_array_named_jsonl_is_told_once(tmp_path, capsys):
@@ -375,7 +375,7 @@ def test_jsonl_is_streamed(tmp_path):
         file.write("{broken\n")
     stream = records.checked_records(source, "filename", transform.image_problem)
     assert [next(stream)["filename"], next(stream)["filename"]] == ["1.tif", "2.tif"]
-    with pytest.raises(records.StageError, match="line 3: not JSON from column 2"):
+    with pytest.raises(UserError, match="line 3: not JSON from column 2"):
         next(stream)
 
 
@@ -855,7 +855,7 @@ def test_a_dialogue_has_one_image_mark_in_its_first_turn(form):
 
 
 def test_default_outputs_of_other_forms_leave_the_trainers_rows_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "DATA", tmp_path)
+    monkeypatch.setattr(stage, "DATA", tmp_path)
     save(tmp_path / "UCM" / "UCM-zh.json", [{"imged_id": "1.tif", "caption": "湖。"}])
     for form in exports.FORMATS:
         assert generate_prompt.main(["--no-image-check", "--format", form]) == 0
@@ -1169,7 +1169,7 @@ BAD = {
         (
             "1 of 3 images missing: images/2.png",
             "1 of 3 images unreadable",
-            "@images/1.png (22 bytes, not a picture",
+            "@images/1.png (22 bytes, not an image",
         ),
     ),
     "absolute image root": (
@@ -1202,7 +1202,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(case, tmp_path, monkeypatch, capsys):
     script, content, options, words = BAD[case]
-    monkeypatch.setattr(records, "DATA", tmp_path / "data")
+    monkeypatch.setattr(stage, "DATA", tmp_path / "data")
     monkeypatch.setattr(generate_prompt, "PROJECT", tmp_path / "project")
     source, output = tmp_path / "in.json", tmp_path / "out.json"
     if content is not None:
@@ -1294,7 +1294,7 @@ def test_an_interrupted_writer_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_known_sets_add_up_and_stand_in_the_readme():
     table = (DATA / "README.md").read_text(encoding="utf-8")
-    for name, known in records.CAPTION_SETS.items():
+    for name, known in CAPTION_SETS.items():
         if known.splits:
             assert sum(known.splits) == known.images
         counts = [
@@ -1309,12 +1309,36 @@ def test_known_sets_add_up_and_stand_in_the_readme():
         assert f"python data/{script}.py" in table
 
 
-def test_the_stages_import_nothing_beyond_the_standard_library_pillow_openai_tqdm():
-    for file in DATA.glob("*.py"):
-        imports = re.findall(
-            r"^\s*(?:import|from) (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE
-        )
-        names = {name.split(".")[0] for name in imports}
-        assert names <= set(sys.stdlib_module_names) | {"PIL", "openai", "tqdm", "data"} | {
-            path.stem for path in DATA.glob("*.py")
-        }
+ALLOWED = {"PIL", "numpy", "openai", "tqdm", "command_line", "data"}
+ALLOWED_OF_MODEL = {"model.errors", "model.files", "model.images"}
+
+
+def test_data_imports_only_what_is_light():
+    """The standard library, Pillow, numpy, openai, tqdm, and what never loads torch."""
+    for file in (*DATA.glob("*.py"), *(DATA / "synthetic").glob("*.py")):
+        # it drives the trainer
+        if file.name == "make_tiny_base.py":
+            continue
+        text = file.read_text(encoding="utf-8")
+        imports = set(re.findall(r"^\s*(?:import|from) ([\w.]+)", text, re.MULTILINE))
+        ours = {name for name in imports if name.partition(".")[0] == "model"}
+        assert ours <= ALLOWED_OF_MODEL, file.name
+        names = {name.partition(".")[0] for name in imports - ours}
+        assert names <= set(sys.stdlib_module_names) | ALLOWED, file.name
+
+
+def test_a_stage_never_loads_torch(tmp_path):
+    """Whatever it does: here it reads and converts an image."""
+    pictures(tmp_path / "images", "1.png")
+    save(tmp_path / "zh.json", [{"imged_id": "1.png", "caption": "湖。"}])
+    code = (
+        "import sys; from data import generate_prompt, transform, translation_en2zh; "
+        "from data.synthetic import demo_scenes, tiny_pictures; "
+        f"assert generate_prompt.main(['--input', {str(tmp_path / 'zh.json')!r}, '--png', 'png']) == 0; "
+        "assert 'model.images' in sys.modules and 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "png" / "1.png").exists()

@@ -190,7 +190,7 @@ def test_the_complaint_names_every_problem_in_chinese():
         "scene",
         "colour",
         "count",
-        *(reason for reason, _, _ in quality.RULES),
+        *(reason for reason, _, _ in quality.rules()),
     }
 
 

@@ -428,7 +428,7 @@ def test_trim_keeps_the_sound_sentences_of_what_stays_bad(tmp_path, stub, capsys
 
 def test_check_finds_the_captions_of_a_set_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(translation_en2zh, "DATA", tmp_path)
-    monkeypatch.setattr("data.records.DATA", tmp_path)
+    monkeypatch.setattr("data.stage.DATA", tmp_path)
     images = [{"filename": "0.png", "sentences": [{"raw": "There is a lake ."}]}]
     save(tmp_path / "UCM" / "dataset.json", {"images": images})
     file = save(

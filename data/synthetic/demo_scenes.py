@@ -27,7 +27,9 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.records import DATA, SPLITS, run_stage, temporary_beside
+from data.caption_sets import SPLITS
+from data.stage import DATA, run_stage
+from model.files import temporary_beside
 
 SIZE = 128  # side of a picture, pixels
 S = 2 * SIZE  # side of the sheet it is drawn on; halving it smooths the edges

@@ -27,7 +27,8 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.records import run_stage, write_records
+from data.records import write_records
+from data.stage import run_stage
 from data.synthetic import demo_scenes as demo
 from data.synthetic.demo_scenes import SIZE, H, S, Sheet, ZhCount, jitter, shade, texture, wave
 
