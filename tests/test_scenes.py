@@ -144,7 +144,7 @@ def test_second_run_does_nothing_and_a_lost_picture_comes_back(small, capsys):
     content = lost.read_bytes()
     lost.unlink()
     draw(small, "--train", 2, "--val", 1, "--test", 1)
-    assert "1 pictures drawn" in capsys.readouterr().out and lost.read_bytes() == content
+    assert "1 images drawn" in capsys.readouterr().out and lost.read_bytes() == content
 
 
 def test_other_settings_draw_again(tmp_path):
@@ -248,7 +248,7 @@ def test_render_repeats_itself_and_keeps_the_facts():
 def test_impossible_numbers_are_refused(tmp_path, options, capsys):
     with pytest.raises(SystemExit):
         demo_scenes.main(["--output", str(tmp_path), *options])
-    assert "expected numbers of pictures" in capsys.readouterr().err
+    assert "expected numbers of images" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file_is_one_line(tmp_path, capsys):
