@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import Parser
-from model import checkpoint
 from model.files import write_text
 from model.find import VOCABULARY
+from model.visualglm import loading as checkpoint
 from model.visualglm.tokenizer import train_vocabulary
 
 PROJECT = Path(__file__).resolve().parents[2]
