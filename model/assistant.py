@@ -7,7 +7,6 @@ import torch
 
 from model.errors import UserError
 from model.visualglm import loading as checkpoint
-from model.visualglm.decoder import cuda_graph
 from model.visualglm.generate import Sampling, generate
 from model.visualglm.packing import pack
 from model.visualglm.pixels import to_pixels
@@ -186,11 +185,10 @@ def load_assistant(name, *, cuda_graphs=False, **options):
     """
     network, tokenizer, card = checkpoint.load(name, **options)
     mark = f"{fingerprint(network.state_dict())}-{network.bits or network.dtype}"  # before packing hides the weights
-    pack(network)
+    pack(network, skip=network.base_values)
     if cuda_graphs:
         if network.device.type != "cuda":
             raise UserError(
                 f"CUDA graphs need a CUDA GPU, the device is {network.device.type}: leave them out"
             )
-        network.record = cuda_graph
     return Assistant(network, tokenizer, card, mark)
