@@ -180,7 +180,7 @@ def make_network(work):
 def train(work, name, iters, *more):
     run(
         "finetune_RemoteGLM.sh",
-        *("--mode", "pretrain"),
+        *("--method", "full"),
         *("--train-data", work / f"{name}-train.json"),
         *("--save", work),
         *("--experiment-name", name),

@@ -26,7 +26,7 @@ class MeanColor(torch.nn.Module):
     def __init__(self, characters):
         super().__init__()
         self.see = torch.nn.Linear(3, WIDTH)
-        self.place = torch.nn.Embedding(64, WIDTH)
+        self.place = torch.nn.Embedding(256, WIDTH)
         self.say = torch.nn.Linear(WIDTH, characters + 1)  # 0 ends an answer
         self.adapter = None
 
@@ -99,7 +99,7 @@ class MeanColorFamily(Family):
 
     @property
     def base_fingerprint(self):
-        return f"{float(self.network.say.weight.sum()):.6f}"
+        return f"{self.network.say.weight.sum().item():.6f}"
 
     def add_method(self, method, *, device, nf4=False):
         self.network.requires_grad_(method["name"] == "full")

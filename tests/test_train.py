@@ -898,7 +898,7 @@ def test_label_smoothing(pretrained, rows, tmp_path):
         torch.tensor([6, 7]),
         torch.tensor([510, 20]),
     )
-    network.label_smoothing = 0.25
+    network.configure_training(label_smoothing=0.25)
     logits, loss = network.train()(ids, prefix, targets=targets, target_positions=at)
     chances = logits.log_softmax(-1)
     exact, spread = -chances[[0, 1], targets].mean(), -chances.mean()

@@ -1,39 +1,50 @@
-"""The language model for inference: one plain loop over the layers of `VisualGLM`, and a preallocated KV cache.
+"""The language model for inference: a plain loop over its layers, and a preallocated KV cache.
 
-It computes what `VisualGLM.forward` computes, without the hooks and per-process wrappers of SAT's own forward, which
-cost more than a small network's products. The modules, and so the weights, are the same.
-Shapes as in visualglm.py; L layers, C slots of the cache, of which a pass reads the first S.
+It computes what `VisualGLM.forward` computes, without the hooks and per-process wrappers of SAT's
+own forward, which cost more than a small network's products. The modules, and so the weights, are
+the same.
+
+Shapes as in network.py; and
+    L  layers
+    C  slots of the KV cache: P-tuning's prefix, the longest prompt, the new tokens
+    S  slots that a pass reads, at most C
+    M  rows of a matrix product, B * T
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from model.visualglm.network import places
+from model.visualglm.network import VisualGLM, positions_and_blocks, prefix_mask
 from model.visualglm.sat import ColumnParallelLinear, LoraLinear, RowParallelLinear
 
-SPAN = 256  # slots that a recorded step reads more than the one before it
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 
-def product(linear):
-    """What a linear layer of any kind computes, as a function [M, K] -> [M, N]; LoRA is applied as it stands now."""
+def linear_function(linear: torch.nn.Module) -> Function:
+    """What a linear layer of any kind computes, [M, K] -> [M, N]; LoRA with its present weights."""
     if isinstance(linear, LoraLinear):
-        base = product(linear.original)
-        if not linear.scaling:
-            return base
-        down = torch.cat(
-            list(linear.matrix_A)
-        ).t()  # the parts of a fused layer side by side, [K, parts * r]
-        up = torch.block_diag(*linear.matrix_B).t() * linear.scaling  # [parts * r, N]
-        return lambda x: torch.addmm(base(x), x @ down, up)
+        return _lora_function(linear)
     if isinstance(linear, (ColumnParallelLinear, RowParallelLinear)):
         return partial(F.linear, weight=linear.weight, bias=linear.bias)
     return linear
 
 
-def norm(layer):
+# LoRA: https://arxiv.org/abs/2106.09685
+def _lora_function(lora: LoraLinear) -> Function:
+    """All projections that a layer fuses (q, k, v) in one pair of products."""
+    base = linear_function(lora.original)
+    if not lora.scaling:
+        return base
+    down = torch.cat(list(lora.matrix_A)).t()  # [K, projections * rank]
+    up = torch.block_diag(*lora.matrix_B).t() * lora.scaling  # [projections * rank, N]
+    return lambda x: torch.addmm(base(x), x @ down, up)
+
+
+def norm_function(layer: torch.nn.LayerNorm) -> Function:
     """A LayerNorm as a function."""
     return partial(
         F.layer_norm,
@@ -44,192 +55,160 @@ def norm(layer):
     )
 
 
-def cuda_graph(step):
-    """Record a function of fixed shapes and addresses -> (what runs it again, its output, written anew each time)."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # what is made on first use must be made before
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
-    return graph.replay, out
-
-
-class Layer(NamedTuple):
+class DecoderLayer(NamedTuple):
     """The functions that a layer is made of."""
 
-    before: partial  # LayerNorm
-    qkv: partial
-    dense: partial
-    between: partial  # LayerNorm
-    up: partial
-    activation: partial
-    down: partial
+    input_norm: Function
+    qkv: Function
+    dense: Function
+    post_attention_norm: Function
+    up: Function
+    activation: Function
+    down: Function
 
     @classmethod
-    def of(cls, layer):
+    def of(cls, layer) -> "DecoderLayer":
+        """The functions of SAT's layer."""
         attention, mlp = layer.attention, layer.mlp
         return cls(
-            norm(layer.input_layernorm),
-            product(attention.query_key_value),
-            product(attention.dense),
-            norm(layer.post_attention_layernorm),
-            product(mlp.dense_h_to_4h),
-            mlp.activation_func,
-            product(mlp.dense_4h_to_h),
+            input_norm=norm_function(layer.input_layernorm),
+            qkv=linear_function(attention.query_key_value),
+            dense=linear_function(attention.dense),
+            post_attention_norm=norm_function(layer.post_attention_layernorm),
+            up=linear_function(mlp.dense_h_to_4h),
+            activation=mlp.activation_func,
+            down=linear_function(mlp.dense_4h_to_h),
         )
 
 
 class Decoder:
-    """The state of one batch: where its tokens stand, and the keys and values of those it has seen.
+    """The state of one batch: the positions of its tokens, and their keys and values so far.
 
-    lengths: of the prompts, each up to its `<sop>`; room: tokens that may follow. Slot i of the cache holds token i of
-    each prompt, then from the longest prompt's end on the answers' tokens, at the same slot for all rows; the gap after
-    a shorter prompt is never seen. A P-tuning prefix stands before them all, where everyone sees it.
+    lengths: of the prompts, each up to its `<sop>`; max_new_tokens: tokens that may follow.
+
+    Slot i of the cache holds token i of each prompt; from the longest prompt's end on it holds the
+    new tokens, at the same slot in all rows. The gap behind a shorter prompt is never seen. A
+    P-tuning prefix stands before them all, where every token sees it.
     """
 
-    def __init__(self, network, lengths, room):
+    def __init__(self, network: VisualGLM, lengths: list[int], max_new_tokens: int):
         config, device = network.config, network.device
-        self.network, self.rows, self.width = network, len(lengths), max(lengths)
-        self.filled, self.graphs = 0, {}
-        self.layers = [Layer.of(layer) for layer in network.transformer.layers]
-        self.final = norm(network.transformer.final_layernorm)
-        self.head = product(network.mixins["chatglm-final"].lm_head)
-        self.residual = (2 * network.mixins["chatglm-layer"].num_layers) ** 0.5
+        self.network = network
+        self.batch_size = len(lengths)
+        self.prompt_length = max(lengths)
+        self.heads = config.num_attention_heads
+        self.head_width = config.hidden_size // config.num_attention_heads
+
+        self.layers = [DecoderLayer.of(layer) for layer in network.transformer.layers]
+        self.final_norm = norm_function(network.transformer.final_layernorm)
+        self.head = linear_function(network.mixins["chatglm-final"].lm_head)
+        # ChatGLM adds the normalised input, scaled by this, to what a sublayer computes.
+        self.residual_scale = (2 * network.mixins["chatglm-layer"].num_layers) ** 0.5
 
         length = torch.tensor(lengths, device=device)[:, None]  # [B, 1]
-        self.prefix = length[:, 0] - 1
-        slots = torch.arange(self.width + room, device=device)
-        steps = torch.where(slots < self.width, slots, slots - self.width + length)  # [B, C]
-        self.heads, self.head_width = (
-            config.num_attention_heads,
-            config.hidden_size // config.num_attention_heads,
-        )
-        cos, sin = network.mixins["chatglm-attn"].tables(
-            *places(steps, self.prefix), self.head_width, network.dtype
-        )
-        # [B, C, q or k, H, position or block position, halves, d/4]; `sin` carries the sign of a rotation
-        self.cos = cos[:, 0, :, None, None, :, None]
-        self.sin = torch.stack((-sin, sin), -2)[:, 0, :, None, None]
+        slots = torch.arange(self.prompt_length + max_new_tokens, device=device)
+        new = slots - self.prompt_length + length  # [B, slots]: index of a new token in its row
+        steps = torch.where(slots < self.prompt_length, slots, new)
+        self.prefix = length[:, 0] - 1  # [B]: index of `<sop>`
+        self.cos, self.sin = self._rotary_tables(steps)
 
-        tuned = network.mixins["ptuning"] if "ptuning" in network.mixins else None
-        self.ahead = tuned.prefix_len if tuned is not None else 0
-        gap = (slots >= length) & (slots < self.width)
-        self.seen = (
-            None
-            if min(lengths) == self.width
-            else F.pad(~gap, (self.ahead, 0), value=True)[:, None, None]
-        )  # [B, 1, 1, C]
-        # float32 on a CPU, whose attention in bfloat16 takes several times as long
-        dtype = torch.float32 if device.type == "cpu" else network.dtype
-        self.cache = torch.zeros(
-            len(self.layers),
-            self.rows,
-            2,
-            self.heads,
-            self.ahead + len(slots),
-            self.head_width,
-            device=device,
-            dtype=dtype,
-        )
-        for layer, prefix in zip(self.cache, tuned.prefix if tuned is not None else ()):
-            layer[:, :, :, : self.ahead] = prefix
+        self.filled = 0  # slots that hold tokens, P-tuning's prefix not counted
+        self.ptuning_length = 0
+        if "ptuning" in network.mixins:
+            self.ptuning_length = network.mixins["ptuning"].prefix_len
+        self.cache = self._new_cache(len(slots))  # [L, B, 2 (keys, values), H, C, d]
 
-    def prefill(self, ids, **image):
+        self.not_gap = None  # bool [B, 1, 1, C], or None where all prompts are of one length
+        if min(lengths) < self.prompt_length:
+            gap = (slots >= length) & (slots < self.prompt_length)
+            self.not_gap = F.pad(~gap, (self.ptuning_length, 0), value=True)[:, None, None]
+
+    def _rotary_tables(self, steps):
+        """cos and sin for `_rotated_qkv`, [B, slots, 1 (q, k), 1 (H), 2, 1 or 2 (halves), d/4]."""
+        positions, blocks = positions_and_blocks(steps, self.prefix)
+        cos, sin = self.network.mixins["chatglm-attn"].rotary_tables(
+            positions, blocks, self.head_width, self.network.dtype
+        )  # each [B, 1, slots, 2, d/4]
+        signed_sin = torch.stack((-sin, sin), -2)  # [B, 1, slots, 2, 2, d/4]
+        return cos[:, 0, :, None, None, :, None], signed_sin[:, 0, :, None, None]
+
+    def _new_cache(self, slots):
+        """An empty cache with P-tuning's keys and values at its start."""
+        # float32 on a CPU, whose attention in bfloat16 takes several times as long.
+        dtype = torch.float32 if self.network.device.type == "cpu" else self.network.dtype
+        length = self.ptuning_length + slots
+        shape = (len(self.layers), self.batch_size, 2, self.heads, length, self.head_width)
+        cache = torch.zeros(shape, device=self.network.device, dtype=dtype)
+        if self.ptuning_length:
+            # P-tuning v2: https://arxiv.org/abs/2110.07602
+            for layer, prefix in zip(cache, self.network.mixins["ptuning"].prefix):
+                layer[:, :, :, : self.ptuning_length] = prefix
+        return cache
+
+    def prefill(
+        self,
+        ids: torch.Tensor,
+        image_embeds: torch.Tensor | None = None,
+        image_rows: torch.Tensor | None = None,
+        image_start: int = 0,
+    ) -> torch.Tensor:
         """Read the prompts, ids [B, T] padded at their end -> logits [B, V] of what follows each.
 
-        image: as for ImageMixin.word_embedding_forward.
+        The image's arguments are those of ImageMixin.word_embedding_forward.
         """
-        hidden = (
-            self.network.mixins["eva"].word_embedding_forward(ids, **image).flatten(0, 1)
-        )  # [B * T, D]
-        slots = torch.arange(self.width, device=ids.device)
-        visible = F.pad(
-            (slots <= slots[:, None]) | (slots < self.prefix[:, None, None]),
-            (self.ahead, 0),
-            value=True,
-        )
-        hidden = self._layers(hidden, self.width, visible[:, None])
-        ends = torch.arange(self.rows, device=ids.device) * self.width + self.prefix
-        return self.head(self.final(hidden[ends]))
+        embedded = self.network.mixins["eva"].word_embedding_forward(
+            ids, image_embeds, image_rows, image_start
+        )  # [B, T, D]
+        steps = torch.arange(self.prompt_length, device=ids.device)[None]  # [1, T]
+        visible = prefix_mask(steps, self.prefix)  # [B, T, T]
+        visible = F.pad(visible, (self.ptuning_length, 0), value=True)[:, None]  # [B, 1, T, S]
+        hidden = self._run_layers(embedded.flatten(0, 1), self.prompt_length, visible)
 
-    def step(self, token):
-        """Read one more token of each row, [B] -> logits [B, V] of what follows; with `network.record` valid until the next."""
+        row_starts = torch.arange(self.batch_size, device=ids.device) * self.prompt_length
+        last = hidden[row_starts + self.prefix]  # [B, D]
+        return self.head(self.final_norm(last))
+
+    def step(self, token: torch.Tensor) -> torch.Tensor:
+        """Read one more token of each row, [B] -> logits [B, V] of what follows."""
         hidden = self.network.mixins["eva"].word_embedding_forward(token)  # [B, D]
-        if self.network.record:
-            return self._recorded(hidden)
-        visible = None if self.seen is None else self.seen[..., : self.ahead + self.filled + 1]
-        return self.head(self.final(self._layers(hidden, 1, visible)))
+        visible = None
+        if self.not_gap is not None:
+            visible = self.not_gap[..., : self.ptuning_length + self.filled + 1]  # [B, 1, 1, S]
+        return self.head(self.final_norm(self._run_layers(hidden, 1, visible)))
 
-    def _recorded(self, hidden):
-        """`step` by replaying what network.record made of it: once for each SPAN slots, which are all read, filled or not."""
-        span = min(-(-(self.filled + 1) // SPAN) * SPAN, self.cache.size(-2) - self.ahead)
-        if not self.graphs:
-            self.place, self.hidden = (
-                torch.zeros(1, dtype=torch.long, device=hidden.device),
-                hidden.clone(),
-            )
-        self.place.fill_(self.filled)
-        self.hidden.copy_(hidden)
-        if span not in self.graphs:
-            self.graphs[span] = self.network.record(partial(self._fixed, span))
-        self.filled += 1
-        replay, logits = self.graphs[span]
-        replay()
-        return logits
+    # The layer of GLM-130B: https://arxiv.org/abs/2210.02414, section 2.1
+    def _run_layers(self, hidden, count, visible):
+        """The next `count` tokens of each row through all layers, [M, D] -> [M, D].
 
-    def _fixed(self, span):
-        """`step` of the embedded token in self.hidden at slot self.place: no shape and no address changes between tokens."""
-        visible = (
-            torch.arange(self.ahead + span, device=self.place.device) <= self.place + self.ahead
-        )
-        if self.seen is not None:
-            visible = visible & self.seen[..., : self.ahead + span]
-        writes = [
-            partial(layer.index_copy_, -2, self.place + self.ahead) for layer in self.cache.unbind()
-        ]
-        tables = self.cos.index_select(1, self.place), self.sin.index_select(1, self.place)
-        return self.head(
-            self.final(
-                self._through(
-                    self.hidden,
-                    1,
-                    *tables,
-                    self.cache[..., : self.ahead + span, :],
-                    writes,
-                    visible.expand(self.rows, 1, 1, -1),
-                )
-            )
-        )
+        visible: bool [B, 1, T or 1, S], or None where every slot is seen.
+        """
+        start, self.filled = self.filled, self.filled + count
+        cos, sin = self.cos[:, start : self.filled], self.sin[:, start : self.filled]
 
-    def _layers(self, hidden, count, visible):
-        """hidden [B * T, D] of the next `count` tokens, visible [B or 1, 1, T or 1, S] or None -> the same, after all layers"""
-        new = slice(self.filled, self.filled + count)
-        self.filled += count
-        readable = self.cache[..., : self.ahead + self.filled, :]  # [L, B, 2, H, S, d]
-        writes = [kv.copy_ for kv in readable[..., -count:, :].unbind()]
-        return self._through(
-            hidden, count, self.cos[:, new], self.sin[:, new], readable, writes, visible
-        )
+        # Views of all layers at once: to slice within the loop costs a small network NN %.
+        readable = self.cache[..., : self.ptuning_length + self.filled, :]  # [L, B, 2, H, S, d]
+        keys, values = readable[:, :, 0].unbind(), readable[:, :, 1].unbind()  # L x [B, H, S, d]
+        new = readable[..., -count:, :].unbind()  # L x [B, 2, H, T, d]
 
-    def _through(self, hidden, count, cos, sin, readable, writes, visible):
-        """All layers. writes: for each a function that puts keys and values [B, 2, H, T, d] where `readable` shows them."""
-        keys, values = readable[:, :, 0].unbind(), readable[:, :, 1].unbind()
-        apart = (self.rows, count, 3, self.heads, 2, 2, self.head_width // 4)
-        for layer, k, v, write in zip(self.layers, keys, values, writes):
-            x = layer.before(hidden)
-            mixed = layer.qkv(x).view(apart)
-            qk = mixed[:, :, :2]
-            torch.addcmul(qk * cos, qk.flip(-2), sin, out=qk)  # `rotate` of visualglm.py, in place
-            mixed = mixed.flatten(-3).transpose(1, 3)  # [B, H, 3, T, d]
-            write(mixed[:, :, 1:].transpose(1, 2))
-            out = F.scaled_dot_product_attention(
-                mixed[:, :, 0].to(k.dtype), k, v, attn_mask=visible
-            )  # [B, H, T, d]
-            out = layer.dense(out.transpose(1, 2).reshape(x.shape).to(x.dtype))
-            x = layer.between(torch.add(out, x, alpha=self.residual))
-            hidden = torch.add(layer.down(layer.activation(layer.up(x))), x, alpha=self.residual)
+        for layer, layer_keys, layer_values, layer_new in zip(self.layers, keys, values, new):
+            x = layer.input_norm(hidden)
+            qkv = self._rotated_qkv(layer.qkv(x), count, cos, sin)  # [B, H, 3, T, d]
+            layer_new.copy_(qkv[:, :, 1:].transpose(1, 2))
+            query = qkv[:, :, 0].to(layer_keys.dtype)
+            out = F.scaled_dot_product_attention(query, layer_keys, layer_values, visible)
+            out = out.transpose(1, 2).reshape(x.shape).to(x.dtype)  # [B, H, T, d] -> [M, D]
+            hidden = torch.add(layer.dense(out), x, alpha=self.residual_scale)
+
+            x = layer.post_attention_norm(hidden)
+            out = layer.down(layer.activation(layer.up(x)))
+            hidden = torch.add(out, x, alpha=self.residual_scale)
         return hidden
+
+    def _rotated_qkv(self, qkv, count, cos, sin):
+        """[M, 3 * D] -> [B, H, 3, T, d]; q and k rotated as by network.apply_rotary, in place."""
+        # [B, T, 3, H, position or block position, halves, d/4]
+        shape = (self.batch_size, count, 3, self.heads, 2, 2, self.head_width // 4)
+        qkv = qkv.view(shape)
+        qk = qkv[:, :, :2]
+        torch.addcmul(qk * cos, qk.flip(-2), sin, out=qk)
+        return qkv.flatten(-3).transpose(1, 3)

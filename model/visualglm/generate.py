@@ -1,84 +1,135 @@
-"""Generation: the prompt in one pass, then a token a step, chosen and streamed as ids.
+"""Generation: the prompt in one pass, then one token a step, sampled and streamed as ids.
 
-Shapes as in visualglm.py. Nothing inside a step waits for the device except reading the chosen ids.
+Shapes as in network.py; K tokens that may be sampled, n tokens generated so far. Nothing inside a
+step waits for the device except reading the sampled ids.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 
 from model.sampling import Sampling
 from model.visualglm.decoder import Decoder
+from model.visualglm.network import VisualGLM
+
+DEFAULT_SAMPLING = Sampling()
 
 
-def candidates(logits, said, sampling):
-    """What may come next, from logits [B, V]: ids [B, K] and their weights [B, K], best first.
+# Top-k: https://arxiv.org/abs/1805.04833, top-p: https://arxiv.org/abs/1904.09751,
+# repetition penalty: https://arxiv.org/abs/1909.05858
+def filter_logits(
+    logits: torch.Tensor, generated: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens that may come next, from logits [B, V]: ids [B, K] and their weights, best first.
 
-    said [B, n]: the tokens generated so far.
+    generated [B, n]: the tokens so far.
     """
     if sampling.repetition_penalty != 1:
-        logits = logits.scatter(1, said, logits.gather(1, said) / sampling.repetition_penalty)
+        penalized = logits.gather(1, generated) / sampling.repetition_penalty  # [B, n]
+        logits = logits.scatter(1, generated, penalized)
     if sampling.greedy:
-        ids = logits.argmax(-1, keepdim=True)
+        ids = logits.argmax(-1, keepdim=True)  # [B, 1]
         return ids, torch.ones_like(ids, dtype=logits.dtype)
-    top, ids = (logits / sampling.temperature).topk(
-        min(sampling.top_k or logits.size(-1), logits.size(-1))
-    )
+
+    vocabulary = logits.size(-1)
+    count = min(sampling.top_k or vocabulary, vocabulary)
+    top, ids = (logits / sampling.temperature).topk(count)  # [B, K]
     weights = top.softmax(-1)
-    return ids, weights.masked_fill(
-        weights.cumsum(-1) - weights > sampling.top_p, 0
-    )  # keeps the one that crosses top_p
+    # The token that crosses top_p is kept.
+    better = weights.cumsum(-1) - weights
+    return ids, weights.masked_fill(better > sampling.top_p, 0)
 
 
-def choose(logits, said, sampling, generators):
-    """Next ids [B]; a generator a row, so that a row's sample does not depend on its batch."""
-    ids, weights = candidates(logits, said, sampling)
+def sample(
+    logits: torch.Tensor,
+    generated: torch.Tensor,
+    sampling: Sampling,
+    generators: list[torch.Generator],
+) -> torch.Tensor:
+    """Next ids [B]; one generator per row, so that a row's sample does not depend on its batch."""
+    ids, weights = filter_logits(logits, generated, sampling)
     if ids.size(1) > 1:
-        picked = torch.cat(
-            [row.multinomial(1, generator=generator) for row, generator in zip(weights, generators)]
-        )
-        ids = ids.gather(1, picked[:, None])
+        sampled = []
+        for row_weights, generator in zip(weights, generators):
+            sampled.append(row_weights.multinomial(1, generator=generator))
+        ids = ids.gather(1, torch.cat(sampled)[:, None])  # [B, 1]
     return ids[:, 0]
 
 
-@torch.inference_mode()
-def generate(network, prompts, *, eop, sampling=Sampling(), banned=None, **image):
-    """Continue each prompt; yields a list of B ids a step, None for rows that have ended, until all have.
+def _token_limits(lengths: list[int], sampling: Sampling, context_length: int) -> list[int]:
+    """How many tokens may follow each prompt of these lengths."""
+    max_length = min(sampling.max_length, context_length)
+    limits = []
+    for length in lengths:
+        limit = max_length - length
+        if sampling.max_new_tokens is not None:
+            limit = min(limit, sampling.max_new_tokens)
+        limits.append(max(0, limit))
+    return limits
 
-    prompts: B lists of ids that end with `<sop>`; banned: a slice of ids that are never chosen; image: image_embeds
-    [I, Q, D] of the rows image_rows [I] (default: all), whose slots begin at image_start. `<eop>` itself is not yielded.
-    """
-    lengths = [len(p) for p in prompts]
-    limit = min(sampling.max_length, network.config.max_sequence_length)
-    room = [
-        max(0, limit - n)
-        if sampling.max_new_tokens is None
-        else max(0, min(sampling.max_new_tokens, limit - n))
-        for n in lengths
-    ]
-    if not any(room):
-        return
-    generators = [torch.Generator(network.device) for _ in prompts]
+
+def _generators(count: int, device: torch.device, seed: int | None) -> list[torch.Generator]:
+    generators = [torch.Generator(device) for _ in range(count)]
     for generator in generators:
-        generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
-    decoder = Decoder(network, lengths, max(room) - 1)
-    said = torch.zeros(len(prompts), max(room), dtype=torch.long, device=network.device)
-    alive = [r > 0 for r in room]
-    width = max(lengths)
-    logits = decoder.prefill(
-        torch.tensor([p + [0] * (width - len(p)) for p in prompts], device=network.device), **image
-    )
-    for step in range(max(room)):
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+    return generators
+
+
+@torch.inference_mode()
+def generate(
+    network: VisualGLM,
+    prompts: list[list[int]],
+    *,
+    eop: int,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    banned: slice | None = None,
+    image_embeds: torch.Tensor | None = None,
+    image_rows: torch.Tensor | None = None,
+    image_start: int = 0,
+) -> Iterator[list[int | None]]:
+    """Continue each prompt; yields a list of B ids a step until all rows have ended.
+
+    A row that has ended has None; its `<eop>` is not yielded.
+
+    prompts: B lists of ids that end with `<sop>`; banned: a slice of ids that are never sampled;
+    image_embeds [I, Q, D]: of the rows image_rows [I] (default: all), whose slots begin at
+    image_start.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    limits = _token_limits(lengths, sampling, network.config.max_sequence_length)
+    max_new_tokens = max(limits)
+    if max_new_tokens == 0:
+        return
+
+    device = network.device
+    generators = _generators(len(prompts), device, sampling.seed)
+    padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
+    generated = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
+    unfinished = [limit > 0 for limit in limits]
+
+    # The last token is sampled and not read.
+    decoder = Decoder(network, lengths, max_new_tokens - 1)
+    ids = torch.tensor(padded, device=device)  # [B, T]
+    logits = decoder.prefill(ids, image_embeds, image_rows, image_start)  # [B, V]
+    for step in range(max_new_tokens):
         logits = logits.float()
         if banned is not None:
             logits[:, banned] = -torch.inf
         if step < sampling.min_new_tokens:
             logits[:, eop] = -torch.inf
-        said[:, step] = token = choose(logits, said[:, :step], sampling, generators)
-        row = token.tolist()
-        alive = [a and t != eop and step < r for a, t, r in zip(alive, row, room)]
-        if not any(alive):
+
+        token = sample(logits, generated[:, :step], sampling, generators)  # [B]
+        generated[:, step] = token
+        new = token.tolist()
+        for row, limit in enumerate(limits):
+            if new[row] == eop or step >= limit:
+                unfinished[row] = False
+        if not any(unfinished):
             return
-        yield [t if a else None for a, t in zip(alive, row)]
-        if step + 1 < max(room):
+
+        yield [i if active else None for i, active in zip(new, unfinished)]
+        if step + 1 < max_new_tokens:
             logits = decoder.step(token)

@@ -1,23 +1,28 @@
 """Weights of a CPU's linear layers in the order that oneDNN's products read fastest.
 
-Against torch's own products that is 1.3 to 2 times the speed for one row and more for a prompt's many; see benchmarks/.
-The packed layers compute only: they can no longer be saved, moved or trained.
+Against torch's own products that is 1.3 to 2 times the speed for one row, and more for a prompt's
+many; see benchmarks/. Packed layers only compute: they can no longer be saved, moved or trained.
 """
+
+from collections.abc import Iterable
 
 import torch
 
+from model.visualglm.network import VisualGLM
 from model.visualglm.sat import ColumnParallelLinear, RowParallelLinear
 
-SMALLEST = {
-    torch.float32: 2**18,
-    torch.bfloat16: 0,
-}  # weights from which packing pays: a call costs some 20 microseconds
+# Weights from which packing pays, by dtype: a call costs some 20 microseconds.
+SMALLEST = {torch.float32: 2**18, torch.bfloat16: 0}
+LINEAR = (torch.nn.Linear, ColumnParallelLinear, RowParallelLinear)
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer; x [..., K] -> [..., N]. Speaks to the ops that torch.compile itself emits for a frozen network."""
+    """A linear layer; x [..., K] -> [..., N].
 
-    def __init__(self, weight, bias):
+    It calls the operators that torch.compile itself emits for a frozen network.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
         self.bias = None if bias is None else bias.detach()
@@ -27,23 +32,35 @@ class PackedLinear(torch.nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def pack(network, skip=(), smallest=SMALLEST):
-    """Replace the linear layers of a network on a CPU, one by one, by packed ones, where this machine has them."""
+def bfloat16_products() -> bool:
+    """Whether oneDNN multiplies bfloat16 matrices on this CPU without a detour by float32."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pack(
+    network: VisualGLM,
+    skip: Iterable[str] = (),
+    smallest: dict[torch.dtype, int] = SMALLEST,
+) -> None:
+    """Replace the linear layers of a network on a CPU by packed ones, where this machine has them.
+
+    skip: names of parameters whose layers stay as they are, because their values are exchanged
+    later; smallest: by dtype, the weights from which a layer is packed.
+    """
     if network.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
-    exchanged = {name.rpartition(".")[0] for name in skip}  # by checkpoint.without_adapter
-    packable = {torch.float32} | (
-        {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
-    )
-    for path in [
-        path for path, _ in network.named_modules()
-    ]:  # no layers, whose memory would stay taken
+    packable = {torch.float32}
+    if bfloat16_products():
+        packable.add(torch.bfloat16)
+    skipped = {name.rpartition(".")[0] for name in skip}
+
+    # A list of names, not of layers: a layer that is held here would keep its memory.
+    for path in [path for path, _ in network.named_modules()]:
         layer = network.get_submodule(path)
-        if (
-            isinstance(layer, (torch.nn.Linear, ColumnParallelLinear, RowParallelLinear))
-            and layer.weight.dtype in packable
-            and layer.weight.numel() >= smallest[layer.weight.dtype]
-            and path not in exchanged
-        ):
+        if not isinstance(layer, LINEAR) or path in skipped:
+            continue
+        dtype = layer.weight.dtype
+        if dtype in packable and layer.weight.numel() >= smallest[dtype]:
             parent, _, name = path.rpartition(".")
-            setattr(network.get_submodule(parent), name, PackedLinear(layer.weight, layer.bias))
+            packed = PackedLinear(layer.weight, layer.bias)
+            setattr(network.get_submodule(parent), name, packed)

@@ -11,8 +11,10 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def to_pixels(image, size):
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """PIL RGB image -> float32 [3, height, width], normalised; size = (height, width)."""
-    resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    height, width = size
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized, dtype=np.float32)).permute(2, 0, 1) / 255
-    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    return (pixels - mean) / std

@@ -1,13 +1,23 @@
 """Weights in 8 or 4 bits: less memory, and faster decoding where memory bandwidth is the limit.
 
-Inference: every row (8 bits) or group of 32 weights in a row (4 bits) has its own scale, stored in a form that no device
-owns; when a layer reaches its device it is packed for the fastest kernel that runs and agrees there.
-Training (QLoRA, https://arxiv.org/abs/2305.14314): NF4 layers of bitsandbytes, as SAT 0.4.12's own QLoRA raises NameError.
-Shapes: M rows of activations, N outputs, K inputs, G groups of a row.
+Inference: every row (8 bits) or group of 32 weights in a row (4 bits) has its own scale, stored in
+a form that belongs to no device; when a layer reaches its device it is packed for the fastest
+kernel that runs and agrees there. benchmarks/kernels.py compares them with other libraries'.
+
+Training (QLoRA, https://arxiv.org/abs/2305.14314): NF4 layers of bitsandbytes, because SAT 0.4.12's
+own QLoRA raises NameError.
+
+Shapes
+    M  rows of activations
+    N  outputs
+    K  inputs
+    G  groups of a row
 """
 
 import ctypes
+import functools
 import re
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,298 +26,325 @@ from model.errors import UserError
 
 GROUP = 32
 BITS = (8, 4)
-SCALE_DTYPE = (
-    torch.bfloat16
-)  # what the kernels take; weights are rounded after their scale, so this costs no accuracy
+# What the kernels take. Weights are rounded after their scale, so it costs no accuracy.
+SCALE_DTYPE = torch.bfloat16
 LAYERS = re.compile(r"transformer\.layers\.\d+\.(attention|mlp)\.\w+")
 HEAD = "mixins.chatglm-final.lm_head"
-PROBE_ERROR = (
-    0.02  # of the largest output: kernels may round differently, a wrong one is off by far more
-)
+# Of the largest output: kernels may round differently, a wrong one is off by far more.
+PROBE_ERROR = 0.02
+
+Stored = dict[str, torch.Tensor]  # what `quantize` returns
+Product = Callable[[torch.Tensor], torch.Tensor]  # [M, K] -> [M, N]
 
 
-def bits_of(name, bits):
-    """How many bits the layer of this name gets: the head, which picks the word, keeps 8; None leaves it as it is."""
-    return 8 if name == HEAD else bits if LAYERS.fullmatch(name) else None
+def bits_of(name: str, bits: int | None) -> int | None:
+    """The bits of the layer of this name in a network of so many; None: it is not quantized.
+
+    The head, which picks the token, keeps 8.
+    """
+    if name == HEAD:
+        return 8
+    if LAYERS.fullmatch(name):
+        return bits
+    return None
 
 
-def groups_of(inputs):
+def groups_of(inputs: int) -> int:
     """G for K inputs. Raises UserError."""
     if inputs % GROUP:
         raise UserError(
-            f"4-bit weights come in groups of {GROUP}: a layer of this network has {inputs} inputs; use 8 bits"
+            f"4-bit weights come in groups of {GROUP}: a layer of this network has {inputs} "
+            "inputs; use 8 bits"
         )
     return inputs // GROUP
 
 
-def quantize(weight, bits):
+def quantize(weight: torch.Tensor, bits: int) -> Stored:
     """A weight [N, K] -> what QuantizedLinear stores, by name.
 
     8 bits: weight int8 [N, K], scale [N]; w = weight * scale.
-    4 bits: weight uint8 [N, K/2], two values q - 8 in -8..7 a byte, the first in the high half; scale and zero [N, G];
-    w = (q - 8) * scale + zero.
+    4 bits: weight uint8 [N, K/2], two values q - 8 in -8..7 per byte, the first in the high half;
+    scale and zero [N, G]; w = (q - 8) * scale + zero.
+    Scales and zeros are bfloat16. Raises UserError where 4 bits do not fit.
     """
-    weight = weight.float()
     if bits == 8:
-        scale = (weight.abs().amax(1) / 127).clamp(min=1e-30).to(SCALE_DTYPE)
-        return {
-            "weight": (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8),
-            "scale": scale,
-        }
-    groups = weight.unflatten(1, (groups_of(weight.size(1)), GROUP))
-    low, high = groups.aminmax(dim=-1)
+        return _quantize_int8(weight.float())
+    return _quantize_int4(weight.float())
+
+
+def _quantize_int8(weight: torch.Tensor) -> Stored:
+    scale = (weight.abs().amax(1) / 127).clamp(min=1e-30).to(SCALE_DTYPE)  # [N]
+    q = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+    return {"weight": q.to(torch.int8), "scale": scale}
+
+
+def _quantize_int4(weight: torch.Tensor) -> Stored:
+    groups = weight.unflatten(1, (groups_of(weight.size(1)), GROUP))  # [N, G, GROUP]
+    low, high = groups.aminmax(dim=-1)  # each [N, G]
     scale = ((high - low) / 15).clamp(min=1e-30).to(SCALE_DTYPE)
     zero = (low + 8 * scale.float()).to(SCALE_DTYPE)
-    q = (
-        ((groups - zero.float()[..., None]) / scale.float()[..., None])
-        .round()
-        .clamp(-8, 7)
-        .to(torch.int8)
-        .flatten(1)
-    )
-    return {
-        "weight": (q[:, ::2] << 4 | q[:, 1::2] & 15).view(torch.uint8),
-        "scale": scale,
-        "zero": zero,
-    }
+
+    q = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round().clamp(-8, 7)
+    q = q.to(torch.int8).flatten(1)  # [N, K]
+    packed = (q[:, ::2] << 4 | q[:, 1::2] & 15).view(torch.uint8)  # [N, K/2]
+    return {"weight": packed, "scale": scale, "zero": zero}
 
 
-def is_quantized(name, tensor):
-    """Is this a part of what `quantize` stores? It keeps its dtype."""
+def is_quantized(name: str, tensor: torch.Tensor) -> bool:
+    """Whether this is a part of what `quantize` returns: it keeps its dtype."""
     return tensor.dtype in (torch.int8, torch.uint8) or name.endswith((".scale", ".zero"))
 
 
-def quantized_tensors(tensors, bits):
-    """(name, tensor) of a network one after the other -> the same with the weights of quantized layers in their stored form."""
+def quantized_tensors(
+    tensors: Iterable[tuple[str, torch.Tensor]], bits: int | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of a network -> the same with the weights of quantized layers as stored."""
     for name, tensor in tensors:
         layer, _, kind = name.rpartition(".")
         layer_bits = bits_of(layer, bits) if kind == "weight" else None
-        if layer_bits and not is_quantized(name, tensor):
-            yield from (
-                (f"{layer}.{part}", value) for part, value in quantize(tensor, layer_bits).items()
-            )
-        else:
+        if layer_bits is None or is_quantized(name, tensor):
             yield name, tensor
+            continue
+        for part, value in quantize(tensor, layer_bits).items():
+            yield f"{layer}.{part}", value
 
 
-def _unpacked(packed):
+def _unpacked(packed: torch.Tensor) -> torch.Tensor:
     """uint8 [N, K/2] -> int8 [N, K], values q - 8"""
     signed = packed.view(torch.int8)
     return torch.stack((signed >> 4, signed << 4 >> 4), -1).flatten(1)
 
 
-def dequantize(stored, dtype):
-    """The weight [N, K] that the stored form stands for."""
+def dequantize(stored: Stored, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [N, K] that the stored form means."""
+    scale = stored["scale"].to(dtype)[..., None]
     if "zero" not in stored:
-        return stored["weight"].to(dtype) * stored["scale"].to(dtype)[:, None]
-    q = _unpacked(stored["weight"]).to(dtype).unflatten(1, (-1, GROUP))
-    return (q * stored["scale"].to(dtype)[..., None] + stored["zero"].to(dtype)[..., None]).flatten(
-        1
-    )
+        return stored["weight"].to(dtype) * scale
+    q = _unpacked(stored["weight"]).to(dtype).unflatten(1, (-1, GROUP))  # [N, G, GROUP]
+    return (q * scale + stored["zero"].to(dtype)[..., None]).flatten(1)
 
 
-class Plain:
-    """Works everywhere: the weight is made again for every product."""
+class Dequantized:
+    """Works everywhere: the weight is computed again for every product."""
 
-    def __init__(self, stored):
+    def __init__(self, stored: Stored):
         self.stored = stored
 
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, dequantize(self.stored, x.dtype))
 
 
 class TorchInt8:
     """torch's int8 weight-only product."""
 
-    few = 8  # rows up to which the kernel beats making the weight again, on a CPU with bfloat16
-    piece = (
-        2**22
-    )  # weights made again at a time: memory for more is given back to the system and cleared at every product
+    # Rows up to which the kernel beats computing the weight again, on a CPU with bfloat16.
+    few = 8
+    # Weights computed again at a time: memory for more is given back to the system, and cleared,
+    # at every product.
+    piece = 2**22
 
-    def __init__(self, stored):
+    def __init__(self, stored: Stored):
         self.weight, self.scale = stored["weight"], stored["scale"]
 
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(SCALE_DTYPE)
-        if x.size(0) > self.few:
-            pieces = self.weight.split(max(1, self.piece // self.weight.size(1)))
-            return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in pieces], 1) * self.scale
-        return torch._weight_int8pack_mm(x, self.weight, self.scale)
+        if x.size(0) <= self.few:
+            return torch._weight_int8pack_mm(x, self.weight, self.scale)
+        pieces = self.weight.split(max(1, self.piece // self.weight.size(1)))
+        return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in pieces], 1) * self.scale
 
 
 class TorchInt4:
-    """torch's int4 weight-only products; CPU and CUDA pack differently."""
+    """torch's int4 weight-only products; CPU and CUDA pack differently.
 
-    def __init__(self, stored):
-        q = _unpacked(stored["weight"]) + 8
-        # [G, N, 2]
-        self.scales = (
-            torch.stack((stored["scale"], stored["zero"]), -1).transpose(0, 1).contiguous()
-        )
+    Raises NotImplementedError where K does not suit CUDA's tiles.
+    """
+
+    def __init__(self, stored: Stored):
+        q = _unpacked(stored["weight"]) + 8  # [N, K]
+        scales = torch.stack((stored["scale"], stored["zero"]), -1)  # [N, G, 2]
+        self.scales = scales.transpose(0, 1).contiguous()  # [G, N, 2]
         if q.device.type == "cpu":
             self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
             self.product = torch.ops.aten._weight_int4pack_mm_for_cpu
         else:
-            pairs = (q[:, ::2] << 4 | q[:, 1::2]).to(torch.uint8)
-            tiles = next(t for t in (8, 4, 2) if q.size(1) % (t * 16) == 0)
+            pairs = (q[:, ::2] << 4 | q[:, 1::2]).to(torch.uint8)  # [N, K/2]
+            tiles = self._inner_tiles(q.size(1))
             self.weight = torch.ops.aten._convert_weight_to_int4pack(pairs, tiles)
             self.product = torch.ops.aten._weight_int4pack_mm
 
-    def __call__(self, x):
+    @staticmethod
+    def _inner_tiles(inputs: int) -> int:
+        for tiles in (8, 4, 2):
+            if inputs % (tiles * 16) == 0:
+                return tiles
+        raise NotImplementedError(f"int4 products with {inputs} inputs")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(x.to(SCALE_DTYPE), self.weight, GROUP, self.scales)
 
 
 class CpmKernels:
-    """SAT's kernels (cpm_kernels): the weight is unpacked to float16 by one launch. For GPUs torch's products leave out."""
+    """SAT's kernels (cpm_kernels): one launch unpacks the weight to float16.
 
-    def __init__(self, stored):
+    For GPUs that torch's products leave out. Raises ImportError.
+    """
+
+    def __init__(self, stored: Stored):
         from model.visualglm.sat import cpm_kernels
 
         self.kernels, self.round_up = cpm_kernels()
-        weight, scale = stored["weight"], stored["scale"].half()
-        self.shape = (weight.size(0), -1)
-        self.zero = stored["zero"].half()[..., None] if "zero" in stored else None
-        # The kernel knows one scale a row: a group of 4-bit weights is a row to it.
-        self.weight = weight if self.zero is None else weight.reshape(-1, GROUP // 2)
-        self.scale = scale.flatten().contiguous()
+        weight = stored["weight"]
+        self.outputs = weight.size(0)
+        self.zero = None
+        if "zero" in stored:
+            self.zero = stored["zero"].half()[..., None]  # [N, G, 1]
+            # The kernel knows one scale per row: a group of 4-bit weights is a row to it.
+            weight = weight.reshape(-1, GROUP // 2)
+        self.weight = weight
+        self.scale = stored["scale"].half().flatten().contiguous()
 
-    def __call__(self, x):
-        rows, width = self.weight.shape
-        out = torch.empty(
-            rows, width * (1 if self.zero is None else 2), dtype=torch.half, device=x.device
-        )
-        unpack = (
-            self.kernels.int8WeightExtractionHalf
-            if self.zero is None
-            else self.kernels.int4WeightExtractionHalf
-        )
-        with torch.cuda.device(x.device):
-            unpack(
-                (rows, 1, 1),
-                (min(self.round_up(width, 32), 1024), 1, 1),
-                0,
-                torch.cuda.current_stream(),
-                [ctypes.c_void_p(t.data_ptr()) for t in (self.weight, self.scale, out)]
-                + [ctypes.c_int32(rows), ctypes.c_int32(width)],
-            )
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self._unpack(x.device)
         if self.zero is not None:
-            out = out.view(self.zero.size(0), -1, GROUP) + self.zero
-        return F.linear(x.half(), out.reshape(self.shape))
+            weight = weight.view(self.outputs, -1, GROUP) + self.zero  # [N, G, GROUP]
+        return F.linear(x.half(), weight.reshape(self.outputs, -1))
+
+    def _unpack(self, device: torch.device) -> torch.Tensor:
+        """The stored values times their scale, float16, in the shape that the kernel knows."""
+        rows, width = self.weight.shape
+        if self.zero is None:
+            kernel, values = self.kernels.int8WeightExtractionHalf, width
+        else:
+            kernel, values = self.kernels.int4WeightExtractionHalf, 2 * width
+        out = torch.empty(rows, values, dtype=torch.half, device=device)
+
+        grid, block = (rows, 1, 1), (min(self.round_up(width, 32), 1024), 1, 1)
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (self.weight, self.scale, out)]
+        arguments = [*pointers, ctypes.c_int32(rows), ctypes.c_int32(width)]
+        with torch.cuda.device(device):
+            kernel(grid, block, 0, torch.cuda.current_stream(), arguments)
+        return out
 
 
-KERNELS = {
+# Device type -> bits -> kernels, the fastest first.
+KERNELS: dict[str, dict[int, tuple[Callable[[Stored], Product], ...]]] = {
     "cpu": {8: (TorchInt8,), 4: (TorchInt4,)},
     "cuda": {8: (TorchInt8, CpmKernels), 4: (TorchInt4, CpmKernels)},
 }
-_chosen = {}
 
 
-def choose_kernel(device, bits, outputs, inputs):
-    """The first kernel for this device that runs on this shape and gives what the plain product gives."""
-    key = (device.type, bits, outputs, inputs)
-    if key not in _chosen:
-        x = torch.randn(2, inputs, device=device, dtype=SCALE_DTYPE)
-        stored = quantize(torch.randn(outputs, inputs, device=device), bits)
-        wanted = Plain(stored)(x.float())
-        _chosen[key] = Plain
-        for kernel in KERNELS.get(device.type, {}).get(bits, ()):
-            try:
-                got = kernel(stored)(x).float()
-            except (RuntimeError, NotImplementedError, ImportError, OSError, StopIteration):
-                continue  # not on this GPU, not this shape, not this build
-            if (got - wanted).abs().max() <= PROBE_ERROR * wanted.abs().max():
-                _chosen[key] = kernel
-                break
-    return _chosen[key]
+@functools.cache
+def choose_kernel(
+    device: torch.device, bits: int, outputs: int, inputs: int
+) -> Callable[[Stored], Product]:
+    """The first kernel of the device that runs on this shape and agrees with Dequantized."""
+    x = torch.randn(2, inputs, device=device, dtype=SCALE_DTYPE)
+    stored = quantize(torch.randn(outputs, inputs, device=device), bits)
+    wanted = Dequantized(stored)(x.float())
+    for kernel in KERNELS.get(device.type, {}).get(bits, ()):
+        try:
+            got = kernel(stored)(x).float()
+        except (RuntimeError, NotImplementedError, ImportError, OSError):
+            continue  # not on this GPU, not this shape, not this build
+        if (got - wanted).abs().max() <= PROBE_ERROR * wanted.abs().max():
+            return kernel
+    return Dequantized
 
 
 class QuantizedLinear(torch.nn.Module):
     """A linear layer without gradients to its weight; x [..., K] -> [..., N] in x's dtype.
 
-    Made empty: fill its buffers (the names of `quantize`, and bias), then call `pack` on the device it stays on.
+    Made empty: fill its buffers (the names of `quantize`, and bias), then call `pack` on the device
+    it stays on.
     """
 
-    def __init__(self, outputs, inputs, bias, bits):
+    def __init__(self, outputs: int, inputs: int, bias: bool, bits: int):
         super().__init__()
         self.bits = bits
-        groups = (groups_of(inputs),) if bits == 4 else ()
-        weight = (
-            torch.empty(outputs, inputs // 2, dtype=torch.uint8)
-            if bits == 4
-            else torch.empty(outputs, inputs, dtype=torch.int8)
-        )
-        self.register_buffer("weight", weight)
-        for name in ("scale", "zero") if bits == 4 else ("scale",):
-            self.register_buffer(name, torch.empty(outputs, *groups, dtype=SCALE_DTYPE))
-        self.register_buffer("bias", torch.empty(outputs) if bias else None)
         self.in_features, self.out_features = inputs, outputs
-        self.product = None
+        self.product: Product | None = None
 
-    def pack(self):
-        """Give the weights the form of the fastest kernel; they can no longer be saved or moved."""
+        if bits == 8:
+            self.register_buffer("weight", torch.empty(outputs, inputs, dtype=torch.int8))
+            self.register_buffer("scale", torch.empty(outputs, dtype=SCALE_DTYPE))
+        else:
+            groups = groups_of(inputs)
+            self.register_buffer("weight", torch.empty(outputs, inputs // 2, dtype=torch.uint8))
+            self.register_buffer("scale", torch.empty(outputs, groups, dtype=SCALE_DTYPE))
+            self.register_buffer("zero", torch.empty(outputs, groups, dtype=SCALE_DTYPE))
+        self.register_buffer("bias", torch.empty(outputs) if bias else None)
+
+    def pack(self) -> None:
+        """Give the weights the fastest kernel's form; they can no longer be saved or moved."""
         stored = {name: buffer for name, buffer in self.named_buffers() if name != "bias"}
-        self.product = choose_kernel(
-            self.weight.device, self.bits, self.out_features, self.in_features
-        )(stored)
+        device = stored["weight"].device
+        kernel = choose_kernel(device, self.bits, self.out_features, self.in_features)
+        self.product = kernel(stored)
         for name in stored:
             delattr(self, name)
 
     def forward(self, x):
-        out = self.product(x.reshape(-1, self.in_features)).to(x.dtype)
+        out = self.product(x.reshape(-1, self.in_features)).to(x.dtype)  # [M, N]
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
 
 
-def quantized_shells(network, bits):
-    """Put empty QuantizedLinear layers where the network, still on the meta device, has linear ones to quantize."""
+def quantized_shells(network: torch.nn.Module, bits: int) -> None:
+    """Put empty QuantizedLinear layers where a network on the meta device has layers to quantize.
+
+    Raises UserError where 4 bits do not fit.
+    """
     for name, module in list(network.named_modules()):
         layer_bits = bits_of(name, bits)
-        if layer_bits and hasattr(module, "weight"):
-            outputs, inputs = module.weight.shape
-            parent, _, child = name.rpartition(".")
-            with torch.device("meta"):
-                shell = QuantizedLinear(outputs, inputs, module.bias is not None, layer_bits)
-            setattr(network.get_submodule(parent), child, shell)
+        if layer_bits is None or not hasattr(module, "weight"):
+            continue
+        outputs, inputs = module.weight.shape
+        with torch.device("meta"):
+            shell = QuantizedLinear(outputs, inputs, module.bias is not None, layer_bits)
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, shell)
 
 
-def to_nf4(network, device=None):
-    """Replace the linear layers of the language model's blocks, frozen, by 4-bit ones on the device. Before or after LoRA is added.
+def to_nf4(network: torch.nn.Module, device: torch.device | None = None) -> None:
+    """Replace the linear layers of the language model's blocks by frozen 4-bit ones on the device.
 
-    Vision tower, Q-Former, embeddings and head stay as they are. Raises UserError where bitsandbytes is missing.
+    Before or after LoRA is added. Vision tower, Q-Former, embeddings and head stay as they are.
+    Raises UserError where bitsandbytes is missing.
     """
     try:
         from bitsandbytes.nn import Linear4bit
     except ImportError:
-        raise UserError(
-            "4-bit weights need bitsandbytes: pip install bitsandbytes==0.50.2"
-        ) from None
+        message = "4-bit weights need bitsandbytes: pip install bitsandbytes==0.50.2"
+        raise UserError(message) from None
 
-    for name, module in list(network.named_modules()):
-        path, _, child = name.rpartition(".")
-        if (
-            not LAYERS.fullmatch(name.removesuffix(".original"))
-            or getattr(module, "weight", None) is None
-        ):
+    for path, module in list(network.named_modules()):
+        is_block = LAYERS.fullmatch(path.removesuffix(".original"))
+        if not is_block or getattr(module, "weight", None) is None:
             continue
-        weight, bias = module.weight, module.bias
-        new = Linear4bit(
-            weight.size(1),
-            weight.size(0),
-            bias=bias is not None,
-            compute_dtype=weight.dtype,
-            quant_type="nf4",
-            device="cpu",
-        )
-        state = {"weight": weight.detach().cpu()} | (
-            {"bias": bias.detach().cpu()} if bias is not None else {}
-        )
-        new.load_state_dict(state)
-        new.support_avx512bf16_for_cpu = (
-            False  # its packed form for CPU inference cannot go back to training
-        )
-        setattr(
-            network.get_submodule(path),
-            child,
-            new.requires_grad_(False).to(device or weight.device),
-        )  # the move quantizes
+        parent, _, name = path.rpartition(".")
+        new = _frozen_copy(Linear4bit, module)
+        # The move to the device quantizes.
+        new = new.to(device or module.weight.device)
+        setattr(network.get_submodule(parent), name, new)
+
+
+def _frozen_copy(linear_4bit, linear):
+    """bitsandbytes' layer on the CPU with the weights of a linear layer, not yet quantized."""
+    weight, bias = linear.weight, linear.bias
+    new = linear_4bit(
+        weight.size(1),
+        weight.size(0),
+        bias=bias is not None,
+        compute_dtype=weight.dtype,
+        quant_type="nf4",
+        device="cpu",
+    )
+    state = {"weight": weight.detach().cpu()}
+    if bias is not None:
+        state["bias"] = bias.detach().cpu()
+    new.load_state_dict(state)
+    # Its packed form for inference on a CPU cannot go back to training.
+    new.support_avx512bf16_for_cpu = False
+    return new.requires_grad_(False)

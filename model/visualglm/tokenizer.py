@@ -1,11 +1,13 @@
 """ChatGLM's tokenizer straight on sentencepiece: no remote code, no network, no transformers.
 
-Source: tokenization_chatglm.py of THUDM/chatglm-6b. Line breaks, tabs and runs of blanks have pieces of their own
-(`<n>`, `<|tab|>`, `<|blank_2|>` .. `<|blank_80|>`); everything else is sentencepiece's work.
+Source: tokenization_chatglm.py of THUDM/chatglm-6b. Line breaks, tabs and runs of blanks have
+pieces of their own (`<n>`, `<|tab|>`, `<|blank_2|>` .. `<|blank_80|>`); everything else is
+sentencepiece's work.
 """
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -13,66 +15,78 @@ import sentencepiece
 from model.errors import UserError
 from model.find import BASE, places
 
+# Of ChatGLM-6B's own file, and the number of ids of a network that uses it.
 VOCABULARY = "ice_text.model"
-SHA256 = "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e"  # of ChatGLM-6B's own
-REAL_VOCABULARY = 130528  # ids of a network that uses it
+SHA256 = "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e"
+REAL_VOCABULARY = 130528
 MAX_BLANK = 80
 # What transformers' decode tidies after English tokenization, in its order.
 SPACES_BEFORE = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
-TINY_PIECES = [
-    "<n>",
-    "<|tab|>",
-    "<|blank_4|>",
-    "<|blank_3|>",
-    "<|blank_2|>",
-]  # what a small vocabulary has of these
+# What a small vocabulary has of the pieces for line breaks, tabs and blanks.
+TINY_PIECES = ["<n>", "<|tab|>", "<|blank_4|>", "<|blank_3|>", "<|blank_2|>"]
+
+
+def read_vocabulary(path: Path, vocab_size: int) -> sentencepiece.SentencePieceProcessor:
+    """The pieces of a vocabulary file for a network of vocab_size ids.
+
+    Raises UserError where the file cannot be read or does not fit the network.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"vocabulary {path}: {error.strerror}; expected ChatGLM's {VOCABULARY}"
+        ) from None
+
+    pieces = sentencepiece.SentencePieceProcessor()
+    try:
+        pieces.LoadFromSerializedProto(data)
+    except RuntimeError:
+        raise UserError(
+            f"vocabulary {path}: {len(data)} bytes that are no sentencepiece model; "
+            f"fetch {VOCABULARY} again (a download can be cut short)"
+        ) from None
+
+    digest = hashlib.sha256(data).hexdigest()
+    if vocab_size == REAL_VOCABULARY and digest != SHA256:
+        raise UserError(
+            f"vocabulary {path}: {len(data)} bytes with sha256 {digest[:12]}..., expected "
+            f"ChatGLM-6B's {SHA256[:12]}...: another model's file, or a damaged one; "
+            f"fetch {VOCABULARY} of THUDM/chatglm-6b"
+        )
+    if pieces.vocab_size() > vocab_size:
+        raise UserError(
+            f"vocabulary {path} has {pieces.vocab_size()} pieces, the network only {vocab_size}: "
+            "it belongs to another model"
+        )
+    return pieces
 
 
 class Tokenizer:
-    """Text <-> ids. The ids of control tokens are the network's (`model_config.json`), not the vocabulary file's."""
+    """Text <-> ids.
 
-    def __init__(self, path, config):
-        """path: the sentencepiece file; config: the parsed `model_config.json`. Raises UserError."""
+    The ids of control tokens are the network's (`model_config.json`), not the vocabulary file's.
+    """
+
+    def __init__(self, path: str | Path, config: dict):
+        """path: the sentencepiece file; config: the parsed `model_config.json`.
+
+        Raises UserError.
+        """
         self.path = Path(path)
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"vocabulary {path}: {error.strerror}; expected ChatGLM's {VOCABULARY}"
-            ) from None
-        self.pieces = sentencepiece.SentencePieceProcessor()
-        try:
-            self.pieces.LoadFromSerializedProto(data)
-        except RuntimeError:
-            raise UserError(
-                f"vocabulary {path}: {len(data)} bytes that are no sentencepiece model; "
-                f"fetch {VOCABULARY} again (a download can be cut short)"
-            ) from None
-        found = hashlib.sha256(data).hexdigest()
-        if config["vocab_size"] == REAL_VOCABULARY and found != SHA256:
-            raise UserError(
-                f"vocabulary {path}: {len(data)} bytes with sha256 {found[:12]}..., expected ChatGLM-6B's {SHA256[:12]}...: "
-                f"another model's file, or a damaged one; fetch {VOCABULARY} of THUDM/chatglm-6b"
-            )
-        self.gmask, self.sop, self.pad = (
-            config["gmask_token_id"],
-            config["bos_token_id"],
-            config["pad_token_id"],
-        )
+        self.pieces = read_vocabulary(self.path, config["vocab_size"])
+        self.gmask = config["gmask_token_id"]
+        self.sop = config["bos_token_id"]
         self.eop = config.get("eos_token_id", self.sop + 1)
-        if self.pieces.vocab_size() > config["vocab_size"]:
-            raise UserError(
-                f"vocabulary {path} has {self.pieces.vocab_size()} pieces, the network only "
-                f"{config['vocab_size']}: it belongs to another model"
-            )
+        self.pad = config["pad_token_id"]
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """Text -> ids, without control tokens."""
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
         text = re.sub(f" {{2,{MAX_BLANK}}}", lambda run: f"<|blank_{len(run.group())}|>", text)
         return self.pieces.encode(text)
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """Ids -> text; control tokens and ids beyond the vocabulary are left out."""
         size, control = self.pieces.vocab_size(), {self.pad, self.gmask, self.sop, self.eop}
         text = self.pieces.decode([i for i in ids if i < size and i not in control])
@@ -83,10 +97,17 @@ class Tokenizer:
         return text
 
 
-def train_vocabulary(texts, path, size, whole=(), prefix=True):
-    """Write a small vocabulary of the same make (for tiny models) from an iterable of texts.
+def train_vocabulary(
+    texts: Iterable[str],
+    path: str | Path,
+    size: int,
+    whole: Iterable[str] = (),
+    prefix: bool = True,
+) -> None:
+    """Write a small vocabulary of the same kind, for tiny models, trained on the texts.
 
-    whole: words that are one piece each; prefix: as in ChatGLM's, a text begins with a blank, so that a word has other pieces there.
+    size: number of pieces; whole: words that are one piece each; prefix: as in ChatGLM's, a text
+    begins with a blank, so that a word has other pieces there.
     """
     lines = (text.replace("\n", "<n>") for text in texts)
     with open(path, "wb") as file:
