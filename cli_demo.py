@@ -1,24 +1,34 @@
 """Talk about an aerial image in the terminal.
 
-    python cli_demo.py --from_pretrained checkpoints/demo                                         # a dialogue
-    python cli_demo.py --from_pretrained checkpoints/demo --image a.tif --prompt 这是哪里？         # one answer
-    python cli_demo.py --from_pretrained checkpoints/demo --input rows.json --output answers.jsonl # answers to a file
+A dialogue, one answer, or answers to a file:
 
-Images are files or http(s) addresses. In a dialogue Ctrl-C stops the answer and Ctrl-D leaves; what was typed
-is kept for the arrow keys in ~/.remoteglm_history.
+    python cli_demo.py --from_pretrained checkpoints/demo
+    python cli_demo.py --from_pretrained checkpoints/demo --image a.tif --prompt 这是哪里？
+    python cli_demo.py --from_pretrained checkpoints/demo --input rows.json --output answers.jsonl
+
+Images are files or http(s) addresses. In a dialogue Ctrl-C stops the answer and Ctrl-D leaves; what
+was typed is kept for the arrow keys in ~/.remoteglm_history.
 """
 
-import argparse
 import json
 import os
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
+
+from command_line import Parser, add_bands_option, add_loading_options, compares, loading
+from model.errors import UserError
+
+if TYPE_CHECKING:
+    from model import Assistant, Sampling
 
 HISTORY = "~/.remoteglm_history"
+HISTORY_LINES = 1000
 
-WORDS = {  # what a person sees, by --english
+# What a person sees, by --english
+WORDS = {
     False: {
         "image": "请输入图像路径（回车进入纯文本对话，stop 退出）：",
         "user": "用户：",
@@ -45,119 +55,58 @@ WORDS = {  # what a person sees, by --english
     },
 }
 
-
-class Parser(argparse.ArgumentParser):
-    """Of the scripts at the top: their docstring is the help, and what is wrong is one line, which the usage of forty options would hide."""
-
-    def __init__(self, description):
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; all options: --help\n")
+# Least and greatest value of an option; None: no greatest
+LIMITS = {
+    "--batch-size": (1, None),
+    "--max_length": (2, None),
+    "--top_p": (0, 1),
+    "--top_k": (0, None),
+    "--temperature": (0, None),
+}
 
 
-def add_loading_options(parser, whole=False, **from_pretrained):
-    """The options by which every script finds and loads a checkpoint; `loading` hands them on. whole: as it is on disk."""
-    add = parser.add_argument_group("checkpoint").add_argument
-    add(
-        "--from_pretrained",
-        help="checkpoint: a folder (an adapter, a full checkpoint, a base in SAT's or Hugging Face's layout) "
-        "or a name such as visualglm-6b, looked up in SAT_HOME and the Hugging Face and ModelScope caches",
-        **from_pretrained,
-    )
-    add("--base_path", help="the adapter's base, if it is no longer where it was in training")
-    add(
-        "--tokenizer",
-        help="vocabulary file; default: ice_text.model in the checkpoint folder, then in those caches",
-    )
-    add(
-        "--download",
-        nargs="?",
-        const="huggingface",
-        choices=("huggingface", "modelscope"),
-        help="fetch a checkpoint that is not found (default source: huggingface, or the mirror HF_ENDPOINT names)",
-    )
-    if whole:
-        return
-    add(
-        "--quant",
-        type=int,
-        choices=(8, 4),
-        help="weights in 8 or 4 bits: less memory; default: as they are",
-    )
-    add("--device", help="cuda, mps or cpu; default: the first that works")
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="default: float16 on a GPU; on a CPU float32, or bfloat16 with --quant and for large networks",
-    )
-    add(
-        "--cuda_graphs",
-        action="store_true",
-        help="record the decode step as CUDA graphs: fewer launches, the same tokens; not yet tried on "
-        "real hardware",
-    )
+# Options
 
 
-def loading(args):
-    return {
-        "base": args.base_path,
-        "tokenizer": args.tokenizer,
-        "bits": args.quant,
-        "download": args.download,
-        "device": args.device,
-        "dtype": args.dtype,
-    } | ({"cuda_graphs": True} if vars(args).get("cuda_graphs") else {})
-
-
-def add_bands_option(parser):
-    parser.add_argument(
-        "--bands",
-        type=int,
-        nargs=3,
-        metavar=("R", "G", "B"),
-        help="bands shown as red, green and blue, counted "
-        "from 1, such as 4 3 2; needs rasterio. Default: what the image says, else its first three",
-    )
-
-
-def compares(args, assistant):
-    """Whether the untuned base is to answer as well, as --base asks; one line where there is none apart."""
-    if args.base and not assistant.has_adapter:
-        print(
-            f"--base is left out: {args.from_pretrained} has no adapter that could be switched off",
-            file=sys.stderr,
-        )
-    return args.base and assistant.has_adapter
-
-
-def cut_note(english, rounds, tokens):
-    """One line about what did not fit into the length limit; rounds and tokens as Assistant.stream reports them."""
-    words = WORDS[english]
-    parts = [words["rounds"].format(rounds)] * bool(rounds) + [words["tail"]] * bool(tokens)
-    return words["cut"] + words["and"].join(parts)
-
-
-def parse(argv=None):
+def build_parser():
     parser = Parser(__doc__)
-    add = parser.add_argument
     add_loading_options(parser, default="checkpoints/RemoteGLM")
-    add("--base", action="store_true", help="show the answer of the untuned base as well")
+    add_question_options(parser.add_argument_group("question and answer"))
+    add_file_options(parser.add_argument_group("answers to a file"))
+    add_sampling_options(parser.add_argument_group("sampling"))
+    return parser
+
+
+def add_question_options(group):
+    add = group.add_argument
     add("--image", help="with --prompt: one question about this image, then leave")
     add(
         "--prompt",
-        help="one question, then leave; default with --image: the one the checkpoint was trained on; with --input: "
-        "for the rows without one",
+        help="one question, then leave; default with --image: the one the checkpoint was trained "
+        "on; with --input: for the rows without one",
     )
+    add("--base", action="store_true", help="let the untuned base answer as well")
+    add("--json", action="store_true", help="print a one-shot answer as one JSON object")
+    add(
+        "--prompt_zh",
+        help="first question of a dialogue; default: the one the checkpoint was trained on",
+    )
+    add("--prompt_en", default="Describe the image.", help="the same with --english (%(default)s)")
+    add("--english", action="store_true", help="ask and answer in English")
+    add_bands_option(group)
+
+
+def add_file_options(group):
+    add = group.add_argument
     add(
         "--input",
-        help='answer the rows of this .json or .jsonl file: {"img", "prompt"}, or dialogues (their last question)',
+        help='answer the rows of this .json or .jsonl file: {"img", "prompt"}, or dialogues '
+        "(their last question)",
     )
     add(
         "--output",
-        help="file of those answers, one JSON object a line, appended as they come: a second run goes on",
+        help="file of those answers, one JSON object a line, appended as they come: the same "
+        "command continues after an interruption",
     )
     add(
         "--image-root",
@@ -165,14 +114,10 @@ def parse(argv=None):
         help="folder of relative images in rows; default: beside the rows, then the project root",
     )
     add("--batch-size", type=int, default=4, help="rows answered together (%(default)s)")
-    add_bands_option(parser)
-    add(
-        "--prompt_zh",
-        help="first question of a dialogue; default: the one the checkpoint was trained on",
-    )
-    add("--prompt_en", default="Describe the image.", help="the same with --english (%(default)s)")
-    add("--english", action="store_true", help="ask and answer in English")
-    add("--json", action="store_true", help="print a one-shot answer as one JSON object")
+
+
+def add_sampling_options(group):
+    add = group.add_argument
     add(
         "--max_length",
         type=int,
@@ -180,7 +125,10 @@ def parse(argv=None):
         help="prompt and answer together, in tokens (%(default)s)",
     )
     add(
-        "--top_p", type=float, default=0.4, help="nucleus sampling, 0 to 1; 0: greedy (%(default)s)"
+        "--top_p",
+        type=float,
+        default=0.4,
+        help="nucleus sampling, 0 to 1; 0: greedy (%(default)s)",
     )
     add(
         "--top_k",
@@ -191,48 +139,33 @@ def parse(argv=None):
     add("--temperature", type=float, default=0.8, help="0: greedy (%(default)s)")
     add("--repetition_penalty", type=float, default=1.2, help="1: none (%(default)s)")
     add("--seed", type=int, help="makes sampled answers repeatable")
+
+
+def parse(argv=None):
+    parser = build_parser()
     args = parser.parse_args(argv)
-    for name, low, high in (
-        ("max_length", 2, None),
-        ("top_p", 0, 1),
-        ("top_k", 0, None),
-        ("temperature", 0, None),
-        ("batch-size", 1, None),
-    ):
-        value = getattr(args, name.replace("-", "_"))
-        if value < low or high is not None and value > high:
-            parser.error(
-                f"--{name} {value}: must be at least {low}"
-                + (f" and at most {high}" if high else "")
-            )
+
+    for option, (low, high) in LIMITS.items():
+        value = getattr(args, option.strip("-").replace("-", "_"))
+        if high is not None and not low <= value <= high:
+            parser.error(f"{option} {value}: must be at least {low} and at most {high}")
+        if value < low:
+            parser.error(f"{option} {value}: must be at least {low}")
     if args.repetition_penalty <= 0:
         parser.error(f"--repetition_penalty {args.repetition_penalty}: must be above 0")
-    if bool(args.input) != bool(args.output) or args.input and (args.image or args.json):
+
+    one_of_two = bool(args.input) != bool(args.output)
+    if one_of_two or args.input and (args.image or args.json):
         parser.error("--input and --output go together, and without --image and --json")
     if args.json and not (args.image or args.prompt):
         parser.error("--json needs --image or --prompt")
     return args
 
 
-def main(argv=None):
-    args = parse(argv)
-    try:
-        # Imported here: --help and wrong options answer at once, without loading torch.
-        from model import UserError
+def sampling_of(args):
+    from model import Sampling
 
-        run(args)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except UserError as error:
-        sys.exit(f"cli_demo.py: error: {error}")
-
-
-def run(args):
-    from model import Sampling, load_assistant, read_image
-    from model.batch import AnswerFile
-    from model.rows import load_rows
-
-    sampling = Sampling(
+    return Sampling(
         max_length=args.max_length,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -240,89 +173,23 @@ def run(args):
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
     )
-    # What can be wrong with the user's files shows before the weights are read.
-    image = read_image(args.image, args.bands) if args.image else None
-    rows = (
-        (load_rows(args.input, args.image_root, questions=True), AnswerFile(args.output))
-        if args.input
-        else None
-    )
-    assistant = load_assistant(args.from_pretrained, **loading(args))
-    first = args.prompt_en if args.english else args.prompt_zh or assistant.prompt
-    base = compares(args, assistant)
-    if rows:
-        return answer_file(args, assistant, *rows, args.prompt or first, sampling, base)
-
-    def note(*cut):
-        print(cut_note(args.english, *cut), file=sys.stderr, flush=True)
-
-    def stream(question, image, history=(), on_cut=note):
-        return assistant.stream(question, image, history, sampling, args.english, on_cut)
-
-    words, dialogue = WORDS[args.english], not (args.image or args.prompt)
-
-    def ask(*asked):
-        """Print the checkpoint's answer, after the untuned base's where that was asked for; return it."""
-        if base:
-            with assistant.untuned():
-                say(words["base"], stream(*asked), stoppable=dialogue)
-        return say(
-            words["model"], stream(*asked, on_cut=None if base else note), stoppable=dialogue
-        )  # said once
-
-    if dialogue:
-        try:
-            with line_history():
-                return converse(ask, partial(read_image, bands=args.bands), first, words)
-        except EOFError:  # Ctrl-D
-            return print()
-    question = args.prompt or first
-    if not args.json:
-        return ask(question, image)
-    result = {"image": args.image, "prompt": question}
-    if base:
-        with assistant.untuned():
-            result["base_answer"] = "".join(stream(question, image))
-    result["answer"] = "".join(stream(question, image, on_cut=None if base else note))
-    print(json.dumps(result, ensure_ascii=False))
 
 
-def answer_file(args, assistant, samples, file, first, sampling, base):
-    """Answer rows into a file. Raises UserError at the end if some have no answer."""
-    from tqdm import tqdm
+# Answers
 
-    from model import UserError
-    from model.batch import answer_rows
 
-    samples = [replace(sample, question=sample.question or first) for sample in samples]
-    with file:
-        entries = [
-            entry
-            for untuned in ([True] if base else []) + [False]
-            for entry in answer_rows(
-                assistant,
-                samples,
-                file,
-                checkpoint=args.from_pretrained,
-                base=untuned,
-                sampling=sampling,
-                english=args.english,
-                bands=args.bands,
-                batch_size=args.batch_size,
-                progress=partial(tqdm, unit="batch"),
-            )
-        ]
-    failed = [entry["error"] for entry in entries if "error" in entry]
-    print(f"{len(entries) - len(failed)} answers: {args.output}")
-    if shortened := sum("cut" in entry for entry in entries):
-        print(
-            f'{shortened} of them to dialogues beyond the length limit: "cut" says what was not read',
-            file=sys.stderr,
-        )
-    if failed:
-        raise UserError(
-            f'{len(failed)} of {len(entries)} rows have no answer but "error"; the first: {failed[0]}'
-        )
+def cut_note(english, rounds, tokens):
+    """One line about what did not fit into the length limit.
+
+    rounds, tokens: the numbers of rounds and of the question's tokens, as Assistant.stream reports.
+    """
+    words = WORDS[english]
+    parts = []
+    if rounds:
+        parts.append(words["rounds"].format(rounds))
+    if tokens:
+        parts.append(words["tail"])
+    return words["cut"] + words["and"].join(parts)
 
 
 def say(name, pieces, stoppable):
@@ -330,6 +197,7 @@ def say(name, pieces, stoppable):
     answer = ""
     try:
         for piece in pieces:
+            # The name waits for the first piece: an error is not introduced as an answer.
             print(piece if answer else name + piece, end="", flush=True)
             answer += piece
     except KeyboardInterrupt:
@@ -339,45 +207,111 @@ def say(name, pieces, stoppable):
     return answer
 
 
-def converse(ask, read, first, words):
-    """Image after image, question after question, until `stop`. Raises EOFError at Ctrl-D."""
-    from model import UserError
+@dataclass
+class Speaker:
+    """Answers of a checkpoint; with_base: after the answers of its untuned base.
 
-    def line(prompt):
-        while True:
-            try:
-                typed = input(words[prompt])
-                typed.encode()
-                return typed.strip()
-            except KeyboardInterrupt:  # drops the line, as a shell does
-                print()
-            except UnicodeError as error:
-                print(f"{words['error']}not UTF-8 ({error})")
+    What a length limit leaves out is noted once a question, on standard error.
+    """
 
-    while (path := line("image").strip("'\"")) != "stop":
-        try:
-            image = read(path) if path else None
-        except KeyboardInterrupt:
-            print()
-            continue
-        except UserError as error:
-            print(f"{words['error']}{error}")
-            continue
-        print(words["hint"])
-        history, question = [], first
-        if image is None:
-            question = line("user")
-        else:
-            print(words["user"] + question)
-        while question not in ("clear", "stop"):
-            try:
-                if question and (answer := ask(question, image, history)):
-                    history.append((question, answer))
-            except UserError as error:
-                print(f"{words['error']}{error}")
-            question = line("user")
-        if question == "stop":
-            return
+    assistant: "Assistant"
+    sampling: "Sampling"
+    english: bool
+    with_base: bool
+
+    @property
+    def words(self):
+        return WORDS[self.english]
+
+    def say(self, question, image, history=(), stoppable=False):
+        """Print the answers as they come; return the checkpoint's. Raises UserError."""
+        on_cut = self._note
+        if self.with_base:
+            with self.assistant.untuned():
+                say(self.words["base"], self._stream(question, image, history, on_cut), stoppable)
+            on_cut = None
+
+        pieces = self._stream(question, image, history, on_cut)
+        return say(self.words["model"], pieces, stoppable)
+
+    def answers(self, question, image):
+        """{"base_answer" if with_base, "answer"}. Raises UserError."""
+        answers = {}
+        on_cut = self._note
+        if self.with_base:
+            with self.assistant.untuned():
+                answers["base_answer"] = "".join(self._stream(question, image, (), on_cut))
+            on_cut = None
+
+        answers["answer"] = "".join(self._stream(question, image, (), on_cut))
+        return answers
+
+    def _stream(self, question, image, history, on_cut):
+        return self.assistant.stream(question, image, history, self.sampling, self.english, on_cut)
+
+    def _note(self, rounds, tokens):
+        print(cut_note(self.english, rounds, tokens), file=sys.stderr, flush=True)
+
+
+def answer_once(speaker, args, image, question):
+    """One question and its answer, as text or, with --json, as one JSON object."""
+    if not args.json:
+        speaker.say(question, image)
+        return
+    result = {"image": args.image, "prompt": question} | speaker.answers(question, image)
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def answer_file(speaker, args, samples, file, first):
+    """Answer samples into an AnswerFile; first: the question of those without one.
+
+    Raises UserError at the end if some have no answer.
+    """
+    from tqdm import tqdm
+
+    from model.batch import answer_rows
+
+    samples = [replace(sample, question=sample.question or first) for sample in samples]
+    entries = []
+    with file:
+        for untuned in (True, False):
+            if untuned and not speaker.with_base:
+                continue
+            entries += answer_rows(
+                speaker.assistant,
+                samples,
+                file,
+                checkpoint=args.from_pretrained,
+                base=untuned,
+                sampling=speaker.sampling,
+                english=args.english,
+                bands=args.bands,
+                batch_size=args.batch_size,
+                progress=partial(tqdm, unit="batch"),
+            )
+    report(entries, args.output)
+
+
+def report(entries, output):
+    """Print how many entries of an AnswerFile have an answer. Raises UserError if one has none."""
+    errors = [entry["error"] for entry in entries if "error" in entry]
+    print(f"{len(entries) - len(errors)} answers: {output}")
+
+    shortened = sum("cut" in entry for entry in entries)
+    if shortened:
+        print(
+            f"{shortened} of them to dialogues beyond the length limit: "
+            '"cut" says what was not read',
+            file=sys.stderr,
+        )
+    if errors:
+        raise UserError(
+            f'{len(errors)} of {len(entries)} rows have no answer but "error"; '
+            f"the first: {errors[0]}"
+        )
+
+
+# A dialogue in the terminal
 
 
 @contextmanager
@@ -387,18 +321,125 @@ def line_history():
         import readline
     except ImportError:  # Windows
         readline = None
-    if not (readline and sys.stdin.isatty()):
+    if readline is None or not sys.stdin.isatty():
         yield
         return
+
     path = os.path.expanduser(HISTORY)
     with suppress(OSError):
         readline.read_history_file(path)
-    readline.set_history_length(1000)
+    readline.set_history_length(HISTORY_LINES)
     try:
         yield
     finally:
         with suppress(OSError):
             readline.write_history_file(path)
+
+
+def read_line(prompt, words):
+    """A line that a person typed, without blanks around it. Raises EOFError at Ctrl-D."""
+    while True:
+        try:
+            typed = input(prompt)
+            typed.encode()
+            return typed.strip()
+        except KeyboardInterrupt:  # drops the line, as a shell does
+            print()
+        except UnicodeError as error:  # the terminal sends another encoding than it says
+            print(f"{words['error']}not UTF-8 ({error})")
+
+
+def converse(speaker, read, first):
+    """Image after image until `stop`; read: path -> image. Raises EOFError at Ctrl-D."""
+    words = speaker.words
+    last = None
+    while last != "stop":
+        path = read_line(words["image"], words).strip("'\"")
+        if path == "stop":
+            return
+
+        image = None
+        try:
+            if path:
+                image = read(path)
+        except KeyboardInterrupt:
+            print()
+            continue
+        except UserError as error:
+            print(f"{words['error']}{error}")
+            continue
+
+        print(words["hint"])
+        last = converse_about(speaker, image, first)
+
+
+def converse_about(speaker, image, first):
+    """Question after question about an image, from `first` on; image: None for plain text.
+
+    Returns the word that ended it, `clear` or `stop`. Raises EOFError at Ctrl-D.
+    """
+    words = speaker.words
+    if image is None:
+        question = read_line(words["user"], words)
+    else:
+        question = first
+        print(words["user"] + question)
+
+    history = []
+    while question not in ("clear", "stop"):
+        try:
+            if question:
+                answer = speaker.say(question, image, history, stoppable=True)
+                if answer:
+                    history.append((question, answer))
+        except UserError as error:
+            print(f"{words['error']}{error}")
+        question = read_line(words["user"], words)
+    return question
+
+
+def run(args):
+    """What the options ask for. Raises UserError."""
+    from model import load_assistant, read_image
+    from model.answer_file import AnswerFile
+    from model.rows import load_rows
+
+    # What can be wrong with the user's files shows before the weights are read.
+    image = samples = file = None
+    if args.image:
+        image = read_image(args.image, args.bands)
+    if args.input:
+        samples = load_rows(args.input, args.image_root, questions=True)
+        file = AnswerFile(args.output).open()
+
+    assistant = load_assistant(args.from_pretrained, **loading(args))
+    speaker = Speaker(assistant, sampling_of(args), args.english, compares(args, assistant))
+    if args.english:
+        first = args.prompt_en
+    else:
+        first = args.prompt_zh or assistant.prompt
+
+    if args.input:
+        answer_file(speaker, args, samples, file, args.prompt or first)
+    elif args.image or args.prompt:
+        answer_once(speaker, args, image, args.prompt or first)
+    else:
+        try:
+            with line_history():
+                converse(speaker, partial(read_image, bands=args.bands), first)
+        except EOFError:  # Ctrl-D
+            print()
+
+
+def main(argv=None):
+    args = parse(argv)
+    # run() imports what is heavy: --help and wrong options answer at once, without torch.
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        sys.exit(f"cli_demo.py: error: {error}")
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ def add_loading_options(parser, whole=False, **from_pretrained):
     add = parser.add_argument_group("checkpoint").add_argument
     add(
         "--from_pretrained",
-        help="checkpoint: a folder (an adapter, a full checkpoint, a base in SAT's or Hugging Face's "
-        "layout) or a name such as visualglm-6b, looked up in SAT_HOME and the Hugging Face and "
-        "ModelScope caches",
+        help="checkpoint: a folder (an adapter, a full checkpoint, a base in SAT's or Hugging "
+        "Face's layout) or a name such as visualglm-6b, looked up in SAT_HOME and the Hugging Face "
+        "and ModelScope caches",
         **from_pretrained,
     )
     add("--base_path", help="the adapter's base, if it is no longer where it was in training")
@@ -58,8 +58,8 @@ def add_loading_options(parser, whole=False, **from_pretrained):
         nargs="?",
         const="huggingface",
         choices=("huggingface", "modelscope"),
-        help="fetch a checkpoint that is not found (default source: huggingface, or the mirror that "
-        "HF_ENDPOINT names)",
+        help="fetch a checkpoint that is not found (default source: huggingface, or the mirror "
+        "that HF_ENDPOINT names)",
     )
     if whole:
         return

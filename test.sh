@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# All tests on this machine (CPU, no network). Options go to pytest: bash test.sh -k tokenizer; -m slow for the long ones.
+# All tests on this machine (CPU, no network). Options go to pytest:
+# bash test.sh tests/test_train.py -k resume; -m slow for the long ones.
 set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . .ci/venv.sh
-"$python" -m pytest tests "$@"
+"$python" -m pytest "$@"
 echo "all tests passed; next: bash demo.sh"

@@ -23,9 +23,8 @@ from evaluation.hallucination import (
     scene_right,
     truth,
 )  # puts data/ on the path
-from model.find import VOCABULARY
 from model.images.reading import read_image
-from model.visualglm.tokenizer import train_vocabulary
+from model.visualglm.tokenizer import VOCABULARY, train_vocabulary
 
 PIECES, SIDE = 2048, 96  # of the vocabulary; of a picture, pixels
 FRAME = (

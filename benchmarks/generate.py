@@ -95,10 +95,9 @@ class Ours:
 class Stock:
     def __init__(self, folder):
         import stock
+        from model.visualglm.loading import CONFIG, FULL, read_config
         from safetensors.torch import load_file
         from sat.model.cached_autoregressive_model import CachedAutoregressiveMixin
-
-        from model.visualglm.loading import CONFIG, FULL, read_config
 
         self.network = stock.network(read_config(folder / CONFIG))
         self.network.load_state_dict(load_file(folder / FULL))

@@ -67,11 +67,12 @@ def write(folder, layers):
 def load(way, folder, dtype):
     """Runs in its own process: load once and print what it took."""
     import torch
+    from model.visualglm.stored import Stored, sat_name
     from safetensors.torch import load_file
 
     from model.visualglm import loading as checkpoint
     from model.visualglm.network import VisualGLM
-    from model.visualglm.stored import Stored, sat_name, weight_files
+    from model.weight_files import weight_files
 
     target, before = checkpoint.DTYPES[dtype], anonymous()
     with PeakMemory() as memory:

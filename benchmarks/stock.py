@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from model.visualglm.loading import CONFIG, DTYPES, VOCABULARY, read_config
 from networks import rendered
 
 # SAT is in memory now, its optional packages closed: see model/sat_import.py.
 from sat.model.official.chatglm_model import ChatGLMModel
 from sat.model.official.vit_model import ViTModel
 
-from model.visualglm.loading import CONFIG, DTYPES, VOCABULARY, read_config
 from model.visualglm.sat import BaseMixin, BaseModel, LoraMixin, ensure_model_parallel_group
 from model.visualglm.tokenizer import Tokenizer
 

@@ -1,1 +1,1 @@
-"""Evaluation metrics, reference rows and the report."""
+"""Evaluation metrics, baselines and the report. Only generation.py needs a model."""

@@ -1,65 +1,86 @@
-"""What no trained model is needed for: the rows of the table that say how much a number is worth."""
+"""Baselines that need no trained model: they say how much a number is worth."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 
 from .metrics import Cider, tokens
 
-COMMON = 0.01
-COLOURS, DIRECTIONS, SIDE = 4, 12, 96  # levels a channel, bins of half a turn, pixels of a side
+COMMON = 0.01  # share of the training captions that makes a caption common
+# The descriptor's levels a color channel, bins of half a turn, and image side in pixels
+COLORS = 4
+DIRECTIONS = 12
+SIDE = 96
+EDGE_STRENGTHS = (4, 12, 36)  # gray levels per pixel: between flat, weak, middling and strong edges
 
 
-def constant_caption(captions):
-    """The commonest training caption, or where none makes up COMMON of them the most typical: by the n-grams shared with all others."""
-    count = Counter(captions)
-    most = max(count.values())
-    most = most if most >= COMMON * len(captions) else 0
-    words = {caption: tokens(caption) for caption in count}
-    cider, centre = Cider([[words[caption]] for caption in captions]), Counter()
-    vectors = {caption: cider.vector(words[caption]) for caption in count}
+def constant_caption(captions: list[str]) -> str:
+    """The commonest training caption.
+
+    Where none makes up COMMON of them it is the most typical one: by the n-grams shared with all.
+    """
+    counts = Counter(captions)
+    highest = max(counts.values())
+    if highest >= COMMON * len(captions):
+        candidates = [caption for caption in counts if counts[caption] == highest]
+    else:
+        candidates = list(counts)
+
+    tokenized = {caption: tokens(caption) for caption in counts}
+    cider = Cider([[tokenized[caption]] for caption in captions])
+    vectors = {caption: cider.vector(tokenized[caption]) for caption in counts}
+    center: dict = defaultdict(float)
     for caption, (weights, norms, _) in vectors.items():
         for gram, weight in weights.items():
-            centre[gram] += count[caption] * weight / (norms[len(gram) - 1] or 1)
+            center[gram] += counts[caption] * weight / (norms[len(gram) - 1] or 1)
 
-    def typical(caption):
+    def typicality(caption):
         weights, norms, _ = vectors[caption]
-        return sum(
-            weight * centre[gram] / (norms[len(gram) - 1] or 1) for gram, weight in weights.items()
-        )
+        similarity = 0.0
+        for gram, weight in weights.items():
+            similarity += weight * center[gram] / (norms[len(gram) - 1] or 1)
+        return similarity
 
-    return max(
-        (caption for caption in count if not most or count[caption] == most),
-        key=lambda caption: (typical(caption), caption),
-    )
+    return max(candidates, key=lambda caption: (typicality(caption), caption))
 
 
-def descriptor(image):
-    """PIL RGB image -> float array: how often which colour, and which direction of edges weak, middling and strong ones have."""
-    pixels = np.asarray(image.resize((SIDE, SIDE)), dtype=np.float32)
-    cells = (pixels.astype(int) * COLOURS // 256) @ (COLOURS**2, COLOURS, 1)
+def descriptor(image) -> np.ndarray:
+    """PIL RGB image -> float64 [112]: histograms of its colors, and of its edges.
+
+    Edges are counted by direction and strength. The dot product of two descriptors is the
+    Bhattacharyya coefficient of both histograms, summed.
+    """
+    pixels = np.asarray(image.resize((SIDE, SIDE)), dtype=np.float32)  # [SIDE, SIDE, 3]
+    cells = (pixels.astype(int) * COLORS // 256) @ (COLORS**2, COLORS, 1)
+    colors = np.bincount(cells.ravel(), minlength=COLORS**3)
+
     down, right = np.gradient(pixels.mean(-1))
-    strength = np.digitize(np.hypot(down, right), (4, 12, 36))
+    strength = np.digitize(np.hypot(down, right), EDGE_STRENGTHS)
     direction = (np.arctan2(down, right) % np.pi * DIRECTIONS / np.pi).astype(int) % DIRECTIONS
-    edges = np.bincount((strength * DIRECTIONS + direction).ravel(), minlength=4 * DIRECTIONS)
-    return np.sqrt(
-        np.concatenate([np.bincount(cells.ravel(), minlength=COLOURS**3), edges]) / SIDE**2
-    )
+    bins = (strength * DIRECTIONS + direction).ravel()
+    edges = np.bincount(bins, minlength=(len(EDGE_STRENGTHS) + 1) * DIRECTIONS)
+    return np.sqrt(np.concatenate([colors, edges]) / SIDE**2)
 
 
-def nearest(images, known):
-    """For each picture the index of the most similar one of `known`, by colours and edges alone; iterables of PIL images."""
-    asked, told = (
-        np.stack([descriptor(image) for image in images]),
-        np.stack([descriptor(image) for image in known]),
-    )
-    return (asked @ told.T).argmax(1)
+def nearest(images: Iterable, candidates: Iterable) -> np.ndarray:
+    """For each image the index of the most similar candidate, by colors and edges alone.
+
+    Both are iterables of PIL RGB images.
+    """
+    queries = np.stack([descriptor(image) for image in images])
+    keys = np.stack([descriptor(image) for image in candidates])
+    return (queries @ keys.T).argmax(1)
 
 
-def leave_one_out(references):
-    """People measured like a model: of each image's texts one, another in turn, and its others. Returns (held out, others)."""
-    turns = [index % len(texts) for index, texts in enumerate(references)]
-    return (
-        [texts[turn] for texts, turn in zip(references, turns)],
-        [[*texts[:turn], *texts[turn + 1 :]] for texts, turn in zip(references, turns)],
-    )
+def leave_one_out(references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The human baseline: of each image's texts one, in turn another, and its remaining ones.
+
+    Returns (one text an image, the other texts of each image).
+    """
+    chosen, others = [], []
+    for index, texts in enumerate(references):
+        turn = index % len(texts)
+        chosen.append(texts[turn])
+        others.append([*texts[:turn], *texts[turn + 1 :]])
+    return chosen, others

@@ -1,131 +1,123 @@
-"""The measures as a Markdown table and as one HTML page that holds everything, pictures included."""
+"""Scores as metrics.json, table.md and report.html (see page.py)."""
 
-import base64
-import io
+import json
 import math
-from html import escape
+from pathlib import Path
 
-from .hallucination import objects_of
+from model.errors import UserError
+from model.files import write_text
 
-THUMBNAIL = 224  # pixels
-STYLE = """
-body { font: 15px/1.6 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; margin: 2em auto; max-width: 96em; padding: 0 1em; color: #222; background: #fff }
-h1, h2 { line-height: 1.25 } h2 { margin-top: 2em }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th { white-space: normal; min-width: 5.5em; vertical-align: bottom }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff } small { color: #777; display: block }
-.classes { display: flex; flex-wrap: wrap; gap: 0 3em } h2 { font-size: 1.25em } summary { cursor: pointer; margin: 1em 0 }
-.warning { border-left: 4px solid #c33; background: #fdf0ef; padding: .6em 1em }
-p { overflow-wrap: anywhere } .bar { background: #eee; width: 6em; height: .8em; display: inline-block; vertical-align: middle } .bar i { display: block; height: 100%; background: #3572b0 }
-.bar.bad i { background: #c4554d }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(30em, 1fr)); gap: 1.2em }
-.card { border: 1px solid #ddd; border-radius: 6px; padding: .8em; display: flex; gap: .9em; align-items: flex-start } .card img { width: 9em; flex: none; image-rendering: auto }
-.card p { margin: 0 0 .5em; max-height: 12em; overflow: auto } .card b { color: #555; font-weight: 600 } mark { background: #f6c1bc }
-@media (max-width: 40em) { .gallery { grid-template-columns: 1fr } .card { flex-direction: column } }
-"""
+from .metrics import CHRF_METRIC
+from .page import html_page
+from .score import CONSTANT, HUMAN, LABEL, NEAREST, UNSEEN, Scores
+from .tables import DISTINCT, full_table, summary_table
 
-
-def number(value):
-    return "-" if math.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+# Differences whose p-values the notes name; metrics.json has all
+COMPARED = ("chrF", "CIDEr", "scene accuracy", "CHAIR_i", "CHAIR_s")
+BASELINE_NOTES = {
+    HUMAN: "human baseline (leave-one-out): one reference of each image against its others",
+    LABEL: "the first description of each image against its other texts, as far as they are of use",
+    CONSTANT: "one training caption for every image: the commonest, or where hardly any comes "
+    "twice the most typical",
+    NEAREST: "nearest-neighbour training caption: that of the training image with the most similar "
+    "colors and edges",
+}
 
 
-def markdown(head, rows):
-    """A list of texts and lists of as many texts -> a Markdown table with straight columns."""
-    head, *rows = [[text.replace("|", "\\|") for text in line] for line in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |"
-        for line in lines
-    )
+def write_report(
+    scores: Scores,
+    output: Path,
+    settings: dict | None = None,
+    versions: dict | None = None,
+    gallery: int = 0,
+) -> dict:
+    """Write metrics.json, table.md and report.html into `output`; returns what metrics.json holds.
+
+    settings, versions: recorded there; gallery: images in report.html, 0 for all. Raises UserError.
+    """
+    metrics = metrics_json(scores, settings or {}, versions or {})
+    contents = {
+        "metrics.json": json.dumps(metrics, indent=2, ensure_ascii=False),
+        "table.md": f"{summary_table(scores)}\n\n{full_table(scores)}\n",
+        "report.html": html_page(scores, notes(scores), gallery),
+    }
+    for name, text in contents.items():
+        try:
+            write_text(output / name, text)
+        except OSError as error:
+            raise UserError(
+                f"{output / name} cannot be written: {error.strerror}; make room, the same command "
+                "continues from the answers"
+            ) from None
+    return metrics
 
 
-def thumbnail(image):
-    """PIL RGB image -> data URI of a small JPEG."""
-    small, buffer = image.copy(), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def metrics_json(scores: Scores, settings: dict, versions: dict) -> dict:
+    """The content of metrics.json. "pictures" counts the images; undefined numbers are null."""
+    columns: dict[str, dict] = {}
+    for column_name, column in scores.columns.items():
+        columns[column_name] = {}
+        for name, metric in column.metrics.items():
+            low, high = scores.intervals[column_name, name]
+            columns[column_name][name] = {
+                "value": _or_none(metric.value),
+                "low": _or_none(low),
+                "high": _or_none(high),
+            }
+        columns[column_name][DISTINCT] = {"value": column.distinct}
+
+    p_values = {}
+    for (one, other), of_pair in scores.p_values.items():
+        p_values[f"{one} / {other}"] = {name: _or_none(p) for name, p in of_pair.items()}
+
+    scenes: dict[str, dict] = {}
+    for of_class in scores.classes:
+        scenes[of_class.key] = {}
+        for scene, share, images in of_class.shares:
+            scenes[of_class.key][scene] = {"share": share, "pictures": images}
+
+    return {
+        "settings": settings,
+        "versions": versions,
+        "pictures": len(scores.dataset.images),
+        "warnings": scores.warnings,
+        "columns": columns,
+        "p": p_values,
+        "scenes": scenes,
+    }
 
 
-def marked(text, known):
-    """HTML of an answer, its hallucinated objects marked."""
-    html, last = "", 0
-    for start, end, name in sorted(
-        (start, end, name) for name, start, end, right in objects_of(text, known) if not right
-    ):
-        html += f'{escape(text[last:start])}<mark title="{escape(name)}">{escape(text[start:end])}</mark>'
-        last = end
-    return html + escape(text[last:])
+def _or_none(value: float) -> float | None:
+    """A number for JSON, which has no nan."""
+    return None if math.isnan(value) else value
 
 
-def bars(shares, better):
-    """[(label, share in %, count)] -> HTML table with a bar each."""
-    kind = "bar" if better else "bar bad"
-    return (
-        "<div class='scroll'><table>"
-        + "".join(
-            f"<tr><td>{escape(label)}</td><td>{count}</td><td>{number(share)} %</td><td><span class='{kind}'><i style='width:{share:.1f}%'>"
-            "</i></span></td></tr>"
-            for label, share, count in shares
-        )
-        + "</table></div>"
-    )
-
-
-def html_table(columns, rows):
-    """columns: names of systems; rows: [(measure, {column: (value, interval)})] of texts."""
+def notes(scores: Scores) -> list[str]:
+    """What was measured how, in a paragraph each, and p-values."""
+    dataset = scores.dataset
     lines = [
-        "<div class='scroll'><table><tr><th>measure</th>"
-        + "".join(f"<th>{escape(name)}</th>" for name in columns)
-        + "</tr>"
+        f"{len(dataset.images)} images, {sum(map(len, dataset.comparable))} references; BLEU, "
+        "ROUGE-L, CIDEr and chrF on characters without punctuation (or jieba's words), BLEU and "
+        "chrF 0 to 100, CIDEr as coco-caption gives it (papers often print it x 100).",
+        f"Intervals: 95 %, {scores.resamples} bootstrap resamples of the images. "
+        f"chrF: sacrebleu {CHRF_METRIC.get_signature()}",
     ]
-    for name, cells in rows:
-        found = [cells.get(column, ("-", "")) for column in columns]
+    for name, meaning in BASELINE_NOTES.items():
+        if name in scores.columns:
+            lines.append(f"{name}: {meaning}.")
+    if any(UNSEEN in name for name in scores.columns):
         lines.append(
-            f"<tr><td>{escape(name)}</td>"
-            + "".join(f"<td>{value}<small>{interval}</small></td>" for value, interval in found)
-            + "</tr>"
+            f"{UNSEEN}: the images none of whose references is a training caption, word for word."
         )
-    return "\n".join(lines) + "</table></div>"
-
-
-def html_page(*, title, lines, warnings, columns, rows, others, classes, cards):
-    """The whole report. lines: what was measured how; warnings: what is wrong with a system; columns, rows: as in
-    html_table(), others: rows that are folded away; classes: [(heading, better, [(label, share, count)])]; cards: [(image, name,
-    references, [(system, text)], Truth)]."""
-    parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1>"
-    ]
-    parts += [f"<p class='warning'>{escape(text)}</p>" for text in warnings]
-    parts += [
-        "<h2>Measures</h2>",
-        html_table(columns, rows),
-        "<details><summary>all other measures</summary>",
-        html_table(columns, others),
-        "</details>",
-    ]
-    parts += [f"<p>{escape(line)}</p>" for line in lines]
-    parts.append("<div class='classes'>")
-    parts += [
-        f"<div><h2>{escape(heading)}</h2>{bars(shares, better)}</div>"
-        for heading, better, shares in classes
-    ]
-    parts.append(
-        "</div><h2>Answers, the worst first</h2><p>Marked: objects that no reference names.</p><div class='gallery'>"
+    lines.append(
+        "CHAIR counts an object that none of an image's references mentions as hallucinated: "
+        "the fewer references, the higher it is."
     )
-    for image, name, references, answers, known in cards:
-        parts.append(
-            f"<div class='card'><img alt='{escape(name)}' src='{thumbnail(image)}'><div><p><b>{escape(name)}</b></p>"
-        )
-        parts += [
-            f"<p><b>{escape(system)}</b> {marked(text, known) or '(empty)'}</p>"
-            for system, text in answers
-        ]
-        parts.append(
-            "<p><b>references</b> " + "<br>".join(map(escape, references)) + "</p></div></div>"
-        )
-    parts.append("</div></html>")
-    return "\n".join(parts)
+
+    for (one, other), p_values in scores.p_values.items():
+        texts = []
+        for name, p in p_values.items():
+            if name in COMPARED:
+                texts.append(f"{name} {'-' if math.isnan(p) else f'{p:.3f}'}")
+        lines.append(f"{one} against {other}, p: {', '.join(texts)}")
+    return lines

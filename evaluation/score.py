@@ -1,398 +1,327 @@
-"""All measures of all systems and reference rows, and what is written about them."""
+"""All metrics of all systems and baselines. What is written about them: see report.py."""
 
-import json
-import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data.lexicon import language
-from model.errors import UserError
 
-from . import report
 from .baselines import constant_caption, leave_one_out, nearest
 from .hallucination import (
     SETTINGS,
-    existence_measures,
-    hallucination_measures,
-    objects_of,
+    ExistenceQuestion,
+    Truth,
+    existence_metrics,
+    hallucinated,
+    hallucination_metrics,
     scene_right,
     truth,
 )
-from .metrics import CHRF_METRIC, UNITS, caption_measures, mean_of, tokens
+from .metrics import RESAMPLES, UNITS, Metric, Tokens, caption_metrics, mean_of, tokens
+from .predictions import SHUFFLED_IMAGES, Question, System
 
 SIGNIFICANT = 0.05
-COPIES, DISTINCT = "copies of a training caption", "distinct outputs"
-# What is printed; table.md, metrics.json and the report have everything
-MAIN = (
-    "chrF",
-    "CIDEr",
-    "scene accuracy",
-    "CHAIR_i",
-    "CHAIR_s",
-    "object recall",
-    "objects per caption",
-    *(f"POPE F1, {setting}" for setting in SETTINGS),
-    DISTINCT,
-)
-REFERENCE_ROWS = {
-    "human": "one reference of each picture against its others",
-    "label": "the first description of each picture against its other texts, as far as they are of use",
-    "constant": "one training caption for every picture: the commonest, or where hardly any comes twice the most typical",
-    "nearest": "the caption of the training picture with the most similar colours and edges",
-}
+COPIES = "copies of a training caption"
+UNSEEN = "unseen captions"
+# Columns that are no systems
+HUMAN, LABEL, CONSTANT, NEAREST = BASELINES = ("human", "label", "constant", "nearest")
 
 
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What answers are compared with. Lists hold one entry an image, all in one order."""
+
+    images: list[Path]
+    references: list[list[str]]  # the first text is the image's description
+    truths: list[Truth]
+    questions: dict[str, list[ExistenceQuestion]] = field(default_factory=dict)  # by setting
+    training: dict[Any, list[str]] = field(default_factory=dict)  # image -> captions
+    read_image: Callable | None = None  # path -> PIL RGB image
+
+    @cached_property
+    def comparable(self) -> list[list[str]]:
+        """The references in the language of the descriptions; others only say what is there."""
+        described_in = language(self.references[0][0])
+        comparable = []
+        for texts in self.references:
+            comparable.append([text for text in texts if language(text) == described_in])
+        return comparable
+
+    def distinct_questions(self) -> list[Question]:
+        """The yes / no questions of all settings, sorted, each once."""
+        asked = {(q.image, q.question) for setting in self.questions.values() for q in setting}
+        return sorted(asked)
+
+    @cached_property
+    def training_captions(self) -> list[str]:
+        return [text for texts in self.training.values() for text in texts]
+
+    @cached_property
+    def training_tokens(self) -> set[Tokens]:
+        return set(map(tokens, self.training_captions))
+
+
+@dataclass
+class Column:
+    """One column of the table: the texts of a system or baseline, and their metrics."""
+
+    answers: list[str]  # one an image
+    metrics: dict[str, Metric]
+    distinct: float  # distinct answers, % of all
+
+
+@dataclass
+class ClassShares:
+    """A share of the answers of one system, by the scene that the references name."""
+
+    key: str  # in metrics.json
+    title: str
+    higher_is_better: bool
+    shares: list[tuple[str, float, int]]  # (scene, %, images)
+
+
+@dataclass
 class Scores:
-    """The table: columns of measures, {column: {measure: Measure}}.
+    """The result of an evaluation."""
 
-    references: texts of each picture, the first its description; truths and questions: see hallucination.py;
-    train: {training picture: its captions}; read: opens a picture as PIL RGB; documents: the references from which CIDEr learns
-    how common n-grams are, if other ones.
+    dataset: EvaluationSet
+    systems: list[str]  # names of their columns
+    seed: int
+    resamples: int
+    columns: dict[str, Column] = field(default_factory=dict)
+    # (column, metric) -> (low, high) of the 95 % interval
+    intervals: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    # (column, other column) -> {metric: p-value of their difference}
+    p_values: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
+    classes: list[ClassShares] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def score(
+    systems: Sequence[System], dataset: EvaluationSet, seed: int = 0, resamples: int = RESAMPLES
+) -> Scores:
+    """Columns for each system, its image ablation and the baselines, and how they compare.
+
+    seed, resamples: of the bootstrap intervals and the randomization tests.
     """
+    scores = Scores(dataset, [system.name for system in systems], seed, resamples)
+    for system in systems:
+        scores.columns |= system_columns(system, dataset)
+    scores.columns |= baseline_columns(dataset)
 
-    def __init__(
-        self,
-        pictures,
-        references,
-        truths,
-        questions,
-        train,
-        read,
-        *,
-        seed=0,
-        resamples=1000,
-        documents=None,
-    ):
-        self.pictures, self.references, self.truths, self.questions, self.read = (
-            pictures,
-            references,
-            truths,
-            questions,
-            read,
+    for system in systems:
+        for ablation in system.ablations:
+            _compare(scores, system.name, f"{system.name}, {ablation}")
+    for other, one in combinations(scores.systems, 2):
+        _compare(scores, one, other)
+
+    for name, column in scores.columns.items():
+        for metric_name, metric in column.metrics.items():
+            scores.intervals[name, metric_name] = metric.interval(seed, resamples)
+
+    scores.classes = class_shares(scores)
+    for system in systems:
+        scores.warnings += _warnings(scores, system)
+    return scores
+
+
+def system_columns(system: System, dataset: EvaluationSet) -> dict[str, Column]:
+    """The column of a system, those of its image ablation, and that of unseen captions."""
+    columns = {system.name: score_texts(system.answers, dataset, dataset.comparable)}
+    if system.replies:
+        columns[system.name].metrics |= pope_metrics(system, dataset)
+    for ablation, answers in system.ablations.items():
+        name = f"{system.name}, {ablation}"
+        columns[name] = score_texts(answers, dataset, dataset.comparable)
+
+    unseen = unseen_images(dataset)
+    if 0 < len(unseen) < len(dataset.images):
+        name = f"{system.name}, {UNSEEN} ({len(unseen)})"
+        columns[name] = score_texts(
+            [system.answers[i] for i in unseen],
+            dataset,
+            [dataset.comparable[i] for i in unseen],
+            [dataset.truths[i] for i in unseen],
         )
-        self.train, self.captions = train, [text for texts in train.values() for text in texts]
-        self.known = set(map(tokens, self.captions))
-        spoken = language(references[0][0])
-        self.same = [[text for text in texts if language(text) == spoken] for texts in references]
-        self.documents = documents or self.same
-        self.resampling = {"seed": seed, "resamples": resamples}
-        self.columns, self.answers, self.distinct, self.p_values, self.warnings = {}, {}, {}, {}, []
+    return columns
 
-    def measures(self, answers, references=None, truths=None):
-        """{measure: Measure} of one text per picture; without `references` where there is nothing to compare texts with."""
-        found = {}
-        if references is not None:
-            by_unit = caption_measures(answers, references, self.documents)
-            found = {
-                f"{name}, {unit}" if unit != UNITS[0] else name: measure
-                for unit in UNITS
-                for name, measure in by_unit[unit].items()
-            }
-        found |= hallucination_measures(answers, truths or self.truths)
-        if self.known:
-            found[COPIES] = mean_of(
-                [100 * (tokens(text) in self.known) for text in answers], better=0
-            )
-        return found
 
-    def column(self, name, answers, **more):
-        self.answers[name] = answers
-        self.columns[name] = self.measures(answers, **more)
-        self.distinct[name] = 100 * len(set(answers)) / len(answers)
+def score_texts(
+    answers: list[str],
+    dataset: EvaluationSet,
+    comparable: list[list[str]] | None = None,
+    truths: list[Truth] | None = None,
+) -> Column:
+    """Metrics of one text an image.
 
-    def add(self, system):
-        """A column for the system's answers, one for each control, and what the controls tell about it."""
-        self.column(system.name, system.answers, references=self.same)
-        if empty := sum(not tokens(text) for text in system.answers):
-            self.warnings.append(
-                f"{system.name}: {empty} of {len(self.pictures)} answers are empty, which counts as nothing hallucinated"
-            )
-        elif len(set(system.answers)) == 1 < len(self.pictures):
-            self.warnings.append(
-                f"{system.name}: says the same of all {len(self.pictures)} pictures"
-            )
-        if system.replies:
-            for setting in SETTINGS:
-                asked = self.questions[setting]
-                replies = [system.replies[index, question] for index, _, _, question in asked]
-                self.columns[system.name] |= {
-                    f"POPE {name}, {setting}": measure
-                    for name, measure in existence_measures(
-                        asked, replies, len(self.pictures)
-                    ).items()
-                }
-        for control, answers in system.controls.items():
-            self.column(f"{system.name}, {control}", answers, references=self.same)
-            self.compare(system.name, f"{system.name}, {control}")
-            if control == "swapped images":
-                self.judge(system.name, f"{system.name}, {control}")
-        unseen = [
-            i for i, texts in enumerate(self.same) if not self.known & set(map(tokens, texts))
-        ]
-        if self.known and 0 < len(unseen) < len(self.pictures):
-            part = Scores(
-                *(
-                    [known[i] for i in unseen]
-                    for known in (self.pictures, self.references, self.truths)
-                ),
-                {},
-                self.train,
-                self.read,
-                documents=self.same,
-            )
-            part.column("", [system.answers[i] for i in unseen], references=part.same)
-            name = f"{system.name}, unseen captions ({len(unseen)})"
-            self.columns[name], self.distinct[name] = part.columns[""], part.distinct[""]
+    comparable: the texts they are compared with, None where there are none; truths: those of the
+    images, by default of all. CIDEr always takes its IDF weights from the whole set.
+    """
+    metrics: dict[str, Metric] = {}
+    if comparable is not None:
+        by_unit = caption_metrics(answers, comparable, dataset.comparable)
+        for unit in UNITS:
+            suffix = "" if unit == UNITS[0] else f", {unit}"
+            for name, metric in by_unit[unit].items():
+                metrics[name + suffix] = metric
 
-    def compare(self, one, other):
-        """p-values of what both columns have, by approximate randomization."""
-        self.p_values[one, other] = {
-            name: measure.p_value(self.columns[other][name], **self.resampling)
-            for name, measure in self.columns[one].items()
-            if name in self.columns[other] and measure.better
-        }
+    metrics |= hallucination_metrics(answers, truths or dataset.truths)
+    if dataset.training_tokens:
+        copies = [100 * (tokens(text) in dataset.training_tokens) for text in answers]
+        metrics[COPIES] = mean_of(copies, better=0)
+    return Column(answers, metrics, 100 * len(set(answers)) / len(answers))
 
-    def judge(self, name, swapped):
-        """Warn of a system that describes the right pictures no better than it describes other ones."""
-        own, others, p = (
-            *(self.columns[column]["CIDEr"].value for column in (name, swapped)),
-            self.p_values[name, swapped]["CIDEr"],
+
+def pope_metrics(system: System, dataset: EvaluationSet) -> dict[str, Metric]:
+    """{"POPE <metric>, <setting>": Metric} of the system's replies to yes / no questions."""
+    metrics = {}
+    for setting in SETTINGS:
+        asked = dataset.questions[setting]
+        replies = [system.replies[question.image, question.question] for question in asked]
+        of_setting = existence_metrics(asked, replies, len(dataset.images))
+        for name, metric in of_setting.items():
+            metrics[f"POPE {name}, {setting}"] = metric
+    return metrics
+
+
+def unseen_images(dataset: EvaluationSet) -> list[int]:
+    """Indices of the images none of whose references is a training caption, word for word."""
+    if not dataset.training_tokens:
+        return []
+    unseen = []
+    for index, texts in enumerate(dataset.comparable):
+        if not dataset.training_tokens & set(map(tokens, texts)):
+            unseen.append(index)
+    return unseen
+
+
+def baseline_columns(dataset: EvaluationSet) -> dict[str, Column]:
+    """Human baseline, commonest training caption, caption of the most similar training image."""
+    columns = {}
+    if min(map(len, dataset.references)) > 1:
+        name, column = human_column(dataset)
+        columns[name] = column
+    if not dataset.training_captions:
+        return columns
+
+    constant = constant_caption(dataset.training_captions)
+    columns[CONSTANT] = score_texts([constant] * len(dataset.images), dataset, dataset.comparable)
+    columns[NEAREST] = score_texts(nearest_captions(dataset), dataset, dataset.comparable)
+    return columns
+
+
+def human_column(dataset: EvaluationSet) -> tuple[str, Column]:
+    """One text of each image (leave-one-out) against the others of it.
+
+    Where an image has no second text in the language of the descriptions, it is the first one, and
+    the others only tell what is there.
+    """
+    several = min(map(len, dataset.comparable)) > 1
+    candidates = dataset.comparable
+    if not several:
+        candidates = [texts[:1] for texts in dataset.comparable]
+    chosen, others = leave_one_out(candidates)
+
+    truths = []
+    for left_out, comparable, texts in zip(chosen, dataset.comparable, dataset.references):
+        # those of the descriptions' language come first: the first is taken as the description
+        ordered = comparable + [text for text in texts if text not in comparable]
+        truths.append(truth([text for text in ordered if text != left_out]))
+
+    name = HUMAN if several else LABEL
+    return name, score_texts(chosen, dataset, others if several else None, truths)
+
+
+def nearest_captions(dataset: EvaluationSet) -> list[str]:
+    """For each image the first caption of the training image most similar in colors and edges."""
+    assert dataset.read_image is not None
+    training_images = list(dataset.training)
+    progress = tqdm(training_images, desc="training images", unit="image")
+    found = nearest(map(dataset.read_image, dataset.images), map(dataset.read_image, progress))
+    return [dataset.training[training_images[i]][0] for i in found]
+
+
+def class_shares(scores: Scores) -> list[ClassShares]:
+    """By scene of the references: scene accuracy, and captions with a hallucinated object."""
+
+    def hallucinates(text, image_truth):
+        return bool(hallucinated(text, image_truth))
+
+    classes = []
+    for system in scores.systems:
+        shares = _by_scene(scores, system, scene_right)
+        key, title = f"Scene named rightly: {system}", f"Scene accuracy by class: {system}"
+        classes.append(ClassShares(key, title, True, shares))
+    for system in scores.systems:
+        shares = _by_scene(scores, system, hallucinates)
+        title = f"Captions with a hallucinated object: {system}"
+        classes.append(ClassShares(title, title, False, shares))
+    return classes
+
+
+def _by_scene(scores: Scores, system: str, holds: Callable) -> list[tuple[str, float, int]]:
+    """[(scene, % of its answers that `holds`, number of its images)]"""
+    values: dict[str, list[bool]] = {}
+    for text, image_truth in zip(scores.columns[system].answers, scores.dataset.truths):
+        if image_truth.scene:
+            values.setdefault(image_truth.scene, []).append(holds(text, image_truth))
+
+    shares = []
+    for scene, of_scene in sorted(values.items()):
+        shares.append((scene, 100 * (sum(of_scene) / len(of_scene)), len(of_scene)))
+    return shares
+
+
+def worst_first(scores: Scores, system: str) -> list[int]:
+    """Indices of images: wrong scenes, then most hallucinated objects, then lowest CIDEr."""
+    column = scores.columns[system]
+    cider = column.metrics["CIDEr"].stats[:, 0]
+
+    def badness(i):
+        text, image_truth = column.answers[i], scores.dataset.truths[i]
+        wrong_scene = scene_right(text, image_truth) is False
+        return wrong_scene, len(hallucinated(text, image_truth)), -cider[i]
+
+    return sorted(range(len(column.answers)), key=badness, reverse=True)
+
+
+def _compare(scores: Scores, one: str, other: str) -> None:
+    """Note the p-values of the metrics that both columns have, by approximate randomization."""
+    others = scores.columns[other].metrics
+    p_values = {}
+    for name, metric in scores.columns[one].metrics.items():
+        if name in others and metric.better:
+            p_values[name] = metric.p_value(others[name], scores.seed, scores.resamples)
+    scores.p_values[one, other] = p_values
+
+
+def _warnings(scores: Scores, system: System) -> list[str]:
+    """What is wrong with a system's answers, whatever its metrics say."""
+    warnings = []
+    images = len(system.answers)
+    empty = sum(not tokens(text) for text in system.answers)
+    if empty:
+        warnings.append(
+            f"{system.name}: {empty} of {images} answers are empty, "
+            "which counts as nothing hallucinated"
         )
-        if not p < SIGNIFICANT or own <= others:
-            self.warnings.append(
-                f"nothing shows that {name} looks at the picture: CIDEr {own:.2f} with the right pictures, {others:.2f} with other "
-                f"ones (p = {p:.3f}, {len(self.pictures)} pictures)"
-            )
+    elif len(set(system.answers)) == 1 and images > 1:
+        warnings.append(f"{system.name}: says the same of all {images} images")
 
-    def add_reference_rows(self):
-        """Columns of no system: people, the commonest training caption, and the caption of the most similar training picture."""
-        if min(map(len, self.references)) > 1:
-            ordered = [
-                [*same, *(text for text in texts if text not in same)]
-                for same, texts in zip(self.same, self.references)
-            ]
-            several = min(map(len, self.same)) > 1
-            held_out, others = leave_one_out(
-                self.same if several else [[same[0]] for same in self.same]
+    if SHUFFLED_IMAGES in system.ablations:
+        shuffled = f"{system.name}, {SHUFFLED_IMAGES}"
+        right = scores.columns[system.name].metrics["CIDEr"].value
+        wrong = scores.columns[shuffled].metrics["CIDEr"].value
+        p = scores.p_values[system.name, shuffled]["CIDEr"]
+        # p is nan where CIDEr is undefined: nothing is shown then, either
+        if not p < SIGNIFICANT or right <= wrong:
+            warnings.append(
+                f"nothing shows that {system.name} looks at the image: CIDEr {right:.2f} with the "
+                f"right images, {wrong:.2f} with shuffled ones (p = {p:.3f}, {images} images)"
             )
-            rest = [
-                [text for text in texts if text != one] for texts, one in zip(ordered, held_out)
-            ]
-            self.column(
-                "human" if several else "label",
-                held_out,
-                references=others if several else None,
-                truths=list(map(truth, rest)),
-            )
-        if self.captions:
-            self.column(
-                "constant",
-                [constant_caption(self.captions)] * len(self.pictures),
-                references=self.same,
-            )
-            known = list(self.train)
-            best = nearest(
-                map(self.read, self.pictures),
-                tqdm(
-                    map(self.read, known),
-                    total=len(known),
-                    desc="training pictures",
-                    unit="picture",
-                ),
-            )
-            self.column("nearest", [self.train[known[i]][0] for i in best], references=self.same)
-
-    def rows(self):
-        """[(measure, {column: (value, interval)})] as texts, in the order of the table."""
-        names = list(dict.fromkeys(name for measures in self.columns.values() for name in measures))
-        rows = []
-        for name in names:
-            cells = {}
-            for column, measures in self.columns.items():
-                if name in measures:
-                    value, between = (
-                        measures[name].value,
-                        "({} - {})".format(*map(report.number, self.intervals[column, name])),
-                    )
-                    cells[column] = report.number(value), "" if math.isnan(value) else between
-            rows.append((name, cells))
-        rows.append(
-            (
-                DISTINCT,
-                {column: (report.number(value), "") for column, value in self.distinct.items()},
-            )
-        )
-        return rows
-
-    def short(self, column, name):
-        """A cell of the printed table: the value and half the width of its interval."""
-        if name not in self.columns[column]:
-            return report.number(self.distinct[column]) if name == DISTINCT else "-"
-        value, (low, high) = self.columns[column][name].value, self.intervals[column, name]
-        return (
-            report.number(value)
-            if math.isnan(value)
-            else f"{report.number(value)}±{report.number((high - low) / 2)}"
-        )
-
-    def classes(self, systems):
-        """Per scene of the references: how many pictures, how often named rightly, how often something is hallucinated."""
-        scenes = sorted({known.scene for known in self.truths if known.scene})
-        for heading, better, share in (
-            ("Scene named rightly", True, scene_right),
-            (
-                "Captions with a hallucinated object",
-                False,
-                lambda text, known: any(not right for *_, right in objects_of(text, known)),
-            ),
-        ):
-            for system in systems:
-                lines = []
-                for scene in scenes:
-                    values = [
-                        bool(share(text, known))
-                        for text, known in zip(self.answers[system], self.truths)
-                        if known.scene == scene
-                    ]
-                    lines.append((scene, 100 * float(np.mean(values)), len(values)))
-                yield f"{heading}: {system}", better, lines
-
-    def worst_first(self, system):
-        """Indices of the pictures: wrong scenes, then most hallucinated objects, then lowest CIDEr."""
-        cider = self.columns[system]["CIDEr"].stats[:, 0]
-
-        def badness(i):
-            text, known = self.answers[system][i], self.truths[i]
-            return (
-                scene_right(text, known) is False,
-                sum(not right for *_, right in objects_of(text, known)),
-                -cider[i],
-            )
-
-        return sorted(range(len(self.pictures)), key=badness, reverse=True)
-
-    def write(self, output, systems, settings, versions, gallery=0):
-        """metrics.json, table.md and report.html in the folder `output`; returns what metrics.json holds."""
-        self.intervals = {
-            (column, name): measure.interval(**self.resampling)
-            for column, measures in self.columns.items()
-            for name, measure in measures.items()
-        }
-        names = [system.name for system in systems]
-        for other, one in combinations(names, 2):
-            self.compare(one, other)
-        classes = list(self.classes(names))
-        lines = [
-            f"{len(self.pictures)} pictures, {sum(map(len, self.same))} references; BLEU, ROUGE-L, CIDEr and chrF on characters without punctuation "
-            "(or jieba's words), BLEU and chrF 0 to 100, CIDEr as coco-caption gives it (papers often print it x 100).",
-            f"Intervals: 95 %, {self.resampling['resamples']} bootstrap resamples of the pictures. chrF: sacrebleu {CHRF_METRIC.get_signature()}",
-        ]
-        lines += [
-            f"{name}: {meaning}."
-            for name, meaning in REFERENCE_ROWS.items()
-            if name in self.columns
-        ]
-        if any("unseen captions" in column for column in self.columns):
-            lines.append(
-                "unseen captions: the pictures none of whose references is a training caption, word for word."
-            )
-        lines.append(
-            "CHAIR counts an object that none of a picture's references mentions as hallucinated: the fewer references, the higher it is."
-        )
-        lines += [
-            f"{one} against {other}, p: "
-            + ", ".join(
-                f"{name} {'-' if math.isnan(p) else f'{p:.3f}'}"
-                for name, p in values.items()
-                if name in ("chrF", "CIDEr", "scene accuracy", "CHAIR_i", "CHAIR_s")
-            )
-            for (one, other), values in self.p_values.items()
-        ]
-        metrics = {
-            "settings": settings,
-            "versions": versions,
-            "pictures": len(self.pictures),
-            "warnings": self.warnings,
-            "columns": {
-                column: {
-                    name: {
-                        "value": plain(measure.value),
-                        "low": plain(self.intervals[column, name][0]),
-                        "high": plain(self.intervals[column, name][1]),
-                    }
-                    for name, measure in measures.items()
-                }
-                | {DISTINCT: {"value": self.distinct[column]}}
-                for column, measures in self.columns.items()
-            },
-            "p": {
-                f"{one} / {other}": {name: plain(p) for name, p in values.items()}
-                for (one, other), values in self.p_values.items()
-            },
-            "scenes": {
-                heading: {
-                    label: {"share": share, "pictures": count} for label, share, count in shares
-                }
-                for heading, _, shares in classes
-            },
-        }
-        columns = sorted(
-            self.columns, key=lambda column: (column not in names, column not in REFERENCE_ROWS)
-        )  # controls last
-        rows = self.rows()
-        main = sorted((row for row in rows if row[0] in MAIN), key=lambda row: MAIN.index(row[0]))
-        table = report.markdown(
-            ["system", *(name for name, _ in main)],
-            [[column, *(self.short(column, name) for name, _ in main)] for column in columns],
-        )
-        everything = report.markdown(
-            ["measure", *columns],
-            [
-                [name, *(" ".join(filter(None, cells.get(column, "-"))) for column in columns)]
-                for name, cells in rows
-            ],
-        )
-        cards = [
-            (
-                self.read(self.pictures[i]),
-                Path(self.pictures[i]).name,
-                self.references[i],
-                [(name, self.answers[name][i]) for name in names],
-                self.truths[i],
-            )
-            for i in self.worst_first(names[-1])[: gallery or None]
-        ]
-        page = report.html_page(
-            title=f"RemoteGLM: {', '.join(names)}",
-            lines=lines,
-            warnings=self.warnings,
-            columns=columns,
-            rows=main,
-            others=[row for row in rows if row not in main],
-            classes=classes,
-            cards=cards,
-        )
-        print(table, *self.warnings, sep="\n")
-        try:
-            for file, text in (
-                ("metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False)),
-                ("table.md", f"{table}\n\n{everything}\n"),
-                ("report.html", page),
-            ):
-                (output / file).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(
-                f"{output / file} cannot be written: {error.strerror}; make room, the same command goes on from the answers"
-            ) from None
-        print(
-            f"report: {output / 'report.html'}; all measures: {output / 'table.md'}, {output / 'metrics.json'}"
-        )
-        return metrics
-
-
-def plain(value):
-    """A number for JSON, which has no nan."""
-    return None if math.isnan(value) else value
+    return warnings

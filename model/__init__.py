@@ -7,7 +7,7 @@ from importlib import import_module
 
 PLACES = {
     "Assistant": "model.assistant",
-    "Sampling": "model.visualglm.generate",
+    "Sampling": "model.sampling",
     "UserError": "model.errors",
     "load_assistant": "model.assistant",
     "read_image": "model.images",

@@ -2,4 +2,7 @@
 
 
 class UserError(ValueError):
-    """A wrong file, option or setting. The message says the value seen, the value expected and what to do."""
+    """A wrong file, option or setting.
+
+    The message says the value seen, the value expected and what to do.
+    """

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from model.errors import UserError
 
+PROJECT = Path(__file__).resolve().parents[1]
+
 
 def temporary_beside(path):
     """The name under which a file is written before it takes the place of `path`."""

@@ -78,25 +78,36 @@ def config_file(tmp_path_factory, tiny_config):
     return path
 
 
+def load(name, **options):
+    """A checkpoint of VisualGLM, not yet packed for answering -> (network, tokenizer, card)."""
+    from model.family import open_checkpoint
+
+    family = open_checkpoint(name, **options)
+    return family.network, family.tokenizer, family.card
+
+
 def write_random(folder, config_file, vocabulary, talkative=False):
-    """A loadable full checkpoint with random weights. talkative: it says pieces of the vocabulary only and never ends."""
+    """A loadable full checkpoint with random weights.
+
+    talkative: it says pieces of the vocabulary only and never ends.
+    """
     import torch
 
-    from model.visualglm import loading as checkpoint
+    from model.visualglm import checkpoint
+    from model.visualglm.family import VisualGLMFamily
 
     torch.manual_seed(0)
-    network, tokenizer, config = checkpoint.build(
-        config_file, vocabulary, torch.device("cpu"), torch.float32
+    family = VisualGLMFamily.from_config(
+        config_file, tokenizer=vocabulary, device=torch.device("cpu"), dtype=torch.float32
     )
-    tensors = network.state_dict()
+    tensors = family.network.state_dict()
     if talkative:
-        tensors["mixins.chatglm-final.lm_head.weight"][PIECES:] = (
-            0  # some logit of the others is above 0
-        )
+        # Some logit of the others is above 0
+        tensors["mixins.chatglm-final.lm_head.weight"][PIECES:] = 0
     checkpoint.write_folder(
         folder,
-        config=config,
-        tokenizer=tokenizer,
+        config=family.config,
+        tokenizer=family.tokenizer,
         tensors=tensors,
         card={"format": 1, "method": {"name": "full"}, "base": None},
     )
@@ -110,7 +121,9 @@ def tiny_checkpoint(tmp_path_factory, config_file, vocabulary):
 
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory, tiny_config, vocabulary):
-    """A checkpoint of widths that the kernels for quantized and packed weights take, with the depth of the reference."""
+    """A checkpoint of widths that the kernels for quantized and packed weights take, with the depth
+    of the reference.
+    """
     folder = tmp_path_factory.mktemp("wide")
     config = tiny_config | {
         "num_layers": 3,
@@ -124,7 +137,9 @@ def wide(tmp_path_factory, tiny_config, vocabulary):
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory):
-    """A folder with train.json and val.json over 12 one-coloured pictures, each colour with its own answer."""
+    """A folder with train.json and val.json over 12 one-coloured pictures, each colour with its own
+    answer.
+    """
     folder = tmp_path_factory.mktemp("rows")
     colours = {"red": "红色的屋顶。", "green": "绿色的农田。", "blue": "蓝色的河流。"}
     (folder / "images").mkdir()

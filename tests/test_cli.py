@@ -311,7 +311,7 @@ def test_in_a_terminal(endless, rows, tmp_path):
         terminal.type("half a na\x03")
         terminal.read(IMAGE, again="\x03")  # the line is dropped, the chat goes on
         terminal.type(f"{tmp_path}\n")
-        assert f"错误：image {tmp_path}: a folder; name one picture in it\n" in terminal.read(IMAGE)
+        assert f"错误：image {tmp_path}: a folder; name one image in it\n" in terminal.read(IMAGE)
         terminal.type(f"{picture}\n")
         terminal.read("RemoteGLM：")
         time.sleep(0.3)
@@ -762,7 +762,7 @@ class TestRowsOfAFile:
             ],
             "CUDA graphs need a CUDA GPU",
         ),
-        (["--image", __file__], "not a picture Pillow can read"),
+        (["--image", __file__], "not an image Pillow can read"),
         (
             [
                 "--prompt",

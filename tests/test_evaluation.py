@@ -1,13 +1,17 @@
-"""The measures against other ways of computing them, the lexicon's rules by hand-made cases, and the script as a user starts it."""
+"""Metrics against other ways of computing them, the lexicon's rules by hand-made cases, and the
+script as a user starts it."""
 
 import json
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PROJECT
 from PIL import Image
 from sacrebleu.metrics import CHRF
 
@@ -15,9 +19,9 @@ import evaluate_RemoteGLM as script
 from evaluation.baselines import constant_caption, leave_one_out, nearest
 from evaluation.hallucination import (
     SETTINGS,
-    existence_measures,
+    existence_metrics,
     existence_questions,
-    hallucination_measures,
+    hallucination_metrics,
     objects_of,
     scene_right,
     truth,
@@ -26,15 +30,17 @@ from evaluation.hallucination import (
 from evaluation.metrics import (
     Cider,
     bleu,
-    caption_measures,
+    caption_metrics,
     chrf,
     common_subsequence,
     mean_of,
     rouge_l,
     tokens,
 )
-from evaluation.report import marked
-from evaluation.score import COPIES, Scores
+from evaluation.page import marked
+from evaluation.predictions import SHUFFLED_IMAGES, System, labels, read_predictions
+from evaluation.report import write_report
+from evaluation.score import COPIES, EvaluationSet, score, worst_first
 from model import Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT as PROMPT
 from model.rows import Sample
@@ -51,14 +57,24 @@ REFERENCES = [
 ANSWERS = ["住宅区内有许多房屋整齐排列", "机场的停机坪上停着一架飞机", "绿色的森林里有一条河流"]
 
 
-def measured(answers, references, unit, punctuation):
-    said = [tokens(text, unit, punctuation) for text in answers]
+def metrics_of(answers, references, unit, punctuation):
+    """({name: Metric}, tokenized answers, tokenized references)"""
+    hypotheses = [tokens(text, unit, punctuation) for text in answers]
     refs = [[tokens(text, unit, punctuation) for text in texts] for texts in references]
-    return (
-        bleu(said, refs) | {"ROUGE-L": rouge_l(said, refs), "CIDEr": Cider(refs)(said, refs)},
-        said,
-        refs,
-    )
+    metrics = bleu(hypotheses, refs)
+    metrics["ROUGE-L"] = rouge_l(hypotheses, refs)
+    metrics["CIDEr"] = Cider(refs)(hypotheses, refs)
+    return metrics, hypotheses, refs
+
+
+def write_lines(path, entries):
+    """JSON lines."""
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +86,7 @@ def measured(answers, references, unit, punctuation):
     ),
 )
 def test_golden_values(unit, punctuation, golden):
-    found = measured(ANSWERS, REFERENCES, unit, punctuation)[0]
+    found = metrics_of(ANSWERS, REFERENCES, unit, punctuation)[0]
     assert [
         found[name].value for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L")
     ] == pytest.approx(golden[:5], abs=0.005)
@@ -105,40 +121,37 @@ def test_agrees_with_pycocoevalcap(words):
         for i, refs in enumerate(random_captions(words, 100, 2))
     ]
     answers[7], answers[8] = references[7][0], ""  # a perfect one and an empty one
-    found, said, refs = measured(answers, references, "characters", True)
+    found, hypotheses, refs = metrics_of(answers, references, "characters", True)
     truth = {i: [" ".join(ref) for ref in texts] for i, texts in enumerate(refs)}
-    given = {i: [" ".join(text)] for i, text in enumerate(said)}
-    assert [found[f"BLEU-{n}"].value / 100 for n in range(1, 5)] == pytest.approx(
-        Bleu(4).compute_score(truth, given, verbose=0)[0], abs=1e-6
-    )
+    given = {i: [" ".join(text)] for i, text in enumerate(hypotheses)}
+
+    ours = [found[f"BLEU-{n}"].value / 100 for n in range(1, 5)]
+    theirs = Bleu(4).compute_score(truth, given, verbose=0)[0]
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
     rouge, each = Rouge().compute_score(truth, given)
-    assert found["ROUGE-L"].value / 100 == pytest.approx(rouge, abs=1e-6) and found[
-        "ROUGE-L"
-    ].stats[:, 0] / 100 == pytest.approx(each, abs=1e-6)
+    assert found["ROUGE-L"].value / 100 == pytest.approx(rouge, abs=1e-6)
+    assert found["ROUGE-L"].stats[:, 0] / 100 == pytest.approx(each, abs=1e-6)
+
     cider, each = CocoCider().compute_score(truth, given)
-    assert found["CIDEr"].value == pytest.approx(cider, abs=1e-6) and found["CIDEr"].stats[
-        :, 0
-    ] == pytest.approx(each, abs=1e-6)
+    assert found["CIDEr"].value == pytest.approx(cider, abs=1e-6)
+    assert found["CIDEr"].stats[:, 0] == pytest.approx(each, abs=1e-6)
     assert coco
 
 
 def test_chrf_is_sacrebleus():
-    found = chrf(ANSWERS, REFERENCES)
+    answers = ["".join(tokens(text)) for text in ANSWERS]
     plain = [["".join(tokens(text)) for text in texts] for texts in REFERENCES]
-    assert found.value == pytest.approx(
-        CHRF().corpus_score(["".join(tokens(a)) for a in ANSWERS], list(zip(*plain))).score
-    )
-    uneven = chrf(
-        ANSWERS, [REFERENCES[0], REFERENCES[1][:1], REFERENCES[2][:2]]
-    )  # as many references as each image has
+    found = chrf(ANSWERS, REFERENCES)
+    assert found.value == pytest.approx(CHRF().corpus_score(answers, list(zip(*plain))).score)
+
+    # as many references as each image has
+    uneven = chrf(ANSWERS, [REFERENCES[0], REFERENCES[1][:1], REFERENCES[2][:2]])
     streams = [
         [texts[i] if i < n else None for texts, n in zip(plain, (3, 1, 2))] for i in range(3)
     ]
-    assert (
-        uneven.value
-        == pytest.approx(CHRF().corpus_score(["".join(tokens(a)) for a in ANSWERS], streams).score)
-        != found.value
-    )
+    expected = CHRF().corpus_score(answers, streams).score
+    assert uneven.value == pytest.approx(expected) != found.value
 
 
 def test_longest_common_subsequence():
@@ -173,30 +186,28 @@ def test_tokens(text, unit, punctuation, expected):
 
 
 def test_unsegmented_or_single_references_are_no_trap():
-    assert (
-        caption_measures(ANSWERS, REFERENCES)["characters"]["CIDEr"].value > 1
-    )  # unsegmented Chinese would give 0
-    assert math.isnan(
-        caption_measures(ANSWERS[:1], REFERENCES[:1])["characters"]["CIDEr"].value
-    )  # log 1 = 0 is no measurement
-    assert (
-        caption_measures(ANSWERS[:1], REFERENCES[:1], REFERENCES)["characters"]["CIDEr"].value > 0
-    )
+    def cider(*arguments):
+        return caption_metrics(*arguments)["characters"]["CIDEr"].value
+
+    assert cider(ANSWERS, REFERENCES) > 1  # unsegmented Chinese would give 0
+    assert math.isnan(cider(ANSWERS[:1], REFERENCES[:1]))  # log 1 = 0 is undefined
+    assert cider(ANSWERS[:1], REFERENCES[:1], REFERENCES) > 0
 
 
 def test_interval_and_test():
-    """Against resampling by loops with another generator; a system against itself and a clearly better one."""
+    """Against resampling by loops with another generator; a system against itself and against a
+    clearly better one."""
     rng = np.random.default_rng(5)
-    measure = mean_of(rng.normal(50, 10, 200))
-    loops = [np.mean(rng.choice(measure.stats[:, 0], 200)) for _ in range(4000)]
-    assert measure.interval() == pytest.approx(np.percentile(loops, (2.5, 97.5)), abs=0.35)
-    assert measure.p_value(measure) == 1 and math.isnan(measure.p_value(mean_of([None] * 200)))
-    noise = mean_of(measure.stats[:, 0] + rng.normal(0, 10, 200))
-    assert mean_of(measure.stats[:, 0] + 3).p_value(measure) < 0.01 < noise.p_value(measure)
+    metric = mean_of(rng.normal(50, 10, 200))
+    loops = [np.mean(rng.choice(metric.stats[:, 0], 200)) for _ in range(4000)]
+    assert metric.interval() == pytest.approx(np.percentile(loops, (2.5, 97.5)), abs=0.35)
+    assert metric.p_value(metric) == 1 and math.isnan(metric.p_value(mean_of([None] * 200)))
+    noise = mean_of(metric.stats[:, 0] + rng.normal(0, 10, 200))
+    assert mean_of(metric.stats[:, 0] + 3).p_value(metric) < 0.01 < noise.p_value(metric)
     assert math.isnan(mean_of([None, None]).value) and mean_of([1, None]).value == 1
 
 
-# One picture: two white airplanes at an airport beside a terminal, some trees in a residential area
+# One image: two white airplanes at an airport beside a terminal, some trees in a residential area
 AIRPORT = truth(
     [
         "机场上停着两架白色的飞机，旁边是航站楼。",
@@ -263,15 +274,15 @@ def test_scene_of_a_kind_counts_and_none_is_left_out():
     nothing = truth(["有一些树木。"])
     assert nothing.scene is None and scene_right("机场", nothing) is None
     assert (
-        hallucination_measures(["机场", "住宅区"], [nothing, homes])["scene accuracy"].value == 100
+        hallucination_metrics(["机场", "住宅区"], [nothing, homes])["scene accuracy"].value == 100
     )
 
 
-def test_hallucination_measures():
+def test_hallucination_metrics():
     """Two hand-counted captions: 3 objects, 1 invented; none named."""
-    found = hallucination_measures(["飞机、树木和汽车", ""], [AIRPORT, AIRPORT])
+    found = hallucination_metrics(["飞机、树木和汽车", ""], [AIRPORT, AIRPORT])
     assert AIRPORT.facts.present == ("airplane", "terminal")
-    assert {name: measure.value for name, measure in found.items()} == pytest.approx(
+    assert {name: metric.value for name, metric in found.items()} == pytest.approx(
         {
             "scene accuracy": 0,
             "CHAIR_i": 100 / 3,
@@ -334,12 +345,10 @@ def test_yes_or_no(answer, meaning):
 
 
 def test_labels_of_settings():
-    of = script.labels
-    assert of("a", [None]) == ["a"] and of("a", [{"system": "base"}, {"system": "tuned"}]) == [
-        "a, base",
-        "a, tuned",
-    ]
-    assert of(
+    assert labels("a", [None]) == ["a"]
+    two = [{"system": "base"}, {"system": "tuned"}]
+    assert labels("a", two) == ["a, base", "a, tuned"]
+    assert labels(
         "a",
         [
             {"system": "tuned", "temperature": 0, "fingerprint": "x"},
@@ -353,12 +362,11 @@ def test_answers_belong_to_the_path_that_agrees_longest(tmp_path):
         {"img": f"/elsewhere/{folder}/1.tif", "prompt": "有什么？", "answer": folder}
         for folder in ("airport", "beach")
     ]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (system,) = script.read_predictions(
-        tmp_path / "a.jsonl",
-        [Sample(Path(f"images/{name}/1.tif"), "有什么？", None) for name in ("beach", "airport")],
-        [],
-    )
+    write_lines(tmp_path / "a.jsonl", lines)
+    samples = [
+        Sample(Path(f"images/{name}/1.tif"), "有什么？", None) for name in ("beach", "airport")
+    ]
+    (system,) = read_predictions(tmp_path / "a.jsonl", samples, [])
     assert system.answers == ["beach", "airport"]
 
 
@@ -388,7 +396,7 @@ def test_existence_questions():
     assert existence_questions(truths, 1, asked_in="en")["random"][0][3].startswith("Is there a ")
 
 
-def test_existence_measures():
+def test_existence_metrics():
     asked = [
         (0, "car", True, ""),
         (0, "tree", True, ""),
@@ -396,23 +404,22 @@ def test_existence_measures():
         (1, "sea", False, ""),
         (1, "car", True, ""),
     ]
-    found = existence_measures(asked, ["有", "没有", "有", "没有", "也许吧"], 2)
-    assert {name: measure.value for name, measure in found.items()} == pytest.approx(
+    found = existence_metrics(asked, ["有", "没有", "有", "没有", "也许吧"], 2)
+    assert {name: metric.value for name, metric in found.items()} == pytest.approx(
         {"accuracy": 40, "precision": 50, "recall": 100 / 3, "F1": 40, "yes": 40, "unparsable": 20}
     )
 
 
-def test_reference_rows():
+def test_baselines():
     captions = ["绿色的农田", "一条河流", "绿色的农田旁有道路", "绿色的农田和道路"]
     assert constant_caption(captions + ["一条河流"]) == "一条河流"
     assert constant_caption(captions) != "一条河流"  # none is commoner: one like the others
-    many = [f"{what}旁有{n}" for n in range(120) for what in ("绿色的农田", "河流")] + [
-        "机场"
-    ] * 2  # 2 of 242 are too few
+    many = [f"{what}旁有{n}" for n in range(120) for what in ("绿色的农田", "河流")]
+    many += ["机场"] * 2  # 2 of 242 are too few
     assert constant_caption(many) != "机场" == constant_caption(many + ["机场"])
-    pictures = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "blue")]
-    similar = [Image.new("RGB", (30, 50), colour) for colour in ((0, 20, 230), (5, 130, 20))]
-    assert list(nearest(similar, pictures)) == [2, 1]
+    images = [Image.new("RGB", (40, 40), color) for color in ("red", "green", "blue")]
+    similar = [Image.new("RGB", (30, 50), color) for color in ((0, 20, 230), (5, 130, 20))]
+    assert list(nearest(similar, images)) == [2, 1]
     assert leave_one_out([["a", "b", "c"], ["d", "e", "f"]]) == (
         ["a", "e"],
         [["b", "c"], ["d", "f"]],
@@ -450,23 +457,20 @@ class TestScript:
         ]
 
     def test_run_and_resume(self, adapter, tiny_checkpoint, rows, tmp_path, capsys):
-        """Answers of each system and control are those of its own network to that picture; what is answered is not asked again."""
+        """Answers of each system are those of its own network to that image; what is answered is
+        not asked again."""
+        predictions = tmp_path / "predictions.jsonl"
         argv = ["--from_pretrained", str(adapter), "--base", *self.options(rows, tmp_path)]
         metrics = script.main(argv)
-        lines = [
-            json.loads(line)
-            for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        columns = metrics["columns"]
+        lines = read_lines(predictions)
         described = [line for line in lines if "吗" not in line["prompt"]]
-        assert [line["settings"]["system"] for line in described] == ["base"] * 4 + [
-            "tuned"
-        ] * 4  # swapped images are other rows' images
-        assert [Path(line["img"]).name for line in described] == [
-            "9.tif",
-            "10.tif",
-            "11.tif",
-            "blank.png",
-        ] * 2
+        # shuffled images are other rows' images: no lines of their own
+        systems = [line["settings"]["system"] for line in described]
+        assert systems == ["base"] * 4 + ["tuned"] * 4
+        images = [Path(line["img"]).name for line in described]
+        assert images == ["9.tif", "10.tif", "11.tif", "blank.png"] * 2
+
         sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=20)
         assistants = {
             "tuned": load_assistant(adapter, device="cpu"),
@@ -477,59 +481,39 @@ class TestScript:
                 line["prompt"], read_image(line["img"]), (), sampling
             )
             assert line["answer"] == "".join(alone)
-        assert list(metrics["columns"]) == [
+
+        assert list(columns) == [
             "base",
-            "base, blank image",
-            "base, swapped images",
+            "base, blank images",
+            "base, shuffled images",
             "tuned",
-            "tuned, blank image",
-            "tuned, swapped images",
+            "tuned, blank images",
+            "tuned, shuffled images",
             "constant",
             "nearest",
         ]
-        assert (
-            metrics["columns"]["nearest"]["scene accuracy"]["value"]
-            == metrics["columns"]["nearest"][COPIES]["value"]
-            == 100
-        )
-        assert (
-            "POPE F1, random" in metrics["columns"]["tuned"]
-            and json.loads((tmp_path / "metrics.json").read_text()) == metrics
-        )
-        assert (
-            "| scene accuracy " in capsys.readouterr().out
-            and "| BLEU-4, words " in (tmp_path / "table.md").read_text()
-        )
+        nearest_column = columns["nearest"]
+        assert nearest_column["scene accuracy"]["value"] == nearest_column[COPIES]["value"] == 100
+        assert "POPE F1, random" in columns["tuned"]
+        assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+        assert "| scene accuracy " in capsys.readouterr().out
+        assert "| BLEU-4, words " in (tmp_path / "table.md").read_text()
+
+        argv_of_file = ["--predictions", str(predictions), *self.options(rows, tmp_path / "again")]
+        from_file = script.main(argv_of_file)["columns"]
+        for name in ("base", "tuned"):  # the same from the file alone
+            assert from_file[f"predictions, {name}"] == columns[name]
 
         for line in lines:
-            if (
-                line["settings"]["system"] == "tuned"
-                and line["img"] == described[4]["img"]
-                and "吗" not in line["prompt"]
-            ):
+            tuned = line["settings"]["system"] == "tuned"
+            if tuned and line["img"] == described[4]["img"] and "吗" not in line["prompt"]:
                 line["answer"] = "绿色的农田。"
-        from_file = script.main(
-            [
-                "--predictions",
-                str(tmp_path / "predictions.jsonl"),
-                *self.options(rows, tmp_path / "again"),
-            ]
-        )["columns"]
-        for name in ("base", "tuned"):  # the same from the file alone
-            assert from_file[f"predictions, {name}"] == metrics["columns"][name]
-        kept = (
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[1:])
-            + '{"img": "torn'
-        )
-        (tmp_path / "predictions.jsonl").write_text(kept, encoding="utf-8")
-        again = script.main(argv)  # asks only for the missing line, believes the rest
-        assert (
-            again["columns"]["base"] == metrics["columns"]["base"]
-            and again["columns"]["tuned"] != metrics["columns"]["tuned"]
-        )
-        assert len(
-            (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        ) == len(lines)
+        write_lines(predictions, lines[1:])
+        with predictions.open("a", encoding="utf-8") as file:
+            file.write('\n{"img": "torn')
+        again = script.main(argv)["columns"]  # asks only for the missing line, believes the rest
+        assert again["base"] == columns["base"] and again["tuned"] != columns["tuned"]
+        assert len(read_lines(predictions)) == len(lines)
 
     def test_another_checkpoint_as_the_base(self, adapter, tiny_checkpoint, rows, tmp_path):
         fewer = ("--existence", "0", "--no-controls", "--limit", "2")
@@ -577,125 +561,70 @@ class TestScript:
         assert "Is there a " in asked and "--base is left out" in capsys.readouterr().err
 
     def test_predictions_without_a_model(self, rows, tmp_path, capsys):
-        """Two systems from files: one that looks, and one that says the same of everything and is called out by its controls."""
-        labels = json.loads((rows / "rows-val.json").read_text(encoding="utf-8"))
-        for name, answer in (
-            ("looks", lambda row: row["label"]),
-            ("blind", lambda row: "绿色的农田。"),
-        ):
-            (tmp_path / f"{name}.jsonl").write_text(
-                "".join(
-                    json.dumps({"img": row["img"], "prompt": row["prompt"], "answer": answer(row)})
-                    + "\n"
-                    for row in labels
-                ),
-                encoding="utf-8",
-            )
-        files = [str(tmp_path / "blind.jsonl"), str(tmp_path / "looks.jsonl")]
-        metrics = script.main(
-            ["--predictions", *files, "--data", str(rows / "rows-val.json"), "--resamples", "100"]
-        )
-        again = script.main(
-            [
-                "--predictions",
-                files[1],
-                str(tmp_path / "looks.jsonl"),
-                "--data",
-                str(rows / "rows-val.json"),
-                "--resamples",
-                "100",
-            ]
-        )
+        """Two systems from files: one that looks, and one that says the same of everything."""
+        labeled = json.loads((rows / "rows-val.json").read_text(encoding="utf-8"))
+        looks, blind = [], []
+        for row in labeled:
+            asked = {"img": row["img"], "prompt": row["prompt"]}
+            looks.append(asked | {"answer": row["label"]})
+            blind.append(asked | {"answer": "绿色的农田。"})
+        write_lines(tmp_path / "looks.jsonl", looks)
+        write_lines(tmp_path / "blind.jsonl", blind)
+        blind_file, looks_file = str(tmp_path / "blind.jsonl"), str(tmp_path / "looks.jsonl")
+        options = ["--data", str(rows / "rows-val.json"), "--resamples", "100"]
+        metrics = script.main(["--predictions", blind_file, looks_file, *options])
+        again = script.main(["--predictions", looks_file, looks_file, *options])
         assert list(again["columns"])[:2] == ["looks (1)", "looks (2)"]
-        script.main(
-            [
-                "--predictions",
-                files[1],
-                "--data",
-                str(rows / "rows-val.json"),
-                "--resamples",
-                "100",
-                "--gallery",
-                "1",
-                "--train-data",
-                str(rows / "rows-val.json"),
-                "--output",
-                str(tmp_path / "own"),
-            ]
-        )
-        assert (tmp_path / "own/report.html").read_text(encoding="utf-8").count("<img ") == 1
-        assert (
-            json.loads((tmp_path / "own/metrics.json").read_text())["columns"]["looks"][COPIES][
-                "value"
-            ]
-            == 100
-        )
-        assert (
-            metrics["columns"]["looks"]["chrF"]["value"] == 100
-            and metrics["columns"]["looks"]["CHAIR_s"]["value"] == 0
-        )
+
+        own = tmp_path / "own"
+        options += ["--train-data", str(rows / "rows-val.json")]
+        options += ["--gallery", "1", "--output", str(own)]
+        script.main(["--predictions", looks_file, *options])
+        assert (own / "report.html").read_text(encoding="utf-8").count("<img ") == 1
+        columns = json.loads((own / "metrics.json").read_text())["columns"]
+        assert columns["looks"][COPIES]["value"] == 100
+
+        assert metrics["columns"]["looks"]["chrF"]["value"] == 100
+        assert metrics["columns"]["looks"]["CHAIR_s"]["value"] == 0
         assert metrics["columns"]["blind"]["distinct outputs"]["value"] == pytest.approx(100 / 3)
-        assert (
-            "looks / blind" in metrics["p"] and (tmp_path / "eval-rows-val/report.html").is_file()
-        )
+        assert "looks / blind" in metrics["p"]
+        assert (tmp_path / "eval-rows-val/report.html").is_file()
 
     def test_references(self, rows, tmp_path):
-        """English sentences only say what is there; Chinese ones are references; --split chooses."""
-        names = [
-            Path(row["img"]).name
-            for row in json.loads((rows / "rows-val.json").read_text(encoding="utf-8"))
-        ]
-        said = {
+        """English sentences only tell what is there, Chinese ones are references; --split
+        chooses."""
+        sentences = {
             "9.tif": ["A red roof beside a road .", "A road ."],
             "10.tif": ["绿色的农田。", "一片农田。"],
             "11.tif": ["A blue river .", "A boat ."],
         }
-        (tmp_path / "dataset.json").write_text(
-            json.dumps(
-                {
-                    "images": [
-                        {
-                            "filename": name,
-                            "split": "val" if name != "11.tif" else "test",
-                            "sentences": [{"raw": text} for text in said[name]],
-                        }
-                        for name in names
-                    ]
-                }
-            )
-        )
         answers = {"9.tif": "道路。", "10.tif": "绿色的农田。", "11.tif": "道路旁有船。"}
-        (tmp_path / "a.jsonl").write_text(
-            "".join(
-                json.dumps({"img": name, "prompt": PROMPT, "answer": answers[name]}) + "\n"
-                for name in names
-            )
-        )
-        argv = [
-            "--predictions",
-            str(tmp_path / "a.jsonl"),
-            "--data",
-            str(rows / "rows-val.json"),
-            "--resamples",
-            "100",
-            "--references",
-            str(tmp_path / "dataset.json"),
-        ]
-        metrics = script.main(argv)
-        assert metrics["columns"]["a"]["CHAIR_s"]["value"] == pytest.approx(
-            100 / 3
-        )  # the road beside the boat
-        assert "label" in metrics["columns"] and "CIDEr" not in metrics["columns"]["label"]
+        images, lines = [], []
+        for row in json.loads((rows / "rows-val.json").read_text(encoding="utf-8")):
+            name = Path(row["img"]).name
+            raw = [{"raw": text} for text in sentences[name]]
+            split = "val" if name != "11.tif" else "test"
+            images.append({"filename": name, "split": split, "sentences": raw})
+            lines.append({"img": name, "prompt": PROMPT, "answer": answers[name]})
+        (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+        write_lines(tmp_path / "a.jsonl", lines)
+
+        argv = ["--predictions", str(tmp_path / "a.jsonl"), "--resamples", "100"]
+        argv += ["--data", str(rows / "rows-val.json")]
+        argv += ["--references", str(tmp_path / "dataset.json")]
+        columns = script.main(argv)["columns"]
+        # the road beside the boat
+        assert columns["a"]["CHAIR_s"]["value"] == pytest.approx(100 / 3)
+        assert "label" in columns and "CIDEr" not in columns["label"]
         assert script.main([*argv, "--split", "val"])["pictures"] == 2
 
-    def test_a_picture_lost_on_the_way(self, adapter, rows, tmp_path, monkeypatch):
+    def test_an_image_lost_on_the_way(self, adapter, rows, tmp_path, monkeypatch):
         def lost(*_):
             raise UserError("image lost.tif: no such file")
 
         monkeypatch.setattr("model.batch.read_image", lost)
-        with pytest.raises(
-            SystemExit, match="3 of 3 rows have no answer; the first: image lost.tif: no such file"
-        ):
+        words = "3 of 3 rows have no answer; the first: image lost.tif: no such file"
+        with pytest.raises(SystemExit, match=words):
             script.main(["--from_pretrained", str(adapter), *self.options(rows, tmp_path)])
 
     @pytest.mark.parametrize(
@@ -721,7 +650,8 @@ class TestScript:
             (["--predictions", "VAL", "--data", "VAL"], "line 1 is no "),
             (
                 ["--predictions", "EMPTY", "--data", "VAL"],
-                "no answers about pictures; expected lines of img, prompt and answer, got an empty file",
+                "no answers about images; expected lines of img, prompt and answer, "
+                "got an empty file",
             ),
             (["--predictions", "COLUMNS", "--data", "VAL"], "got keys image, output"),
             (
@@ -730,7 +660,8 @@ class TestScript:
             ),
             (
                 ["--predictions", "OTHER", "--data", "VAL"],
-                "of other 3 of 3 pictures have no answer to the question of their row, such as 9.tif: 这张",
+                "of other 3 of 3 images have no answer to the question of their row, "
+                "such as 9.tif: 这张",
             ),
             (
                 ["--predictions", "NUMBER", "--data", "VAL"],
@@ -739,7 +670,8 @@ class TestScript:
             (["--predictions", "TWICE", "--data", "VAL"], "several answers about .*9.tif"),
             (
                 ["--predictions", "OTHER", "--data", "MIXED"],
-                "must be all Chinese or all English; 1 of 2 are not like the others, such as 1.tif: A car.",
+                "must be all Chinese or all English; 1 of 2 are not like the others, "
+                "such as 1.tif: A car.",
             ),
             (
                 [
@@ -752,7 +684,7 @@ class TestScript:
                     "--split",
                     "train",
                 ],
-                "none of the 3 pictures of .* belongs to it; they belong to val",
+                "none of the 3 images of .* belongs to it; they belong to val",
             ),
             (["--from_pretrained", "CK", "--data", "VAL", "--references", "no.json"], "no.json"),
             (["--from_pretrained", "CK", "--data", "ASKED"], "none asks for a description"),
@@ -768,37 +700,22 @@ class TestScript:
         (tmp_path / "columns").write_text('{"image": "a.tif", "output": "有车。"}')
         (tmp_path / "list").write_text("[]")
         (tmp_path / "number").write_text('{"img": "a.tif", "prompt": "有什么？", "answer": 5}')
-        (tmp_path / "twice").write_text(
-            "".join(
-                json.dumps({"img": f"{folder}/9.tif", "prompt": PROMPT, "answer": folder}) + "\n"
-                for folder in "ab"
-            )
-        )
-        (tmp_path / "mixed.json").write_text(
-            json.dumps(
-                [
-                    {"img": str(rows / f"images/{i}.tif"), "prompt": "?", "label": label}
-                    for i, label in enumerate(("一辆车。", "A car."))
-                ]
-            )
-        )
-        (tmp_path / "sets.json").write_text(
-            json.dumps(
-                {
-                    "images": [
-                        {
-                            "filename": f"images\\{i}.tif",
-                            "split": "val" if i > 8 else "train",
-                            "sentences": [{"raw": "a car"}],
-                        }
-                        for i in range(12)
-                    ]
-                }
-            )
-        )
         (tmp_path / "other").write_text(
             '{"img": "a.tif", "prompt": "有什么？", "answer": "有车。"}'
         )
+        twice = [{"img": f"{folder}/9.tif", "prompt": PROMPT, "answer": folder} for folder in "ab"]
+        write_lines(tmp_path / "twice", twice)
+        mixed = [
+            {"img": str(rows / f"images/{i}.tif"), "prompt": "?", "label": label}
+            for i, label in enumerate(("一辆车。", "A car."))
+        ]
+        (tmp_path / "mixed.json").write_text(json.dumps(mixed))
+        images = []
+        for i in range(12):
+            split = "val" if i > 8 else "train"
+            sentences = [{"raw": "a car"}]
+            images.append({"filename": f"images\\{i}.tif", "split": split, "sentences": sentences})
+        (tmp_path / "sets.json").write_text(json.dumps({"images": images}))
         names = {
             "VAL": str(rows / "rows-val.json"),
             "CK": str(adapter),
@@ -814,9 +731,9 @@ class TestScript:
         }
         with pytest.raises(SystemExit, match=words) as caught:
             script.main([names.get(word, word) for word in argv])
-        assert "\n" not in caught.value.code and not list(
-            tmp_path.glob("eval-*")
-        )  # nothing is written before it is known to be right
+        assert "\n" not in caught.value.code
+        # nothing is written before the files are known to be right
+        assert not list(tmp_path.glob("eval-*"))
 
     @pytest.mark.parametrize(
         "entry, words",
@@ -848,9 +765,33 @@ class TestScript:
             script.main(["--data", "rows.json", *argv])
         assert words in capsys.readouterr().err
 
+    def test_all_wrong_options_are_named_in_one_line(self, capsys):
+        with pytest.raises(SystemExit):
+            script.main(["--data", "a.json", "--split", "val", "--resamples", "5"])
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        for words in ("give either", "--split needs", "--resamples 5: must be at least 100"):
+            assert words in error
+
+    def test_a_missing_package_is_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "evaluation.score", None)
+        with pytest.raises(ModuleNotFoundError, match="evaluation.score"):
+            script.main(["--data", "rows.json", "--predictions", "a.jsonl"])
+
+    def test_help_does_not_load_torch(self):
+        code = (
+            "import sys, evaluate_RemoteGLM\n"
+            "try: evaluate_RemoteGLM.main(['--help'])\n"
+            "except SystemExit: pass\n"
+            "assert 'torch' not in sys.modules"
+        )
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True)
+        assert "--predictions" in result.stdout
+
 
 def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
-    """And one that looks is not. Controls of both are made by hand."""
+    """And one that looks is not. Image ablations of both are made by hand."""
     references = [
         [f"{what}旁有{other}。"]
         for what in ("农田", "机场", "港口", "住宅区")
@@ -858,35 +799,29 @@ def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
     ]
     rng = random.Random(0)
     order = [(i + 7) % len(references) for i in range(len(references))]
-    pictures = [Path(f"{i}.png") for i in range(len(references))]
+    images = [Path(f"{i}.png") for i in range(len(references))]
     truths = [truth(texts) for texts in references]
-    scores = Scores(
-        pictures, references, truths, {}, {}, lambda path: Image.new("RGB", (8, 8)), resamples=200
+    dataset = EvaluationSet(
+        images, references, truths, read_image=lambda path: Image.new("RGB", (8, 8))
     )
     looks = [texts[0] for texts in references]
     blind = [rng.choice(["农田旁有道路。", "住宅区旁有树木。"]) for _ in references]
-    swapped = {"looks": [looks[i] for i in order], "blind": rng.sample(blind, len(blind))}
+    shuffled = {"looks": [looks[i] for i in order], "blind": rng.sample(blind, len(blind))}
     systems = [
-        script.System(name, said, {"swapped images": swapped[name]})
-        for name, said in (("blind", blind), ("looks", looks))
+        System(name, answers, {SHUFFLED_IMAGES: shuffled[name]})
+        for name, answers in (("blind", blind), ("looks", looks))
     ]
-    for system in systems:
-        scores.add(system)
-    metrics = scores.write(tmp_path, systems, {}, {})
-    assert len(metrics["warnings"]) == 1 and metrics["warnings"][0].startswith(
-        "nothing shows that blind looks at the picture"
-    )
+    scores = score(systems, dataset, resamples=200)
+    metrics = write_report(scores, tmp_path)
+    assert len(metrics["warnings"]) == 1
+    assert metrics["warnings"][0].startswith("nothing shows that blind looks at the image")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert (
-        metrics["warnings"][0].split(":")[0] in page
-        and page.count("<img ") == len(pictures)
-        and "src='http" not in page
-    )
-    assert page.index("0.png") and metrics["scenes"]["Scene named rightly: looks"]["harbour"] == {
-        "share": 100,
-        "pictures": 5,
-    }
-    wrong_first = scores.worst_first("blind")
+    assert metrics["warnings"][0].split(":")[0] in page
+    assert page.count("<img ") == len(images) and "src='http" not in page
+    assert page.index("0.png")
+    harbour = metrics["scenes"]["Scene named rightly: looks"]["harbour"]
+    assert harbour == {"share": 100, "pictures": 5}
+    wrong_first = worst_first(scores, "blind")
     assert scene_right(blind[wrong_first[0]], truths[wrong_first[0]]) is False
 
 
@@ -898,13 +833,13 @@ def test_a_captioner_that_ignores_the_image_is_called_out(tmp_path):
             "silent: 2 of 3 answers are empty, which counts as nothing hallucinated",
         ),
         (["机场", "机场", "港口"], None),
-        (["机场"] * 3, "silent: says the same of all 3 pictures"),
+        (["机场"] * 3, "silent: says the same of all 3 images"),
     ),
 )
 def test_empty_and_constant_answers_are_called_out(answers, warning):
     references = [["机场。"], ["港口。"], ["农田。"]]
-    scores = Scores([Path("a")] * 3, references, list(map(truth, references)), {}, {}, None)
-    scores.add(script.System("silent", answers))
+    dataset = EvaluationSet([Path("a")] * 3, references, list(map(truth, references)))
+    scores = score([System("silent", answers)], dataset)
     assert scores.warnings == ([warning] if warning else [])
 
 

@@ -1,4 +1,7 @@
-"""Where checkpoints are looked for, what is said when they are nowhere, and downloads against a local server."""
+"""Where checkpoints are looked for, what is reported when they are not found, and downloads.
+
+Downloads from Hugging Face are tested against a local server.
+"""
 
 import hashlib
 import http.server
@@ -13,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from model import UserError, find
+from model.visualglm.tokenizer import VOCABULARY, find_vocabulary
+from model.weight_files import weight_files
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +29,8 @@ def home(tmp_path, monkeypatch):
     for name, folder in (("SAT_HOME", "sat"), ("HF_HOME", "hf"), ("MODELSCOPE_CACHE", "ms")):
         monkeypatch.setenv(name, str(tmp_path / folder))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    # huggingface_hub reads the environment once, when it is imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf/hub"))
     return tmp_path
 
 
@@ -59,7 +66,45 @@ def test_snapshot_that_is_current(home):
     assert find.find_checkpoint("visualglm-6b").name == "new"
 
 
-def test_nowhere(home):
+@pytest.mark.parametrize(
+    "variable, folder",
+    [("HF_HOME", "hub"), ("HF_HUB_CACHE", "."), ("XDG_CACHE_HOME", "huggingface/hub")],
+)
+def test_where_the_hugging_face_cache_is(home, variable, folder):
+    """Each in a process of its own, since the client reads the environment when it is imported."""
+    snapshot = put(home / "cache" / folder / "models--zai-org--visualglm-6b/snapshots/abc")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("abc")
+
+    code = "from model import find; print(find.find_checkpoint('visualglm-6b').resolve())"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env |= {variable: str(home / "cache"), "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == str(snapshot.resolve()), done.stderr
+
+
+def test_partial_snapshot_is_found_and_named_incomplete(home):
+    """Loading says which files are missing, better than that there is no checkpoint."""
+    repository = home / "hf/hub/models--THUDM--visualglm-6b"
+    snapshot = put(repository / "snapshots" / ("c" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("c" * 40)
+    (snapshot / "model-00001-of-00002.safetensors").touch()
+    files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+    # what the client keeps beside a download: the files that the whole repository has
+    (repository / "trees").mkdir()
+    tree = {name: {"size": 2, "blob_id": "0" * 40} for name in ["config.json", *files.values()]}
+    tree = {"format_version": 1, "files": tree}
+    (repository / "trees" / f"{'c' * 40}.json").write_text(json.dumps(tree))
+
+    assert find.find_checkpoint("visualglm-6b") == snapshot
+    with pytest.raises(UserError, match="1 of 2 weight files are missing .*00002-of-00002"):
+        weight_files(snapshot)
+
+
+def test_not_found(home):
     with pytest.raises(UserError) as caught:
         find.find_checkpoint("visualglm-6b")
     message = str(caught.value)
@@ -119,23 +164,24 @@ def test_vocabulary(home):
     with pytest.raises(
         UserError, match="not found: looked at .*base.*and 12 cache folders.*--tokenizer"
     ):
-        find.find_vocabulary(folder)
-    cached = put(home / "sat/chatglm-6b") / find.VOCABULARY
+        find_vocabulary(folder)
+
+    cached = put(home / "sat/chatglm-6b") / VOCABULARY
     cached.touch()
-    assert find.find_vocabulary(folder) == cached
-    (folder / find.VOCABULARY).touch()
-    assert find.find_vocabulary(folder) == folder / find.VOCABULARY
-    assert (
-        find.find_vocabulary(folder, cached)
-        == find.find_vocabulary(folder, cached.parent)
-        == cached
-    )
+    assert find_vocabulary(folder) == cached
+    (folder / VOCABULARY).touch()
+    assert find_vocabulary(folder) == folder / VOCABULARY
+
+    assert find_vocabulary(folder, cached) == find_vocabulary(folder, cached.parent) == cached
     with pytest.raises(UserError, match="not found"):
-        find.find_vocabulary(folder, home / "nothing")
+        find_vocabulary(folder, home / "nothing")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """What huggingface_hub's client asks of a hub, for one repository; the next `cuts` answers break off after so many bytes."""
+    """What huggingface_hub's client asks of a hub, for one repository.
+
+    The next `cuts` large answers break off after `cut_after` bytes.
+    """
 
     files, served, cut_after, cuts = {}, [], None, 0
 
@@ -196,18 +242,19 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(home, monkeypatch):
-    """A hub on 127.0.0.1; the client reads its address when it is imported, so each download is a process of its own."""
+    """A hub on 127.0.0.1.
+
+    The client reads its address when it is imported, so each download is a process of its own.
+    """
 
     class Here(Hub):
-        files, served = (
-            {
-                "config.json": b"{}",
-                "README.md": b"not wanted",
-                find.VOCABULARY: b"words",
-                "model.safetensors": bytes(range(256)) * 48_000,
-            },
-            [],
-        )
+        files = {
+            "config.json": b"{}",
+            "README.md": b"not wanted",
+            VOCABULARY: b"words",
+            "model.safetensors": bytes(range(256)) * 48_000,
+        }
+        served = []
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Here)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -222,16 +269,13 @@ def download(hub, **env):
         "try: print(find.find_checkpoint('visualglm-6b', 'huggingface'))\n"
         "except UserError as error: sys.exit(f'error: {error}')"
     )
-    env = (
-        os.environ
-        | {
-            "HF_ENDPOINT": hub.url,
-            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-            "HF_HUB_DISABLE_XET": "1",
-            "no_proxy": "*",
-        }
-        | env
-    )
+    defaults = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        "HF_HUB_DISABLE_XET": "1",
+        "no_proxy": "*",
+    }
+    env = os.environ | defaults | env
     return subprocess.run(
         [sys.executable, "-c", code, str(PROJECT)],
         env=env,
@@ -250,20 +294,19 @@ def test_download(home, hub):
     assert find.find_checkpoint("visualglm-6b") == folder  # from now on without a network
 
 
-def test_broken_connection_goes_on_at_its_byte(home, hub):
+def test_broken_connection_continues_at_its_byte(home, hub):
     hub.cut_after, hub.cuts = 11_000_000, 1
     done = download(hub)
     assert done.returncode == 0, done.stderr
     starts = [start for name, start in hub.served if name == "model.safetensors"]
-    assert (
-        starts[0] == 0 and len(starts) == 2 and starts[1] >= 10 << 20
-    )  # what the client had written by then
+    # the second time from what the client had written by then
+    assert starts[0] == 0 and len(starts) == 2 and starts[1] >= 10 << 20
 
 
-def test_broken_download_goes_on_at_its_file(home, hub):
+def test_broken_download_continues_at_its_file(home, hub):
     hub.cut_after, hub.cuts = 70_000, 99
     assert download(hub).returncode != 0
-    assert find.VOCABULARY in [name for name, _ in hub.served]
+    assert VOCABULARY in [name for name, _ in hub.served]
     hub.cuts = 0
     hub.served.clear()
     done = download(hub)
@@ -273,13 +316,11 @@ def test_broken_download_goes_on_at_its_file(home, hub):
 
 def test_damaged_download_is_removed(home, hub):
     assert download(hub).returncode == 0
-    blob = (
-        home / "hf/hub/models--THUDM--visualglm-6b/snapshots" / ("c" * 40) / "model.safetensors"
-    ).resolve()
+    snapshot = home / "hf/hub/models--THUDM--visualglm-6b/snapshots" / ("c" * 40)
+    blob = (snapshot / "model.safetensors").resolve()
     blob.write_bytes(b"x" * blob.stat().st_size)
-    (
-        home / "hf/hub/models--THUDM--visualglm-6b/snapshots" / ("c" * 40) / "config.json"
-    ).unlink()  # incomplete: fetched again
+    # incomplete: fetched again
+    (snapshot / "config.json").unlink()
     done = download(hub)
     assert (
         done.returncode != 0
@@ -305,13 +346,17 @@ def test_modelscope_client_is_missing_or_fails(home, monkeypatch):
 
 
 def test_modelscope(home, monkeypatch):
-    """The client's command line, played by a program of the same name: it gets the repository, the folder and the files."""
+    """The client's command line, played by a program of the same name.
+
+    It gets the repository, the folder and the files.
+    """
     package = home / "site/modelscope/cli"
     package.mkdir(parents=True)
     for folder in (package.parent, package):
         (folder / "__init__.py").touch()
     (package / "cli.py").write_text(
-        "import json, pathlib, sys\nargs = sys.argv[1:]\nsys.exit(3) if 'fail' in ' '.join(args) else None\n"
+        "import json, pathlib, sys\nargs = sys.argv[1:]\n"
+        "if 'fail' in ' '.join(args): sys.exit(3)\n"
         "folder = pathlib.Path(args[args.index('--local_dir') + 1])\nfolder.mkdir(parents=True)\n"
         "(folder / 'config.json').write_text(json.dumps(args))"
     )

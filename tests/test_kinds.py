@@ -1,4 +1,6 @@
-"""Every kind of checkpoint that training and export write, in every precision, answers in the terminal and in the page."""
+"""Every kind of checkpoint that training and export write, in every precision, answers in the
+terminal and in the page.
+"""
 
 import json
 import subprocess
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import load
 from safetensors.torch import load_file
 from test_checkpoint import logits, sat_folder
 from test_model import decoder_error, uncached
@@ -17,13 +20,16 @@ import cli_demo
 import export_RemoteGLM
 import web_demo
 from model import Sampling, read_image
-from model.assistant import tidy
+from model.files import PROJECT
 from model.training.run_folder import RunFolder
-from model.visualglm import loading as checkpoint
+from model.visualglm import checkpoint
+from model.visualglm.answer_text import tidy
 from model.visualglm.generate import generate
+from model.visualglm.lora import add_ptuning, without_adapter
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.quantization import QuantizedLinear, to_nf4
+from model.weight_files import CARD
 
 TRAINED = {
     "lora": "--use_lora --lora_rank 2 --lora_targets attention mlp",
@@ -52,9 +58,10 @@ REFUSED = {
 }
 COSINE = {8: 0.99, 4: 0.9}
 QUESTION, LENGTH = "图中有什么？", 60
-# One process trains them all: DeepSpeed keeps its process groups, so the next run must find the last one's.
+# One process trains them all: DeepSpeed keeps its process groups, so the next run must find the
+# last one's.
 SCRIPT = """import json, sys, finetune_RemoteGLM
-finetune_RemoteGLM.leave_process_group = lambda: None
+finetune_RemoteGLM.leave_process_group = lambda *_: None
 for argv in json.loads(sys.argv[1]):
     finetune_RemoteGLM.main(argv)"""
 
@@ -84,14 +91,14 @@ def kinds(wide, tiny_checkpoint, rows, tmp_path_factory):
     ]
     runs = [[*map(str, common), kind, *options.split()] for kind, options in TRAINED.items()]
     command = [sys.executable, "-c", SCRIPT, json.dumps(runs)]
-    trained = subprocess.run(command, cwd=checkpoint.PROJECT, capture_output=True, text=True)
+    trained = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert trained.returncode == 0, trained.stderr
     for form, kind in (EXPORTED | {"peft": "lora"}).items():
         export_RemoteGLM.main(
             ["--from_pretrained", str(work / kind), "--format", form, "--output", str(work / form)]
         )
     sat_folder(wide, work / "ancestor", b"")
-    network = checkpoint.load(work / "qlora", device="cpu")[0]
+    network = load(work / "qlora", device="cpu")[0]
     torch.save(
         {"module": network.state_dict()}, work / "ancestor" / "1" / "mp_rank_00_model_states.pt"
     )
@@ -100,8 +107,10 @@ def kinds(wide, tiny_checkpoint, rows, tmp_path_factory):
 
 @torch.no_grad()
 def network_by_hand(base, folder=None):
-    """The base with what a run trained put into its own weights here: no LoRA layers, nothing packed or quantized."""
-    network, tokenizer, _ = checkpoint.load_base(base)
+    """The base with what a run trained put into its own weights here: no LoRA layers, nothing
+    packed or quantized.
+    """
+    network, tokenizer = checkpoint.load_base(base)
     tensors = {}
     if folder:
         (step,) = RunFolder(folder).steps()[-1:]
@@ -110,11 +119,9 @@ def network_by_hand(base, folder=None):
             name.replace(".original.", "."): tensor.float()
             for name, tensor in load_file(file).items()
         }
-        method = json.loads((folder / str(step) / checkpoint.CARD).read_text(encoding="utf-8"))[
-            "method"
-        ]
+        method = json.loads((folder / str(step) / CARD).read_text(encoding="utf-8"))["method"]
         if method["name"] == "ptuning":
-            checkpoint.add_ptuning(network, method["length"])
+            add_ptuning(network, method["length"])
     own = dict(network.named_parameters())
     for name in sorted(
         tensors, key=lambda name: ".matrix_" in name
@@ -134,7 +141,9 @@ def network_by_hand(base, folder=None):
 
 @pytest.fixture(scope="module")
 def references(kinds, wide, rows):
-    """Whose weights (None: the base's) -> their answer and logits, by the network's own forward pass without a cache."""
+    """Whose weights (None: the base's) -> their answer and logits, by the network's own forward
+    pass without a cache.
+    """
     found = {}
     for kind in (None, *TRAINED):
         network, tokenizer = network_by_hand(wide, kind and kinds[kind])
@@ -169,7 +178,9 @@ def options(kinds, kind, bits):
 
 @pytest.fixture(scope="module")
 def page():
-    """A page for one assistant after the other: `answer`, the function behind its button, asks `assistant`."""
+    """A page for one assistant after the other: `answer`, the function behind its button, asks
+    `assistant`.
+    """
     page = SimpleNamespace(prompt=QUESTION, stream=lambda *asked: page.assistant.stream(*asked))
     page.answer = next(
         entry.fn for entry in web_demo.build(page).fns.values() if entry.api_name == "answer"
@@ -192,7 +203,9 @@ def loaded_by_page(argv, monkeypatch):
     "kind, bits", [pair for pair in product(WEIGHTS, (None, 8, 4)) if pair not in REFUSED]
 )
 def test_it_answers(kinds, references, page, rows, capsys, monkeypatch, kind, bits):
-    """Terminal and page say the same, in pieces: unquantized what the weights say by hand, else from logits near to it."""
+    """Terminal and page say the same, in pieces: unquantized what the weights say by hand, else
+    from logits near to it.
+    """
     picture, argv = str(rows / "images/0.tif"), options(kinds, kind, bits)
     tuned, base = references[WEIGHTS[kind]], references[None]
     cli_demo.main(
@@ -217,12 +230,14 @@ def test_it_answers(kinds, references, page, rows, capsys, monkeypatch, kind, bi
     assert all(later.startswith(earlier) for earlier, later in zip(streamed, streamed[1:]))
     bits = bits or {"int8": 8, "int4": 4}.get(kind)
     found = {
-        module.bits for module in assistant.network.modules() if isinstance(module, QuantizedLinear)
+        module.bits
+        for module in assistant.family.network.modules()
+        if isinstance(module, QuantizedLinear)
     }
     assert found == {None: set(), 8: {8}, 4: {4, 8}}[bits]  # the head keeps 8
 
     def near(wanted, other):
-        got = logits(assistant.network)
+        got = logits(assistant.family.network)
         return (
             torch.cosine_similarity(got, wanted, dim=-1).min() >= COSINE.get(bits, 1 - 1e-6)
             and (got - wanted).norm() < 0.8 * (got - other).norm()
@@ -249,8 +264,10 @@ def test_it_is_refused_in_one_line(kinds, kind, bits):
 
 
 def test_decoding_over_nf4_equals_the_uncached_path(kinds):
-    """The weights that QLoRA trains over, with what it trained and without: logits and greedy tokens."""
-    network = checkpoint.load(kinds["qlora"], device="cpu")[0]
+    """The weights that QLoRA trains over, with what it trained and without: logits and greedy
+    tokens.
+    """
+    network = load(kinds["qlora"], device="cpu")[0]
     to_nf4(network)
     assert (
         sum(type(module).__name__ == "Linear4bit" for module in network.modules())
@@ -271,5 +288,5 @@ def test_decoding_over_nf4_equals_the_uncached_path(kinds):
         return rows
 
     tuned = said()
-    with checkpoint.without_adapter(network):
+    with without_adapter(network):
         assert said() != tuned

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PIECES, TEXTS
+from model.visualglm.stored import Stored
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,7 +22,6 @@ from model.visualglm.generate import candidates, generate
 from model.visualglm.packing import PackedLinear, pack
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
-from model.visualglm.stored import Stored
 from model.visualglm.tokenizer import Tokenizer, train_vocabulary
 
 FIXTURES = Path(__file__).parent / "fixtures"

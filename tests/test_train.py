@@ -14,25 +14,28 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from conftest import load
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import finetune_RemoteGLM as finetune
 from model import UserError, load_assistant, read_image
-from model import rows as model_rows
-from model.images import reading as images
-from model.rows import check_images, load_rows
-from model.training import feature_cache as vision_cache
-from model.training import run_folder
-from model.training.dataset import RowDataset, collate
-from model.training.feature_cache import VisionCache
+from model.family import FeatureSpec, Limits, export_checkpoint, open_checkpoint
+from model.rows import Sample, check_images, load_rows, shuffle_images
+from model.training import feature_cache, run_folder
+from model.training.dataset import COLOR, DIRECTION, rendered_dataset
+from model.training.engine import CheckedAdamW
+from model.training.feature_cache import FeatureCache
+from model.training.options import layers
+from model.training.resume import check_resumable
 from model.training.run_folder import RunFolder
-from model.training.sampler import Batches, check_batches, plan_epoch
-from model.visualglm import export
-from model.visualglm import loading as checkpoint
-from model.visualglm.pixels import to_pixels
+from model.training.sampler import DistributedBatchSampler, plan_epoch, validation_batches
+from model.visualglm.family import VisualGLMFamily
+from model.visualglm.lora import add_lora
+from model.visualglm.pixels import MEAN, STD, to_pixels
 from model.visualglm.sat import ensure_model_parallel_group
 from model.visualglm.tokenizer import Tokenizer
+from model.weight_files import ADAPTER, FULL
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
@@ -121,10 +124,11 @@ def adapter(pretrained, rows, tmp_path_factory):
     """LoRA with the ancestor's whole command line."""
     save = tmp_path_factory.mktemp("lora")
     legacy = (
-        "--experiment-name finetune-visualglm-6b --model-parallel-size 1 --mode finetune --train-iters 12 "
-        "--resume-dataloader --max_source_length 64 --max_target_length 256 --lora_rank 4 --layer_range 0 1 "
-        "--pre_seq_len 4 --distributed-backend nccl --lr-decay-style cosine --warmup .02 --checkpoint-activations "
-        "--save-interval 300 --eval-interval 10000 --split 1 --eval-iters 10 --eval-batch-size 8 --zero-stage 1 "
+        "--experiment-name finetune-visualglm-6b --model-parallel-size 1 --mode finetune "
+        "--train-iters 12 --resume-dataloader --max_source_length 64 --max_target_length 256 "
+        "--lora_rank 4 --layer_range 0 1 --pre_seq_len 4 --distributed-backend nccl "
+        "--lr-decay-style cosine --warmup .02 --checkpoint-activations --save-interval 300 "
+        "--eval-interval 10000 --split 1 --eval-iters 10 --eval-batch-size 8 --zero-stage 1 "
         "--lr 0.01 --batch-size 4 --skip-init --fp16 --use_lora"
     ).split()
     result = run(
@@ -147,7 +151,7 @@ def test_pretraining_learns_to_look(pretrained, rows):
     train, valid = losses(folder)
     assert train[-1] < 0.3 * train[0]
     assert (
-        valid[-1]["real"] < 0.5 < valid[-1]["swapped"]
+        valid[-1]["real"] < 0.5 < valid[-1]["shuffled"]
         and valid[-1]["blank"] > 2 * valid[-1]["real"]
     )
     assert sorted(p.name for p in folder.iterdir() if p.name != ".lock") == [
@@ -160,8 +164,9 @@ def test_pretraining_learns_to_look(pretrained, rows):
         "metrics.jsonl",
     ]
     assert (
-        folder / "latest"
-    ).read_text() == "120" and "9 rows, 3 held out, 12 images; 120 steps of 9 rows" in result.stdout
+        (folder / "latest").read_text() == "120"
+        and "9 rows, 3 validation rows, 12 images; 120 steps of 9 rows" in result.stdout
+    )
     assistant = load_assistant(folder, device="cpu")
     assert assistant.prompt == "这张遥感图像展现了什么场景？"
     answers = assistant.answer_batch(
@@ -184,17 +189,17 @@ def test_the_ancestors_command_line(adapter, pretrained):
         assert flag in next(
             line for line in result.stdout.splitlines() if line.startswith("no effect any more")
         )
-    assert "--fp16 needs a GPU: training in float32" in result.stderr
+    assert "--dtype float16 needs a GPU: training in float32" in result.stderr
     assert re.search(
         r"trains lora .*'layers': \[0, 1\].* 3,072 parameters, \d", result.stdout
     )  # 2 layers x 4 x (48 + 48) x 4
-    stored = load_file(folder / "12" / checkpoint.ADAPTER)
+    stored = load_file(folder / "12" / ADAPTER)
     assert len(stored) == 16 and any(
         t.abs().max() > 0 for name, t in stored.items() if "matrix_B" in name
     )
-    network, _, card = checkpoint.load(folder, device="cpu")
+    network, _, card = load(folder, device="cpu")
     assert card["options"]["lr"] == 0.01 and card["step"] == 12
-    base = checkpoint.load(pretrained[0], device="cpu")[0].state_dict()
+    base = load(pretrained[0], device="cpu")[0].state_dict()
     for name, tensor in network.state_dict().items():
         if ".original." in name:
             assert torch.equal(tensor, base[name.replace(".original", "")]), name
@@ -202,7 +207,9 @@ def test_the_ancestors_command_line(adapter, pretrained):
 
 @pytest.fixture(scope="module")
 def long_and_short(rows, tmp_path_factory):
-    """Rows whose answers differ in length, so that a mean over passes or processes would differ from one over tokens."""
+    """Rows whose answers differ in length, so that a mean over passes or processes would differ
+    from one over tokens.
+    """
     folder = tmp_path_factory.mktemp("lengths")
     picked = json.loads((rows / "rows-train.json").read_text(encoding="utf-8"))[:8]
     for index, row in enumerate(picked):
@@ -225,7 +232,9 @@ def long_and_short(rows, tmp_path_factory):
 def test_processes_accumulation_and_zero_stages_do_not_change_the_result(
     pretrained, long_and_short, tmp_path
 ):
-    """Six rows a step: at once, in two passes, by two processes, with every ZeRO stage and offloading: the same losses."""
+    """Six rows a step: at once, in two passes, by two processes, with every ZeRO stage and
+    offloading: the same losses.
+    """
     ways = {
         "one": (["--batch-size", 6], {}),
         "accumulated": (["--batch-size", 2, "--gradient-accumulation-steps", 3], {}),
@@ -268,7 +277,7 @@ def test_processes_accumulation_and_zero_stages_do_not_change_the_result(
         assert result.returncode == 0, name + result.stderr
         found[name] = losses(tmp_path / name.replace(" ", ""))[0]
         assert len(found[name]) == 5
-        stored = load_file(tmp_path / name.replace(" ", "") / "5" / checkpoint.ADAPTER)
+        stored = load_file(tmp_path / name.replace(" ", "") / "5" / ADAPTER)
         assert len(stored) == 16 and all(
             tensor.any() for tensor in stored.values()
         )  # matrix_B starts as zeros: all have learnt
@@ -322,7 +331,9 @@ def started(*args, until, **how):
     ids=["one process", "two processes"],
 )
 def test_resume_is_exact(pretrained, long_and_short, tmp_path, launcher, batch, more):
-    """40 steps at one go against kill -9 after step 23 and --resume: every later loss is equal, to the last bit."""
+    """40 steps at one go against kill -9 after step 23 and --resume: every later loss is equal, to
+    the last bit.
+    """
     common = [
         "--from_pretrained",
         pretrained[0],
@@ -345,9 +356,7 @@ def test_resume_is_exact(pretrained, long_and_short, tmp_path, launcher, batch, 
     again = run(*common, "--experiment-name", "killed", "--resume", launcher=launcher)
     assert again.returncode == 0 and re.search("resumed at step [23]0", again.stdout), again.stderr
     assert losses(folder)[0] == losses(tmp_path / "whole")[0] and len(losses(folder)[0]) == 40
-    ours, theirs = (
-        load_file(tmp_path / name / "40" / checkpoint.ADAPTER) for name in ("killed", "whole")
-    )
+    ours, theirs = (load_file(tmp_path / name / "40" / ADAPTER) for name in ("killed", "whole"))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     done = run(*common, "--experiment-name", "killed", "--resume", launcher=launcher)
     assert done.returncode == 0 and "is finished at step 40: nothing to do" in done.stdout
@@ -391,10 +400,8 @@ def finished(pretrained, rows, tmp_path_factory):
         12,
     ]  # --keep; best is the last
     assert (save / "x" / "best").read_text() == (save / "x" / "latest").read_text() == "12"
-    trained = sum(t.nbytes for t in load_file(save / "x" / "12" / checkpoint.ADAPTER).values())
-    assert (
-        save / "x" / "12" / checkpoint.ADAPTER
-    ).stat().st_size <= 1.2 * trained + 2000  # names and shapes
+    trained = sum(t.nbytes for t in load_file(save / "x" / "12" / ADAPTER).values())
+    assert (save / "x" / "12" / ADAPTER).stat().st_size <= 1.2 * trained + 2000  # names and shapes
     return common, save
 
 
@@ -437,7 +444,8 @@ class TestRunFolder:
         for step in (6, 9, 12):
             (tmp_path / "x" / str(step) / "complete.json").unlink()
         assert (
-            "holds no whole step to resume from; begin anew with --overwrite" in run(*args).stderr
+            "holds no complete step to resume from; start again with --overwrite"
+            in run(*args).stderr
         )
         inside = run(*args[:-1], "--overwrite", "--from_pretrained", tmp_path / "x" / "12")
         assert "lies in the folder that this run writes" in inside.stderr and RunFolder(
@@ -449,7 +457,8 @@ class TestRunFolder:
     def test_other_settings_are_refused(self, finished, tmp_path):
         result = run(*self.copy(finished, tmp_path), "--lr", 0.5, "--lora_rank", 3)
         assert result.returncode == 1 and re.search(
-            "--resume cannot go on with other settings: --lora_rank 10 -> 3; --lr 0.01 -> 0.5; name another "
+            "--resume cannot continue with other settings: --lora_rank 10 -> 3; --lr 0.01 -> 0.5; "
+            "name another "
             "--experiment-name",
             result.stderr.splitlines()[-1],
         )
@@ -473,13 +482,13 @@ class TestRunFolder:
             key: value for key, value in change.items() if key in before["options"]
         }
         if words is None:  # stage 0 goes on with any number of processes
-            return finetune.check_resumable(before, now, world)
+            return check_resumable(before, now, world, VisualGLMFamily.parts)
         with pytest.raises(UserError, match=words):
-            finetune.check_resumable(before, now, world)
+            check_resumable(before, now, world, VisualGLMFamily.parts)
 
 
 def test_a_full_disk_leaves_the_last_step(tmp_path, monkeypatch):
-    folder = RunFolder(tmp_path / "x")
+    folder = RunFolder(tmp_path / "x").prepare()
     for step in (1, 2):
         folder.scratch(step).mkdir()
         (folder.scratch(step) / "weights").write_text("w" * step)
@@ -491,11 +500,12 @@ def test_a_full_disk_leaves_the_last_step(tmp_path, monkeypatch):
             )
             with pytest.raises(
                 UserError,
-                match="2 cannot be written: No space left on device; the steps before it are as they were",
+                match="2 cannot be written: No space left on device; the steps before it are as "
+                "they were",
             ):
-                folder.seal(2)
+                folder.publish(2)
         else:
-            folder.seal(1)
+            folder.publish(1)
     monkeypatch.undo()
     assert (
         folder.steps() == [1]
@@ -508,11 +518,11 @@ def test_a_full_disk_leaves_the_last_step(tmp_path, monkeypatch):
     monkeypatch.setattr(
         run_folder.shutil, "disk_usage", lambda _: type("", (), {"free": run_folder.SPARE + 10})
     )
-    folder.check_room(10)
+    folder.check_space(10)
     with pytest.raises(
         UserError, match="the disk has 0.02 GB free; make room, or choose another --save"
     ):
-        folder.check_room(11)
+        folder.check_space(11)
     folder.drop([1])
     assert folder.steps() == [] and not list(folder.folder.glob(".saving-*"))
 
@@ -548,7 +558,7 @@ def test_signals_save_and_leave(pretrained, rows, tmp_path, number):
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number and re.search(
-        r"stopped at step \d+ of 5000; the same command with --resume goes on", out
+        r"stopped at step \d+ of 5000; the same command with --resume continues", out
     )
     assert RunFolder(tmp_path / "x").damage(int((tmp_path / "x" / "latest").read_text())) is None
 
@@ -556,9 +566,9 @@ def test_signals_save_and_leave(pretrained, rows, tmp_path, number):
 def test_gradients_that_are_not_finite(pretrained, rows, tmp_path):
     """They never reach the weights, are counted, and stop the run when they persist."""
     broken = shutil.copytree(pretrained[0] / "120", tmp_path / "base")
-    tensors = load_file(broken / checkpoint.FULL)
+    tensors = load_file(broken / FULL)
     tensors["transformer.layers.1.mlp.dense_4h_to_h.weight"][0, 0] = float("nan")
-    save_file(tensors, broken / checkpoint.FULL)
+    save_file(tensors, broken / FULL)
     result = run(
         "--from_pretrained",
         broken,
@@ -577,11 +587,11 @@ def test_gradients_that_are_not_finite(pretrained, rows, tmp_path):
     )
     assert (
         result.returncode == 1
-        and "the gradient was not finite in 10 steps in a row, up to step 10"
+        and "the gradient was NaN or Inf in 10 steps in a row, up to step 10"
         in result.stderr.splitlines()[-1]
     )
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = finetune.CheckedAdamW([weight], lr=0.1)
+    optimizer = CheckedAdamW([weight], lr=0.1)
     ensure_model_parallel_group()
     for gradient, moved in (
         ([1, 2, 3], True),
@@ -596,7 +606,7 @@ def test_gradients_that_are_not_finite(pretrained, rows, tmp_path):
     assert optimizer.skipped == 2 and optimizer.in_a_row == 0
 
 
-class TestVisionCache:
+class TestFeatureCache:
     def test_same_losses_with_and_without(self, pretrained, rows, tmp_path):
         """And a second run finds every picture."""
         common = [
@@ -626,8 +636,7 @@ class TestVisionCache:
             first.stderr + second.stderr + off.stderr
         )
         assert (
-            "encoded 13 pictures once" in first.stdout
-            and "encoded" not in second.stdout + off.stdout
+            "encoded 13 images once" in first.stdout and "encoded" not in second.stdout + off.stdout
         )  # 12 and the blank one
         trained, valid = losses(tmp_path / "first")
         assert losses(tmp_path / "second") == (trained, valid)
@@ -637,19 +646,25 @@ class TestVisionCache:
             assert ours == pytest.approx(theirs, abs=1e-5)
 
     def make(self, folder, pictures, **change):
-        options = dict(shape=(2, 3), dtype=torch.float32, image_size=[8, 8], mark="base") | change
-        return VisionCache(folder, pictures, **options)
+        made = {
+            "shape": (2, 3),
+            "dtype": torch.float32,
+            "image_size": [8, 8],
+            "mark": "base",
+        } | change
+        spec = FeatureSpec(made["shape"], made["dtype"], str(made))
+        return FeatureCache(folder, spec).scan(pictures)
 
     def test_key_is_bytes_weights_and_preprocessing(self, rows, tmp_path):
-        class Network:
-            def image_features(self, pixels):
-                return pixels.mean((1, 2, 3))[:, None, None].expand(-1, 2, 3)
+        def mean_pixel(images):
+            pixels = torch.stack([to_pixels(image, [8, 8]) for image in images])
+            return pixels.mean((1, 2, 3))[:, None, None].expand(-1, 2, 3)
 
         pictures = sorted((rows / "images").glob("*.tif"))
         copy = shutil.copy(pictures[0], tmp_path / "same.tif")
         cache = self.make(tmp_path / "c", [*pictures, copy])
-        assert len(cache.missing) == 13 and cache.room()
-        cache.fill(Network(), cache.missing, batch=5)
+        assert len(cache.missing) == 13 and cache.has_space()
+        cache.fill(mean_pixel, cache.missing, batch=5)
         assert self.make(tmp_path / "c", pictures).missing == []
         assert torch.equal(cache.read(copy), cache.read(pictures[0])) and not torch.equal(
             cache.read(pictures[1]), cache.read(pictures[0])
@@ -676,17 +691,16 @@ class TestVisionCache:
             cache.files[pictures[2]].write_bytes(kept)
 
     def test_full_disk_and_pruning(self, rows, tmp_path, monkeypatch):
-        class Network:
-            def image_features(self, pixels):
-                return torch.zeros(len(pixels), 2, 3)
+        def zeros(images):
+            return torch.zeros(len(images), 2, 3)
 
         pictures = sorted((rows / "images").glob("*.tif"))
         old = self.make(tmp_path / "c", pictures, mark="old")
-        old.fill(Network(), old.missing)
+        old.fill(zeros, old.missing)
         for age, file in enumerate(old.files.values()):
             os.utime(file, (age, age))
         new = self.make(tmp_path / "c", pictures[:3])
-        new.fill(Network(), new.missing)
+        new.fill(zeros, new.missing)
         foreign = tmp_path / "c" / "ab" / "thesis.txt"
         foreign.parent.mkdir(exist_ok=True)
         foreign.touch()
@@ -703,16 +717,16 @@ class TestVisionCache:
             and not any(f.exists() for f in old.files.values())
         )
         monkeypatch.setattr(
-            vision_cache.shutil,
+            feature_cache.shutil,
             "disk_usage",
-            lambda _: type("", (), {"free": vision_cache.SPARE + 10}),
+            lambda _: type("", (), {"free": feature_cache.SPARE + 10}),
         )
         assert (
-            self.make(tmp_path / "c", pictures[:3]).room()
-            and not self.make(tmp_path / "c", pictures).room()
+            self.make(tmp_path / "c", pictures[:3]).has_space()
+            and not self.make(tmp_path / "c", pictures).has_space()
         )
-        with pytest.raises(UserError, match="vision cache /proc/c cannot be written"):
-            self.make(Path("/proc/c"), pictures).room()
+        with pytest.raises(UserError, match="feature cache /proc/c cannot be written"):
+            self.make(Path("/proc/c"), pictures).has_space()
 
 
 def test_plan_of_an_epoch():
@@ -731,12 +745,15 @@ def test_plan_of_an_epoch():
     assert [len(rows) for rows in uneven] == [4, 4, 4] and {
         i for rows in uneven for i in rows
     } == set(range(10))
-    plan = lambda epoch: plan_epoch(lengths, 8, 1, epoch)
-    shares = [list(Batches(plan, 1000, 2, 2, rank, 2)) for rank in range(2)]
+
+    def plan(epoch):
+        return plan_epoch(lengths, 8, 1, epoch)
+
+    shares = [list(DistributedBatchSampler(plan, 1000, 2, 2, rank, 2)) for rank in range(2)]
     assert [shares[0][0], shares[1][0], shares[0][1], shares[1][1]] == [
         steps[0][i : i + 2] for i in (0, 2, 4, 6)
     ]
-    late = Batches(plan, 1000, 2, 2, 1, 2)
+    late = DistributedBatchSampler(plan, 1000, 2, 2, 1, 2)
     late.start = 100
     assert list(late) == shares[1][200:]
     late.epoch, late.start = 3, 124  # indices say which epoch they belong to
@@ -745,7 +762,7 @@ def test_plan_of_an_epoch():
 
 @pytest.mark.parametrize("count, world", [(10, 1), (10, 3), (3, 4)])
 def test_held_out_rows_are_counted_once(count, world):
-    shares = [check_batches(count, 2, rank, world) for rank in range(world)]
+    shares = [validation_batches(count, 2, rank, world) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     assert sorted(
         i for share in shares for rows, counted in share if counted for i in rows
@@ -789,7 +806,7 @@ def test_held_out_rows_are_counted_once(count, world):
             ),
         ),
         (
-            ["--train-iters", 2, "--train", "projection", "--layer_range", "0"],
+            ["--train-iters", 2, "--trainable", "projection", "--layer_range", "0"],
             lambda card, t: (
                 card["method"]["parts"] == ["projection"]
                 and len(t) == 8 + 2
@@ -838,13 +855,15 @@ def test_options(pretrained, rows, tmp_path, options, check):
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
-    _, _, card = checkpoint.load(tmp_path / "x", device="cpu")
+    _, _, card = load(tmp_path / "x", device="cpu")
     step = (tmp_path / "x" / "latest").read_text()
-    assert check(card, load_file(tmp_path / "x" / step / checkpoint.ADAPTER))
+    assert check(card, load_file(tmp_path / "x" / step / ADAPTER))
 
 
 def test_label_smoothing(pretrained, rows, tmp_path):
-    """Loss of the first step with and without: a share goes to all tokens alike; the held-out loss of step 0 stays what it is."""
+    """Loss of the first step with and without: a share goes to all tokens alike; the held-out loss
+    of step 0 stays what it is.
+    """
     read = {}
     for share in (0, 0.25):
         result = run(
@@ -867,12 +886,12 @@ def test_label_smoothing(pretrained, rows, tmp_path):
         )
         assert result.returncode == 0, result.stderr
         read[share] = losses(tmp_path / str(share))[0]
-        read[share, "held out"] = re.search(r"step 0: held-out loss (\S+),", result.stdout)[1]
+        read[share, "validation"] = re.search(r"step 0: validation loss (\S+),", result.stdout)[1]
     assert (
-        read[0, "held out"] == read[0.25, "held out"] and read[0.25][0] > read[0][0] + 0.5
+        read[0, "validation"] == read[0.25, "validation"] and read[0.25][0] > read[0][0] + 0.5
     )  # the network is sure of its answers
 
-    network = checkpoint.load(pretrained[0], device="cpu")[0]
+    network = load(pretrained[0], device="cpu")[0]
     ids, prefix, at, targets = (
         torch.tensor([[5, 6, 7, 8, 9, 10, 509, 510, 20]]),
         torch.tensor([7]),
@@ -890,11 +909,13 @@ def test_label_smoothing(pretrained, rows, tmp_path):
 
 
 def test_nf4_stays_near_full_precision(pretrained):
-    """Logits with 4-bit weights: not equal, but as near as rounding to 16 levels allows; only the blocks' weights change."""
+    """Logits with 4-bit weights: not equal, but as near as rounding to 16 levels allows; only the
+    blocks' weights change.
+    """
     from model.visualglm.quantization import to_nf4
 
-    full, quantized = (checkpoint.load(pretrained[0], device="cpu")[0] for _ in range(2))
-    checkpoint.add_lora(quantized, 2, 1.0, [0])
+    full, quantized = (load(pretrained[0], device="cpu")[0] for _ in range(2))
+    add_lora(quantized, 2, 1.0, [0])
     to_nf4(quantized)
     ids, prefix = torch.tensor([[5, 6, 7, 8, 9, 10, 509, 510, 20]]), torch.tensor([7])
     with torch.no_grad():
@@ -905,7 +926,9 @@ def test_nf4_stays_near_full_precision(pretrained):
 
 
 def test_the_tiny_base_is_made_by_its_script(tmp_path, rows):
-    """data/synthetic/make_tiny_base.py from pictures to a base in half precision, with few of everything."""
+    """data/synthetic/make_tiny_base.py from pictures to a base in half precision, with few of
+    everything.
+    """
     result = subprocess.run(
         [
             sys.executable,
@@ -927,15 +950,14 @@ def test_the_tiny_base_is_made_by_its_script(tmp_path, rows):
     )
     assert result.returncode == 0, result.stderr
     made, committed = (
-        load_file(folder / checkpoint.FULL)
-        for folder in (tmp_path / "base", PROJECT / "model/tiny/base")
+        load_file(folder / FULL) for folder in (tmp_path / "base", PROJECT / "model/tiny/base")
     )
     assert {n: (t.shape, t.dtype) for n, t in made.items()} == {
         n: (t.shape, t.dtype) for n, t in committed.items()
     }
     assert (
         sum(t.numel() for t in made.values()) <= 10e6
-        and (PROJECT / "model/tiny/base" / checkpoint.FULL).stat().st_size <= 12e6
+        and (PROJECT / "model/tiny/base" / FULL).stat().st_size <= 12e6
     )
     keywords = json.loads((tmp_path / "keywords-train.json").read_text(encoding="utf-8"))
     assert all(
@@ -946,13 +968,20 @@ def test_the_tiny_base_is_made_by_its_script(tmp_path, rows):
 
 
 def test_early_stopping_overlap_and_report(pretrained, rows, tmp_path):
-    """Held-out rows that are training rows are counted; a rate of 1 only makes the loss worse, so the run ends early."""
+    """Held-out rows that are training rows are counted; a rate of 1 only makes the loss worse, so
+    the run ends early.
+    """
     site = tmp_path / "site" / "wandb.py"
     site.parent.mkdir()
     site.write_text(
-        "import json, pathlib\ndef init(dir, **settings):\n    file = open(pathlib.Path(dir) / 'tracked', 'a')\n"
-        "    file.write(settings['name'] + '\\n')\n    class Run:\n        def log(self, measures, step):\n"
-        "            file.write(json.dumps([step, sorted(measures)]) + '\\n'); file.flush()\n    return Run()\n"
+        "import json, pathlib\n"
+        "def init(dir, **settings):\n"
+        "    file = open(pathlib.Path(dir) / 'tracked', 'a')\n"
+        "    file.write(settings['name'] + '\\n')\n"
+        "    class Run:\n"
+        "        def log(self, metrics, step):\n"
+        "            file.write(json.dumps([step, sorted(metrics)]) + '\\n'); file.flush()\n"
+        "    return Run()\n"
     )
     result = run(
         "--from_pretrained",
@@ -991,29 +1020,29 @@ def test_early_stopping_overlap_and_report(pretrained, rows, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert (
-        "of 9 held-out rows 9 also stand in the training rows, and 9 show a training picture"
+        "of 9 validation rows 9 are also training rows, and 9 show a training image"
         in result.stdout
     )
-    assert re.search(r"stopped early: the held-out loss was lowest at step 0", result.stdout)
+    assert re.search(r"stopped early: the validation loss was lowest at step 0", result.stdout)
     assert (tmp_path / "x" / "latest").read_text() == "4"
     tracked = (tmp_path / "x" / "tracked").read_text().splitlines()
     assert (
         tracked[0] == "x"
-        and json.loads(tracked[1])[1] == ["valid/blank", "valid/real", "valid/swapped"]
+        and json.loads(tracked[1])[1] == ["valid/blank", "valid/real", "valid/shuffled"]
         and "loss" in tracked[2]
     )
     assert sum(p.is_dir() for p in (tmp_path / "x").iterdir()) == 1
 
 
 def test_frozen_parts_stay_in_a_full_checkpoint(pretrained, rows, tmp_path):
-    """--freeze: the tower's features come from the cache, its weights are saved all the same, bit for bit."""
+    """The tower's features come from the cache, its weights are saved all the same, bit for bit."""
     result = run(
         "--mode",
         "pretrain",
-        "--freeze",
-        "vision",
-        "qformer",
-        "embeddings",
+        "--trainable",
+        "language",
+        "head",
+        "projection",
         "--from_pretrained",
         pretrained[0],
         "--train-data",
@@ -1031,10 +1060,9 @@ def test_frozen_parts_stay_in_a_full_checkpoint(pretrained, rows, tmp_path):
         "--vision_cache",
         tmp_path / "cache",
     )
-    assert result.returncode == 0 and "encoded 13 pictures once" in result.stdout, result.stderr
+    assert result.returncode == 0 and "encoded 13 images once" in result.stdout, result.stderr
     before, after = (
-        load_file(folder / checkpoint.FULL)
-        for folder in (pretrained[0] / "120", tmp_path / "x" / "3")
+        load_file(folder / FULL) for folder in (pretrained[0] / "120", tmp_path / "x" / "3")
     )
     assert set(before) == set(after)
     for name, tensor in before.items():
@@ -1047,7 +1075,7 @@ def test_frozen_parts_stay_in_a_full_checkpoint(pretrained, rows, tmp_path):
 def test_a_part_trained_beside_lora(pretrained, rows, tmp_path):
     """It stands in the adapter, is left out with it, and merges."""
     result = run(
-        "--train",
+        "--trainable",
         "projection",
         "--lora_targets",
         "attention",
@@ -1068,26 +1096,27 @@ def test_a_part_trained_beside_lora(pretrained, rows, tmp_path):
         0.01,
     )
     assert result.returncode == 0, result.stderr
-    tuned, words, card = checkpoint.load(tmp_path / "x", device="cpu")
-    base = checkpoint.load(pretrained[0], device="cpu")[0]
+    family = open_checkpoint(tmp_path / "x", device="cpu")
+    tuned = family.network
+    base = load(pretrained[0], device="cpu")[0]
     weight = "mixins.eva.model.glm_proj.weight"
     assert not torch.equal(tuned.get_parameter(weight), base.get_parameter(weight))
     pixels = torch.linspace(-1, 1, 3 * 28 * 28).view(1, 3, 28, 28)
     with torch.no_grad():
-        with checkpoint.without_adapter(tuned):
+        with family.untuned():
             assert torch.equal(tuned.encode_images(pixels), base.encode_images(pixels))
         whole = tuned.encode_images(pixels)
         assert not torch.equal(whole, base.encode_images(pixels))
         with pytest.raises(UserError, match="whole trained parts; merge it"):
-            export.to_peft(tmp_path / "peft", tuned, "x")
-        export.to_sat(tmp_path / "sat", tuned, words, card)
-        assert torch.equal(
-            checkpoint.load(tmp_path / "sat", device="cpu")[0].encode_images(pixels), whole
-        )
+            export_checkpoint(tmp_path / "x", "peft", tmp_path / "peft", device="cpu")
+        export_checkpoint(tmp_path / "x", "sat", tmp_path / "sat", device="cpu")
+        assert torch.equal(load(tmp_path / "sat", device="cpu")[0].encode_images(pixels), whole)
 
 
 def test_shell_script(pretrained, rows, tmp_path):
-    """finetune_RemoteGLM.sh from another directory, two processes by NUM_GPUS, dialogues and rows without a picture."""
+    """finetune_RemoteGLM.sh from another directory, two processes by NUM_GPUS, dialogues and rows
+    without a picture.
+    """
     talk = [
         {
             "img": str(rows / "images/0.tif"),
@@ -1125,7 +1154,9 @@ def test_shell_script(pretrained, rows, tmp_path):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert "3 rows, 0 held out, 1 images" in result.stdout and "2 process(es)" in result.stdout
+    assert (
+        "3 rows, 0 validation rows, 1 images" in result.stdout and "2 process(es)" in result.stdout
+    )
 
 
 class TestRows:
@@ -1147,8 +1178,9 @@ class TestRows:
             ("乙", "河流", (("甲", "农田"),)),
         ]
         tokenizer = Tokenizer(vocabulary, tiny_config)
-        dataset = RowDataset(samples, tokenizer, tiny_config, max_source=None, max_target=None)
-        batch = collate([dataset[0], dataset[1]])
+        family = VisualGLMFamily(None, tokenizer, tiny_config)
+        dataset = rendered_dataset(family, samples, Limits())
+        batch = family.collate([dataset[0], dataset[1]])
         flat = batch["input_ids"].flatten()
         assert torch.equal(flat[batch["target_positions"] + 1], batch["targets"])
         trained = [
@@ -1162,16 +1194,19 @@ class TestRows:
         assert trained == ["农田", "河流"] and batch["pixels"].shape == (2, 3, 28, 28)
 
     def test_augmented_pictures(self, rows, tmp_path, vocabulary, tiny_config):
-        """Other ones in every epoch, the same ones again when asked again; up stays up where the words need it."""
+        """Other ones in every epoch, the same ones again when asked again; up stays up where the
+        words need it.
+        """
         corner = Image.new("RGB", (40, 40), "black")
         corner.paste("white", (0, 0, 20, 20))
         corner.save(tmp_path / "a.png")
         samples = [
-            model_rows.Sample(tmp_path / "a.png", "有什么？", answer)
+            Sample(tmp_path / "a.png", "有什么？", answer)
             for answer in ("一块白色。", "左上角是白色。", "The top is white.")
         ]
+        family = VisualGLMFamily(None, Tokenizer(vocabulary, tiny_config), tiny_config)
         dataset, plain = (
-            RowDataset(samples, Tokenizer(vocabulary, tiny_config), tiny_config, augment=how)
+            rendered_dataset(family, samples, Limits(), augmentation=how)
             for how in ((3, 0.8), None)
         )
         white = {
@@ -1201,17 +1236,16 @@ class TestRows:
         """A red picture may lose its hue, but not where the words name a colour."""
         Image.new("RGB", (40, 40), (140, 90, 90)).save(tmp_path / "a.png")
         samples = [
-            model_rows.Sample(tmp_path / "a.png", "有什么？", answer)
+            Sample(tmp_path / "a.png", "有什么？", answer)
             for answer in ("一片屋顶。", "一片红色屋顶。", "A red roof.")
         ]
-        dataset = RowDataset(
-            samples, Tokenizer(vocabulary, tiny_config), tiny_config, augment=(3, 0.8)
-        )
+        family = VisualGLMFamily(None, Tokenizer(vocabulary, tiny_config), tiny_config)
+        dataset = rendered_dataset(family, samples, Limits(), augmentation=(3, 0.8))
 
         def spread(row, epoch):  # of red above green and blue; the pixels are normalised
             r, g, b = (
-                (dataset[row + 3 * epoch]["pixels"].mean((1, 2))) * torch.tensor(images.STD)
-                + torch.tensor(images.MEAN)
+                (dataset[row + 3 * epoch]["pixels"].mean((1, 2))) * torch.tensor(STD)
+                + torch.tensor(MEAN)
             ).tolist()
             return r - g, r - b
 
@@ -1236,27 +1270,26 @@ class TestRows:
             "两条diagonal跑道",
             "upper part",
         ):
-            assert model_rows.DIRECTION.search(text), text
+            assert DIRECTION.search(text), text
         for text in ("有什么东西？", "地上有车", "flowers", "a stop sign", "天下"):
-            assert not model_rows.DIRECTION.search(text), text
+            assert not DIRECTION.search(text), text
         for text in ("彩色屋顶", "灰色", "Greenish", "是white的", "a tan roof", "beige", "greyish"):
-            assert model_rows.COLOUR.search(text), text
+            assert COLOR.search(text), text
         for text in ("storage tanks", "altered", "evergreen", "一片屋顶"):
-            assert not model_rows.COLOUR.search(text), text
+            assert not COLOR.search(text), text
 
     def test_padding_and_mixed_rows_do_not_change_the_loss(
         self, rows, vocabulary, tiny_config, tiny_checkpoint
     ):
         """Rows alone against the same rows in one padded batch with and without pictures."""
-        network, tokenizer, _ = checkpoint.load(tiny_checkpoint, device="cpu")
-        samples = load_rows(rows / "rows-train.json")[:2] + [
-            model_rows.Sample(None, "你好" * 20, "是。")
-        ]
-        dataset = RowDataset(samples, tokenizer, tiny_config, max_source=None, max_target=None)
+        family = open_checkpoint(tiny_checkpoint, device="cpu")
+        network = family.network
+        samples = load_rows(rows / "rows-train.json")[:2] + [Sample(None, "你好" * 20, "是。")]
+        dataset = rendered_dataset(family, samples, Limits())
         with torch.no_grad():
-            whole = network(**collate([dataset[i] for i in range(3)]))[1]
+            whole = network(**family.collate([dataset[i] for i in range(3)]))[1]
             parts = [
-                (network(**collate([dataset[i]]))[1] * len(dataset.rows[i].target_positions))
+                (network(**family.collate([dataset[i]]))[1] * len(dataset.rows[i].target_positions))
                 for i in range(3)
             ]
         tokens = sum(len(row.target_positions) for row in dataset.rows)
@@ -1264,7 +1297,7 @@ class TestRows:
 
     def test_swapped_images_are_other_images(self, rows):
         samples = load_rows(rows / "rows-train.json")
-        swapped = model_rows.swap_images(samples, 1)
+        swapped = shuffle_images(samples, 1)
         assert all(a.image != b.image and a.answer == b.answer for a, b in zip(samples, swapped))
         assert sorted(s.image for s in swapped) == sorted(s.image for s in samples)
 
@@ -1289,7 +1322,8 @@ class TestRows:
             "row 0: image not found at .*no.tif or .*no.tif",
         ),
         "roles": (
-            '[{"conversations": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}]',
+            '[{"conversations": [{"role": "user", "content": "a"}, '
+            '{"role": "user", "content": "b"}]}]',
             "expected assistant",
         ),
         "odd turns": (
@@ -1329,21 +1363,25 @@ class TestRows:
     [
         ("--model-parallel-size 2", "--model-parallel-size 2: only 1"),
         ("--epochs 1 --train-iters 5", "exclude each other"),
-        ("--fp16 --bf16 --lr 0", "--fp16 and --bf16 exclude each other.*--lr 0.0: must be above 0"),
+        (
+            "--fp16 --bf16 --lr 0",
+            "--dtype float16 and bfloat16 exclude each other.*--lr 0.0: must be above 0",
+        ),
         ("--use_lora --use_ptuning", "exclude each other"),
         ("--use_qlora --use_ptuning", "exclude each other"),
-        ("--mode pretrain --use_qlora", "trains all parameters"),
-        ("--model_config a.json", "only --mode pretrain"),
+        ("--mode pretrain --use_qlora", "--method qlora and full exclude each other"),
+        ("--model_config a.json", "needs --method full"),
         ("--layer_range all", "--layer_range all: expected numbers"),
-        ("--mode pretrain --train projection", "name what not to train by --freeze"),
-        ("--freeze vision", "--freeze goes with --mode pretrain"),
+        ("--method full --use_lora", "--method full and lora exclude each other"),
+        ("--dtype float32 --bf16", "--dtype float32 and bfloat16 exclude each other"),
         ("--resume --overwrite", "--resume and --overwrite exclude each other"),
         ("--offload", "--offload needs --zero-stage"),
         ("--use_qlora --zero-stage 3", "4-bit weights cannot be partitioned"),
         ("--gradient-accumulation-steps 0", "must be above 0"),
         (
             "--train-iters -3 --lora_dropout 2 --warmup 7",
-            "--train_iters -3: must not be below 0; --lora_dropout 2.0: must be below 1; --warmup 7.0",
+            "--train_iters -3: must not be below 0; --lora_dropout 2.0: must be below 1; "
+            "--warmup 7.0",
         ),
         ("--layer_range 3-0", "--layer_range 3-0: expected numbers"),
         (
@@ -1365,7 +1403,7 @@ def test_contradictions(capsys, options, words):
 
 
 def test_layer_range_forms():
-    assert finetune.layers(["0", "14"]) == [0, 14] and finetune.layers(["0-3", "9"]) == [
+    assert layers(["0", "14"]) == [0, 14] and layers(["0-3", "9"]) == [
         0,
         1,
         2,
@@ -1390,13 +1428,10 @@ def test_layer_range_forms():
             ],
             "is no base to train on: it holds lora; merge",
         ),
-        (
-            ["--mode", "pretrain", "--freeze", *finetune.PARTS],
-            "nothing is left to train: --freeze names every part",
-        ),
-        (["--vision_cache", "/proc/x"], "vision cache /proc/x cannot be written.*--vision_cache"),
+        (["--trainable", "tower"], "--trainable tower: expected language, embeddings, head, vis"),
+        (["--vision_cache", "/proc/x"], "feature cache /proc/x cannot be written.*--vision_cache"),
     ],
-    ids=["rows", "base", "save", "layers", "lora", "freeze", "cache"],
+    ids=["rows", "base", "save", "layers", "lora", "trainable", "cache"],
 )
 def test_user_errors_are_one_line(pretrained, rows, vocabulary, tmp_path, options, words):
     options = [{"VOCABULARY": vocabulary}.get(word, word) for word in options]
@@ -1427,12 +1462,15 @@ def test_user_errors_are_one_line(pretrained, rows, vocabulary, tmp_path, option
         ({"NUM_GPUS": "two"}, "finetune_RemoteGLM.sh: error: NUM_GPUS=two: expected a number"),
         (
             {"HOSTFILE": "nowhere"},
-            "finetune_RemoteGLM.sh: error: HOSTFILE=nowhere: no file with lines like 'node1 slots=4'",
+            "finetune_RemoteGLM.sh: error: HOSTFILE=nowhere: no file with lines like "
+            "'node1 slots=4'",
         ),
     ],
 )
 def test_the_launch_script(tmp_path, environment, expected):
-    """What finetune_RemoteGLM.sh starts, by stand-ins for the launchers that print their command lines."""
+    """What finetune_RemoteGLM.sh starts, by stand-ins for the launchers that print their command
+    lines.
+    """
     script = shutil.copy(PROJECT / "finetune_RemoteGLM.sh", tmp_path)
     (tmp_path / "hosts").write_text("# machines\nnode1 slots=4\n")
     (tmp_path / ".venv/bin").mkdir(parents=True)

@@ -16,9 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import Parser
 from model.files import write_text
-from model.find import VOCABULARY
 from model.visualglm import loading as checkpoint
-from model.visualglm.tokenizer import train_vocabulary
+from model.visualglm.tokenizer import VOCABULARY, train_vocabulary
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = PROJECT / "model" / "tiny"

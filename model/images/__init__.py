@@ -1,6 +1,16 @@
 """Reading images, and augmenting them for training. Never imports torch."""
 
+from PIL import Image
+
 from model.images.augment import augment
 from model.images.reading import read_image
 
-__all__ = ["augment", "read_image"]
+__all__ = ["BLANK_COLOR", "augment", "blank_image", "read_image"]
+
+# uniform image of the image ablation: the mean colour of CLIP's training images
+BLANK_COLOR = (123, 117, 104)
+
+
+def blank_image(size: tuple[int, int] = (256, 256)) -> Image.Image:
+    """A uniform PIL RGB image of BLANK_COLOR, size (width, height) in pixels."""
+    return Image.new("RGB", size, BLANK_COLOR)

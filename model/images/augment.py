@@ -1,59 +1,112 @@
 """Random changes of training images."""
 
+import random
+
 import numpy as np
 from PIL import Image
 
-GREY = np.full((3, 3), 1 / 3)  # what of a colour is grey; a hue turns the rest about it
-TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5  # a quarter of a turn
-HUE = 0.3 * np.pi  # largest change, radians
-STRETCH = 0.15  # of one side against the other, as a logarithm
+# Largest stretch of one side against the other, as a logarithm
+STRETCH = 0.15
+# Largest relative change of brightness, contrast and saturation; without color jitter
+JITTER, SLIGHT_JITTER = 0.4, 0.25
+# Largest change of the hue, radians
+HUE = 0.3 * np.pi
+# Share of the images whose colors are taken away
+GRAY_SHARE = 0.2
+
+# A change of the hue rotates colors about the gray axis (Rodrigues' rotation formula):
+# the projection onto that axis, and the quarter turn about it.
+GRAY = np.full((3, 3), 1 / 3)
+QUARTER = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
 
 
-def augment(image, rng, least, turn=True, tint=True):
-    """A training picture as it might also have been taken: turned and mirrored, cropped, stretched, in another light and season.
+def augment(
+    image: Image.Image,
+    rng: random.Random,
+    min_crop: float,
+    rotate: bool = True,
+    color_jitter: bool = True,
+) -> Image.Image:
+    """A training image as it might also have been taken: from elsewhere, in another season.
 
-    image: PIL RGB; rng: random.Random; least: share of each side that a crop keeps at least: the smaller, the more of what a
-    description names is cut away; turn=False keeps up, down, left and right where they are, tint=False keeps the names of
-    colours true. From above no side is up: it is turned by any angle, and what a turned crop sees beyond the border is mirrored there.
+    It is cropped and stretched, rotated and flipped, and its light and colors change.
+
+    image: PIL RGB; min_crop: least share of each side that a crop keeps: the smaller, the more of
+    what a caption names is cut away; rotate=False keeps up, down, left and right where they are;
+    color_jitter=False keeps the names of colors true. Seen from above no side is up: an image is
+    rotated by any angle, and what a rotated crop sees beyond the border is mirrored there.
     """
-    share, stretch = rng.uniform(least, 1), np.exp(rng.uniform(-STRETCH, STRETCH))
-    width, height = (
-        max(1, min(1, share * stretch) * image.width),
-        max(1, min(1, share / stretch) * image.height),
-    )
-    x, y = (
-        rng.uniform(width / 2, image.width - width / 2),
-        rng.uniform(height / 2, image.height - height / 2),
-    )  # the middle of the crop
-    angle, side, beyond = 0, 1, 0
-    if turn:
-        angle, side, beyond = (
-            rng.uniform(-np.pi, np.pi),
-            rng.choice((-1, 1)),
-            int(np.ceil(np.hypot(width, height) - min(width, height)) / 2 + 1),
-        )
-    (a, b), (d, e) = rows = (
-        (side * np.cos(angle), -np.sin(angle)),
-        (side * np.sin(angle), np.cos(angle)),
-    )
-    c, f = (
-        middle + beyond - np.dot(row, (width / 2, height / 2)) for middle, row in zip((x, y), rows)
-    )
-    image = Image.fromarray(
-        np.pad(np.asarray(image), ((beyond, beyond), (beyond, beyond), (0, 0)), "symmetric")
-    )
-    image = image.transform(
+    # The order of the draws is part of the result: a run is repeated by its seed.
+    crop, center = _random_crop(image.size, rng, min_crop)
+    angle, flip, margin = 0.0, 1, 0
+    if rotate:
+        angle = rng.uniform(-np.pi, np.pi)
+        flip = rng.choice((-1, 1))
+        margin = _margin(crop)
+    image = _cut_out(image, crop, center, angle, flip, margin)
+
+    return _jittered(image, rng, color_jitter)
+
+
+def _random_crop(
+    size: tuple[int, int], rng: random.Random, min_crop: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """((width, height), (x, y) of the middle) of a crop inside an image of this size, pixels."""
+    share = rng.uniform(min_crop, 1)
+    stretch = np.exp(rng.uniform(-STRETCH, STRETCH))
+    width = max(1, min(1, share * stretch) * size[0])
+    height = max(1, min(1, share / stretch) * size[1])
+
+    x = rng.uniform(width / 2, size[0] - width / 2)
+    y = rng.uniform(height / 2, size[1] - height / 2)
+    return (width, height), (x, y)
+
+
+def _margin(crop: tuple[float, float]) -> int:
+    """How far, in pixels, the corners of a rotated crop can reach beyond the border."""
+    width, height = crop
+    return int(np.ceil(np.hypot(width, height) - min(width, height)) / 2 + 1)
+
+
+def _cut_out(
+    image: Image.Image,
+    crop: tuple[float, float],
+    center: tuple[float, float],
+    angle: float,
+    flip: int,
+    margin: int,
+) -> Image.Image:
+    """The crop, rotated by `angle` (radians) about its middle, and flipped if `flip` is -1."""
+    border = ((margin, margin), (margin, margin), (0, 0))
+    padded = Image.fromarray(np.pad(np.asarray(image), border, "symmetric"))
+
+    # The pixel (u, v) of the result is (a u + b v + c, d u + e v + f) of the padded image.
+    a, b = flip * np.cos(angle), -np.sin(angle)
+    d, e = flip * np.sin(angle), np.cos(angle)
+    width, height = crop
+    middle = (width / 2, height / 2)
+    c = center[0] + margin - np.dot((a, b), middle)
+    f = center[1] + margin - np.dot((d, e), middle)
+    return padded.transform(
         (round(width), round(height)),
         Image.Transform.AFFINE,
         (a, b, c, d, e, f),
         Image.Resampling.BILINEAR,
     )
-    change = 0.4 if tint else 0.25
-    light, contrast, colour = (rng.uniform(1 - change, 1 + change) for _ in range(3))
-    hue = rng.uniform(-HUE, HUE) if tint else 0
-    colour *= not tint or rng.random() > 0.2  # one in five is grey
-    matrix = (
-        light * contrast * (GREY + colour * (np.cos(hue) * (np.eye(3) - GREY) + np.sin(hue) * TURN))
-    )
-    offset = light * (1 - contrast) * np.asarray(image).mean()
+
+
+def _jittered(image: Image.Image, rng: random.Random, color_jitter: bool) -> Image.Image:
+    """Another brightness, contrast and saturation; with color_jitter another hue, or gray."""
+    change = JITTER if color_jitter else SLIGHT_JITTER
+    brightness, contrast, saturation = (rng.uniform(1 - change, 1 + change) for _ in range(3))
+    hue = 0.0
+    if color_jitter:
+        hue = rng.uniform(-HUE, HUE)
+        if rng.random() <= GRAY_SHARE:
+            saturation = 0.0
+
+    rotation = np.cos(hue) * (np.eye(3) - GRAY) + np.sin(hue) * QUARTER
+    matrix = brightness * contrast * (GRAY + saturation * rotation)
+    # Contrast spreads the values about the image's mean.
+    offset = brightness * (1 - contrast) * np.asarray(image).mean()
     return image.convert("RGB", tuple(np.column_stack((matrix, np.full(3, offset))).ravel()))

@@ -1,4 +1,11 @@
-"""Pictures by address: http and https only, bounded in size and time; for a stranger's address, the public network only."""
+"""Images by address: http and https, bounded in size and time; strangers' only when public.
+
+Why not a library: safehttpx 0.1.7 (Gradio's) limits neither size nor total time, follows no
+redirect, accepts a host with one public address among private ones, takes 100.64.0.0/10, fec0::/10
+and 6to4 for public, and asks dns.google about hosts without a public address. httpx 0.28 has no
+total time limit either, connects to a checked address only through a private attribute of its
+transport, and saves no lines.
+"""
 
 import contextlib
 import http.client
@@ -12,26 +19,35 @@ from urllib.parse import quote, urljoin, urlsplit
 from model.errors import UserError
 
 MAX_BYTES = 100 * 2**20
-SECONDS = 60  # for everything together: names, redirects, transfer
-SILENCE = 15  # seconds without a byte
+# Seconds for everything together: look-ups, redirects, transfer
+SECONDS = 60
+# Seconds without a byte
+SILENCE = 15
 REDIRECTS = 5
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+HEADERS = {"User-Agent": "RemoteGLM", "Connection": "close"}
 
 
-def fetch(url, public_only=False):
-    """The bytes behind an http(s) address. Raises UserError in a few words, without the address.
+def fetch(url: str, public_only: bool = False) -> bytes:
+    """The bytes behind an http(s) address.
 
-    public_only refuses hosts of which any address is private, loopback, link-local, reserved or multicast. The connection
-    goes to the very address that was checked (a second look-up could answer otherwise), at every redirect anew.
+    public_only refuses hosts of which any address is private, loopback, link-local, reserved or
+    multicast. The connection goes to the very address that was checked, since a second look-up
+    could answer otherwise (DNS rebinding), and every redirect is checked again.
+
+    Raises UserError in a few words, without the address.
     """
-    task, sockets = Future(), []
+    task: Future[bytes] = Future()
+    sockets: list[socket.socket] = []
 
     def work():
         try:
             task.set_result(_download(url, public_only, sockets))
-        except BaseException as error:  # nothing is swallowed: result() raises it
+        except BaseException as error:  # noqa: BLE001 -- not swallowed: result() raises it
             task.set_exception(error)
 
-    # A thread, because neither looking up a name nor a server that sends a byte now and then ends by a socket's timeout.
+    # A thread, because a socket's timeout ends neither a look-up of a name nor the transfer from
+    # a server that sends a byte now and then.
     threading.Thread(target=work, daemon=True).start()
     try:
         return task.result(timeout=SECONDS)
@@ -46,82 +62,105 @@ def fetch(url, public_only=False):
     finally:
         for sock in sockets:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread if it still waits
+                # wakes the thread if it still waits
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _download(url, public_only, sockets):
+    """The bytes behind the address, after its redirects; sockets: collects all that are opened."""
     for _ in range(REDIRECTS + 1):
         with contextlib.closing(_connect(url, public_only, sockets)) as connection:
-            parts = urlsplit(url)
-            target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
-            target = quote(
-                target, safe="/%:@!$&'()*+,;=~?"
-            )  # changes what is not ASCII; escapes stay as they are
-            connection.request(
-                "GET", target, headers={"User-Agent": "RemoteGLM", "Connection": "close"}
-            )
+            connection.request("GET", _request_target(url), headers=HEADERS)
             with connection.getresponse() as response:
-                if response.status in (301, 302, 303, 307, 308) and response.headers["Location"]:
-                    url = urljoin(url, response.headers["Location"])
-                    continue
-                if response.status != 200:
-                    raise UserError(f"the server answered {response.status} {response.reason}")
-                content = (
-                    response.read(MAX_BYTES + 1) if (response.length or 0) <= MAX_BYTES else None
-                )
-                if content is None or len(content) > MAX_BYTES:
-                    raise UserError(
-                        f"more than {MAX_BYTES >> 20} MB; download it yourself and name the file"
-                    )
-                if response.length:
-                    raise UserError(f"the connection broke, {response.length} bytes are missing")
-                return content
+                location = response.headers["Location"]
+                if response.status not in REDIRECT_STATUSES or not location:
+                    return _read_body(response)
+                url = urljoin(url, location)
     raise UserError(f"more than {REDIRECTS} redirects")
+
+
+def _request_target(url):
+    """Path and query of an address, as they stand in the request."""
+    parts = urlsplit(url)
+    target = parts.path or "/"
+    if parts.query:
+        target += "?" + parts.query
+    # Changes what is not ASCII; escapes stay as they are.
+    return quote(target, safe="/%:@!$&'()*+,;=~?")
+
+
+def _read_body(response):
+    if response.status != 200:
+        raise UserError(f"the server answered {response.status} {response.reason}")
+
+    too_large = f"more than {MAX_BYTES >> 20} MB; download it yourself and name the file"
+    # `length`: bytes still to come, None where the server does not say
+    if response.length and response.length > MAX_BYTES:
+        raise UserError(too_large)
+    content = response.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise UserError(too_large)
+    if response.length:
+        raise UserError(f"the connection broke, {response.length} bytes are missing")
+    return content
 
 
 def _connect(url, public_only, sockets):
     """An HTTPConnection, connected to an address of the url's host that has been checked."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    host = parts.hostname
+    if parts.scheme not in ("http", "https") or not host:
         raise UserError(f"expected an http:// or https:// address, got {url}")
-    secure, host = parts.scheme == "https", parts.hostname
-    port = parts.port or (443 if secure else 80)
+    is_https = parts.scheme == "https"
+    port = parts.port or (443 if is_https else 80)
+
+    sock = _open_socket(_look_up(host, port, public_only), sockets)
+    if is_https:
+        context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(host, port, context=context)
+        # verifies the certificate for the name, whatever address it led to
+        sock = context.wrap_socket(sock, server_hostname=host)
+        sockets.append(sock)
+    else:
+        connection = http.client.HTTPConnection(host, port)
+
+    # http.client does not connect (and look the name up again) when there is a socket.
+    connection.sock = sock
+    return connection
+
+
+def _look_up(host, port, public_only):
+    """What getaddrinfo knows of a host. Raises UserError unless all its addresses are allowed."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise UserError(f"the host {host} is not known here") from None
     if public_only and not all(_is_public(address[0]) for *_, address in found):
         raise UserError(f"{host} is not on the public network; only public addresses are read here")
+    return found
+
+
+def _open_socket(found, sockets):
+    """A socket connected to the first of these addresses that answers. Raises OSError."""
+    failure = OSError("no address")
     for family, kind, protocol, _, address in found:
         sock = socket.socket(family, kind, protocol)
         sockets.append(sock)
         sock.settimeout(SILENCE)
         try:
             sock.connect(address)
-            break
+            return sock
         except OSError as error:
             sock.close()
             failure = error
-    else:
-        raise failure
-    if not secure:
-        connection = http.client.HTTPConnection(host, port)
-    else:
-        context = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(host, port, context=context)
-        sock = context.wrap_socket(
-            sock, server_hostname=host
-        )  # verifies the name, whatever address it led to
-        sockets.append(sock)
-    connection.sock = sock  # already there: http.client does not connect by itself
-    return connection
+    raise failure
 
 
 def _is_public(address):
+    """Whether an IP address is one of the public network, and no detour to another one."""
     ip = ipaddress.ip_address(address)
     ip = getattr(ip, "ipv4_mapped", None) or ip
-    return (
-        ip.is_global
-        and not (ip.is_multicast or ip.is_reserved or getattr(ip, "is_site_local", False))
-        and getattr(ip, "sixtofour", None) is None
-    )
+    if ip.is_multicast or ip.is_reserved or getattr(ip, "is_site_local", False):
+        return False
+    # 6to4 (2002::/16) is a tunnel to any IPv4 address.
+    return ip.is_global and getattr(ip, "sixtofour", None) is None

@@ -1,65 +1,75 @@
-"""What the frozen vision tower and Q-Former say of each picture, computed once and kept on disk.
+"""Cached vision features: what a frozen vision part makes of each image, computed once, on disk.
 
-One file a picture, [Q, width] in the training dtype (32 x 768 in bfloat16: 49 kB) and a checksum, named by the hash of the
-picture's bytes, the base's fingerprint and how pixels are made; so runs and processes share it. Between runs it may be removed.
+One file an image, in the training dtype (VisualGLM in bfloat16: 32 x 768, 49 kB) with a checksum,
+named by the hash of the image's bytes and of what makes the features; so runs and processes share
+them. Between runs the folder may be removed.
 """
 
 import hashlib
 import os
 import re
 import shutil
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from model.errors import UserError
-from model.images import read_image
-from model.visualglm.pixels import MEAN, STD, to_pixels
+from model.files import replacing
+from model.rows import BLANK, check_images, load_image
 
 NAME = re.compile("[0-9a-f]{64}")
 SPARE = 200e6  # bytes left free on the disk
-BLANK = "blank"  # in place of a picture's bytes: a picture of the mean colour
+CHECKSUM = 4  # bytes at a file's end
 
 
-class VisionCache:
-    """Features by picture. pictures: paths; shape: (Q, width) of one; mark: what the weights are told apart by."""
+class FeatureCache:
+    """Features by image. spec: a FeatureSpec; `scan` says which are missing, `fill` makes them.
 
-    def __init__(self, folder, pictures, *, shape, dtype, image_size, mark, threads=8):
-        self.folder, self.shape, self.dtype, self.image_size = (
-            Path(folder),
-            shape,
-            dtype,
-            image_size,
-        )
-        self.bytes = shape[0] * shape[1] * dtype.itemsize
-        made = f"{mark} {shape} {dtype} {image_size} {MEAN} {STD}".encode()
+    files: image -> its file; missing: images whose features are to be made.
+    """
 
-        def name(picture):
-            content = BLANK.encode() if picture == BLANK else picture.read_bytes()
-            return hashlib.sha256(made + hashlib.sha256(content).digest()).hexdigest()
+    def __init__(self, folder, spec, threads=8):
+        self.folder = Path(folder)
+        self.spec = spec
+        self.threads = threads
+        self.files = {}
+        self.missing = []
 
-        everything = [*pictures, BLANK]
-        with ThreadPoolExecutor(threads) as pool:
+    @property
+    def bytes(self):
+        """Of one image's features."""
+        return torch.Size(self.spec.shape).numel() * self.spec.dtype.itemsize
+
+    def scan(self, images):
+        """Hash the images (paths) and look which features are there, and the blank image's."""
+        everything = [*images, BLANK]
+        with ThreadPoolExecutor(self.threads) as pool:
             try:
-                self.files = {
-                    p: self.folder / n[:2] / n
-                    for p, n in zip(everything, pool.map(name, everything))
-                }
+                names = list(pool.map(self._name, everything))
             except OSError as error:
                 raise UserError(f"image {error.filename}: {error.strerror}") from None
-        first = {
-            file: picture for picture, file in reversed(self.files.items())
-        }  # the same bytes under two names are one picture
-        with ThreadPoolExecutor(threads) as pool:
-            whole = list(pool.map(self._whole, first))
-        self.missing = [
-            picture for (file, picture), there in zip(first.items(), whole) if not there
-        ]
+            self.files = {
+                image: self.folder / name[:2] / name for image, name in zip(everything, names)
+            }
+            # The same bytes under two names are one image
+            first = {}
+            for image, file in self.files.items():
+                first.setdefault(file, image)
+            intact = list(pool.map(self._is_intact, first))
+        self.missing = [image for image, there in zip(first.values(), intact) if not there]
+        return self
 
-    def _whole(self, file):
+    def _name(self, image):
+        content = b"blank" if image == BLANK else image.read_bytes()
+        made = self.spec.cache_key.encode() + hashlib.sha256(content).digest()
+        return hashlib.sha256(made).hexdigest()
+
+    def _is_intact(self, file):
         try:
             return self._content(file) is not None
         except OSError:
@@ -68,70 +78,156 @@ class VisionCache:
     def _content(self, file):
         """The bytes of a file, None where they are not what was written."""
         content = bytearray(file.read_bytes())
-        whole = (
-            len(content) == self.bytes + 4
-            and zlib.crc32(content[:-4]).to_bytes(4, "big") == content[-4:]
-        )
-        return content[:-4] if whole else None
+        if len(content) != self.bytes + CHECKSUM:
+            return None
+        features, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
+        return features if checksum == _checksum(features) else None
 
-    def room(self):
-        """Can the disk hold what is missing? Raises UserError where the folder cannot be written."""
+    def has_space(self):
+        """Whether the disk can hold what is missing. UserError where nothing can be written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return shutil.disk_usage(self.folder).free >= len(self.missing) * self.bytes + SPARE
+            free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise UserError(
-                f"vision cache {self.folder} cannot be written: {error.strerror}; name another folder by --vision_cache, "
-                "or `off`"
+                f"feature cache {self.folder} cannot be written: {error.strerror}; name another "
+                "folder by --vision_cache, or `off`"
             ) from None
+        return free >= len(self.missing) * self.bytes + SPARE
 
-    @torch.inference_mode()
-    def fill(self, network, pictures, batch=16, progress=iter):
-        """Encode pictures (a part of `missing`) and store what comes out."""
-        chunks = [pictures[i : i + batch] for i in range(0, len(pictures), batch)]
-        with ThreadPoolExecutor(4) as pool:
+    def fill(self, encode, images, batch=16, progress=iter):
+        """Make and store the features of images (a part of `missing`).
+
+        encode: PIL images -> features [I, *shape]; progress: wraps the iterable of batches (tqdm).
+        """
+        chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
+        with ThreadPoolExecutor(self.threads) as pool:
             for chunk in progress(chunks):
-                pixels = torch.stack(list(pool.map(self._pixels, chunk)))
-                for picture, features in zip(
-                    chunk, network.image_features(pixels).to(self.dtype).cpu()
-                ):
-                    file = self.files[picture]
-                    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    content = features.contiguous().view(torch.uint8).numpy().tobytes()
-                    scratch.write_bytes(content + zlib.crc32(content).to_bytes(4, "big"))
-                    os.replace(scratch, file)
+                features = encode(list(pool.map(load_image, chunk))).to(self.spec.dtype).cpu()
+                for image, own in zip(chunk, features):
+                    self._write(self.files[image], own)
 
-    def _pixels(self, picture):
-        if picture == BLANK:
-            return torch.zeros(3, *self.image_size)
-        return to_pixels(read_image(picture), self.image_size)
+    def _write(self, file, features):
+        content = features.contiguous().view(torch.uint8).numpy().tobytes()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Not synced: a file that a power cut damaged is made again
+        with replacing(file, "wb", sync=False) as new:
+            new.write(content + _checksum(content))
 
-    def read(self, picture):
-        """[Q, width]. Raises UserError where the file has gone since the run began."""
+    def read(self, image):
+        """Features [*shape]. Raises UserError where the file has gone since the run began."""
+        file = self.files[image]
         try:
-            content = self._content(self.files[picture])
+            content = self._content(file)
         except OSError:
             content = None
         if content is None:
             raise UserError(
-                f"vision cache: {self.files[picture]} was removed or damaged while the run needed it; start it again with --resume"
+                f"feature cache: {file} was removed or damaged while the run needed it; start it "
+                "again with --resume"
             )
-        return torch.frombuffer(content, dtype=self.dtype).view(self.shape)
+        return torch.frombuffer(content, dtype=self.spec.dtype).view(self.spec.shape)
 
     def prune(self, limit, idle=86400):
-        """Remove what has not been used for longest until the folder holds at most `limit` bytes; never what a run used in the
-        last `idle` seconds, nor files that are not the cache's own."""
+        """LRU eviction until the folder holds at most `limit` bytes.
+
+        Never what a run used in the last `idle` seconds, nor files that are not the cache's own.
+        """
         for file in self.files.values():
             os.utime(file)
-        found = sorted(
-            (file.stat().st_mtime, file)
-            for file in self.folder.glob("??/*")
-            if NAME.fullmatch(file.name) and file.is_file()
-        )
+        found = []
+        for file in self.folder.glob("??/*"):
+            if NAME.fullmatch(file.name) and file.is_file():
+                found.append((file.stat().st_mtime, file))
         over = sum(file.stat().st_size for _, file in found) - limit
-        for used, file in found:
+        for used, file in sorted(found):
             if over <= 0 or used > time.time() - idle:
                 break
             over -= file.stat().st_size
             file.unlink()
+
+
+def _checksum(content):
+    return zlib.crc32(content).to_bytes(CHECKSUM, "big")
+
+
+def uses_feature_cache(options, family):
+    """Whether images and the parts that see them stay as they are, so that each is seen once."""
+    if options.vision_cache == "off" or options.augment or options.patch_dropout:
+        return False
+    trained = set(options.trainable)
+    if options.method == "full":
+        trained = trained or set(family.parts)
+    elif options.method != "ptuning":
+        trained |= set(options.lora_targets)
+    return not trained & set(family.vision_parts)
+
+
+def open_feature_cache(options, family, samples, source, processes):
+    """Cached features of all images of the samples, or None where each step computes them.
+
+    Images that no cache has seen are checked first. source: the row file, for messages. Raises
+    UserError.
+    """
+    cache = _scanned_cache(options, family, samples, processes)
+    unchecked = samples
+    if cache:
+        missing = set(cache.missing)
+        unchecked = [sample for sample in samples if sample.image in missing]
+    check_images(unchecked, source)
+    if cache:
+        _fill_sharded(cache, family, processes)
+        if processes.is_main:
+            cache.prune(options.vision_cache_gb * 1e9)
+    return cache
+
+
+def _scanned_cache(options, family, samples, processes):
+    """The cache with the list of what it lacks, or None, and a line that says why."""
+    images = sorted({sample.image for sample in samples if sample.image})
+    if not images or options.vision_cache == "off":
+        return None
+    spec = family.feature_spec()
+    if options.augment or options.patch_dropout:
+        processes.say("images or their patches vary: they are encoded in every step")
+        return None
+    if spec is None:
+        processes.say("the vision part is trained: images are encoded in every step")
+        return None
+
+    cache = FeatureCache(options.vision_cache, spec).scan(images)
+    # One list for all: a process that looks later finds less missing
+    missing = [cache.missing]
+    torch.distributed.broadcast_object_list(missing, 0)
+    cache.missing = missing[0]
+    if cache.has_space():
+        return cache
+    processes.say(
+        f"the disk of {cache.folder} is too full for {len(cache.missing):,} images of "
+        f"{cache.bytes / 1e3:.0f} kB: the vision part runs in every step instead"
+    )
+    return None
+
+
+def _fill_sharded(cache, family, processes):
+    """Encode the images that the cache lacks, sharded by rank."""
+    if not cache.missing:
+        return
+    start = time.perf_counter()
+
+    def progress(chunks):
+        return tqdm(
+            chunks,
+            desc="encoding images",
+            unit="batch",
+            disable=not processes.is_main,
+            mininterval=1 if sys.stderr.isatty() else 30,
+        )
+
+    own = cache.missing[processes.rank :: processes.world]
+    cache.fill(family.image_features, own, progress=progress)
+    torch.distributed.barrier()
+    processes.say(
+        f"encoded {len(cache.missing):,} images once, in {time.perf_counter() - start:.1f} s; "
+        f"kept in {cache.folder}"
+    )

@@ -1,4 +1,4 @@
-"""What a training run tells of itself: metrics.jsonl, loss.png, trackers, speed and memory."""
+"""What a training run reports: metrics.jsonl, loss.png, trackers, speed and memory."""
 
 import json
 import resource
@@ -9,19 +9,29 @@ import matplotlib
 import torch
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+from model.files import write_text  # noqa: E402
+
+# key of a validation loss in metrics.jsonl -> style of its line, label
+CURVES = {
+    "real": ("C0o-", "validation"),
+    "blank": ("C1s--", "validation, blank images"),
+    "shuffled": ("C3^--", "validation, shuffled images"),
+}
+OLD_KEYS = {"swapped": "shuffled"}  # of runs by an earlier version
 
 
-def plot(log, path):
-    """loss.png: training loss, held-out loss with the picture, with a blank one and with another one."""
+def plot(entries, path):
+    """loss.png: training loss, and validation loss with its images, blank and shuffled ones."""
     figure, axes = plt.subplots(figsize=(7, 4))
-    train = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-    axes.plot(*zip(*train), color="0.7", label="train") if train else None
-    for key, style in (("real", "C0o-"), ("blank", "C1s--"), ("swapped", "C3^--")):
-        points = [
-            (entry["step"], entry["valid"][key]) for entry in log if key in entry.get("valid", {})
-        ]
-        axes.plot(*zip(*points), style, label=f"held out, {key} images") if points else None
+    train = [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
+    if train:
+        axes.plot(*zip(*train), color="0.7", label="train")
+    for key, (style, label) in CURVES.items():
+        points = [(entry["step"], entry["valid"][key]) for entry in entries if _has(entry, key)]
+        if points:
+            axes.plot(*zip(*points), style, label=label)
     axes.set(xlabel="step", ylabel="loss per answer token")
     axes.legend()
     figure.tight_layout()
@@ -29,97 +39,115 @@ def plot(log, path):
     plt.close(figure)
 
 
-class Log:
-    """What a run measures: metrics.jsonl (a resumed run drops what came after its step), loss.png, and trackers."""
+def _has(entry, key):
+    return key in entry.get("valid", {})
 
-    def __init__(self, folder, step, trackers):
-        self.folder, self.trackers, path = folder, trackers, folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []
-        self.entries = [
-            entry
-            for entry in map(json.loads, (line for line in lines if line.endswith("}")))
-            if entry["step"] <= step
-        ]
-        path.write_text(
-            "".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8"
-        )
-        self.file = open(path, "a", encoding="utf-8")
+
+class Log:
+    """metrics.jsonl, loss.png and trackers of one run; `open` reads what is there."""
+
+    def __init__(self, folder, trackers=()):
+        self.folder = folder
+        self.trackers = trackers
+        self.entries = []
+        self._file = None
+
+    def open(self, step):
+        """Continue the metrics up to this step: a resumed run drops what came after it."""
+        path = self.folder / "metrics.jsonl"
+        lines = []
+        if step and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            if not line.endswith("}"):  # torn by a crash
+                continue
+            entry = json.loads(line)
+            if "valid" in entry:
+                entry["valid"] = {OLD_KEYS.get(k, k): loss for k, loss in entry["valid"].items()}
+            if entry["step"] <= step:
+                self.entries.append(entry)
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
+        self._file = open(path, "a", encoding="utf-8")
+        return self
 
     def note(self, step, **entry):
+        """Write one entry: metrics of training, or valid={name: loss}."""
         self.entries.append({"step": step, **entry})
-        self.file.write(json.dumps(self.entries[-1]) + "\n")
-        self.file.flush()
-        flat = {f"valid/{name}": value for name, value in entry.get("valid", {}).items()} or entry
+        self._file.write(json.dumps(self.entries[-1]) + "\n")
+        self._file.flush()
+        metrics = entry
+        if "valid" in entry:
+            metrics = {f"valid/{name}": value for name, value in entry["valid"].items()}
         for tracker in self.trackers:
-            tracker(step, flat)
+            tracker(step, metrics)
 
-    def draw(self):  # not at every reading: a plot takes longer than a small step
+    def draw(self):
+        """Write loss.png. Not at every reading: a plot takes longer than a small step."""
         plot(self.entries, self.folder / "loss.png")
 
 
 def make_trackers(names, folder, name, options):
-    """Functions (step, measures) that hand measures on to "wandb" and "tensorboard"."""
+    """Functions (step, metrics) that log to "wandb" and "tensorboard"."""
     trackers = []
     if "wandb" in names:
         import wandb
 
         run = wandb.init(project="RemoteGLM", name=name, dir=str(folder), config=options)
-        trackers.append(lambda step, measures: run.log(measures, step=step))
+        trackers.append(lambda step, metrics: run.log(metrics, step=step))
     if "tensorboard" in names:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(folder / "tensorboard")
-        trackers.append(
-            lambda step, measures: [
-                writer.add_scalar(key, value, step) for key, value in measures.items()
-            ]
-        )
+
+        def to_tensorboard(step, metrics):
+            for key, value in metrics.items():
+                writer.add_scalar(key, value, step)
+
+        trackers.append(to_tensorboard)
     return trackers
 
 
 def memory_gb(device):
-    """The most memory this process has held so far: of the GPU where there is one, else resident, in GB."""
+    """Peak memory of this process in GB: of the GPU where there is one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024)
-        / 1e9
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 class Meter:
     """Loss and speed since the last reading; reads the device only when asked."""
 
-    def __init__(self, device):
-        self.device = device
+    def __init__(self):
+        self.losses = []
+        self.steps = 0
         self.restart()
-        self.losses, self.steps = [], 0
 
     def restart(self):
         """Leave out what was neither training nor waiting for data."""
-        self.since, self.images, self.tokens = time.perf_counter(), 0, 0
+        self.since = time.perf_counter()
+        self.images = self.tokens = 0
 
-    def add(self, loss):
+    def add_loss(self, loss):
+        """loss: this process's share of a step's, a tensor on the device."""
         self.losses.append(loss)
 
-    def step(self, images, tokens):
-        self.steps, self.images, self.tokens = (
-            self.steps + 1,
-            self.images + images,
-            self.tokens + tokens,
-        )
+    def add_step(self, images, tokens):
+        self.steps += 1
+        self.images += images
+        self.tokens += tokens
 
     def read(self):
-        """Mean loss per answer token over all processes, images and tokens a second."""
+        """Mean loss per answer token over all processes, images and tokens per second."""
         total = torch.stack(self.losses).double().sum()
         torch.distributed.all_reduce(total)
         seconds = time.perf_counter() - self.since
-        read = {
+        metrics = {
             "loss": total.item() / self.steps,
             "images_per_s": round(self.images / seconds, 2),
             "tokens_per_s": round(self.tokens / seconds, 1),
         }
-        self.losses, self.steps = [], 0
+        self.losses = []
+        self.steps = 0
         self.restart()
-        return read
+        return metrics

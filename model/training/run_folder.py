@@ -1,7 +1,8 @@
-"""The folder of one training run: a folder for each saved step, `latest` and `best` that name one, and what is whole.
+"""The folder of one training run: a folder per saved step, `latest` and `best` that name one.
 
-A step is written beside its place, sealed with the hash of every file, and only then moved to its name: a crash at any
-moment leaves the steps before it as they were, and what a disk lost later is found by its hash.
+A step is written beside its place and published atomically: every file reaches the disk, a manifest
+of their hashes is added, and only then the folder gets its name. A crash at any moment leaves the
+steps before it as they were, and what a disk lost later is found by its hash.
 """
 
 import fcntl
@@ -11,35 +12,38 @@ import shutil
 from pathlib import Path
 
 from model.errors import UserError
-from model.find import sha256
+from model.family import MANIFEST
+from model.files import sha256, sync_files, write_text
 
-SEAL = "complete.json"
-SPARE = 20e6  # bytes beyond a step: plot, measures, what the file system needs
+SPARE = 20e6  # bytes beyond a step: plot, metrics, what the file system needs
 
 
 class RunFolder:
+    """folder: where the run's steps are; `prepare` makes it."""
+
     def __init__(self, folder):
-        """Raises UserError where nothing can be written."""
         self.folder = Path(folder)
+        self._lock = None
+
+    def prepare(self):
+        """Make the folder and try to write in it; returns self. Raises UserError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = (
-                self.folder / f".writable-{os.getpid()}"
-            )  # every process of a run tries at the same time
+            # Every process of a run tries at the same time
+            probe = self.folder / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"checkpoint folder {folder} cannot be written: {error.strerror}; choose another --save"
+                f"checkpoint folder {self.folder} cannot be written: {error.strerror}; "
+                "choose another --save"
             ) from None
+        return self
 
     def steps(self):
         """Saved steps, oldest first."""
-        return sorted(
-            int(path.name)
-            for path in self.folder.iterdir()
-            if path.name.isdigit() and path.is_dir()
-        )
+        found = [path for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir()]
+        return sorted(int(path.name) for path in found)
 
     def lock(self):
         """Keep other runs out while this process lives. Raises UserError where one is at work."""
@@ -48,77 +52,62 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"{self.folder}: another run is writing there; wait for it, or name another --experiment-name"
+                f"{self.folder}: another run is writing there; wait for it, or name another "
+                "--experiment-name"
             ) from None
 
     def drop(self, steps):
         """Remove these steps, and what crashed runs left unfinished."""
-        for path in [self.folder / str(step) for step in steps] + list(
-            self.folder.glob(".saving-*")
-        ):
+        unfinished = list(self.folder.glob(".saving-*"))
+        for path in [self.folder / str(step) for step in steps] + unfinished:
             shutil.rmtree(path, ignore_errors=True)
 
-    def check_room(self, size):
-        """UserError where the disk has no room for a step of this many bytes."""
+    def check_space(self, size):
+        """UserError where the disk has no space for a step of this many bytes."""
         free = shutil.disk_usage(self.folder).free
         if free < size + SPARE:
             raise UserError(
-                f"checkpoint folder {self.folder}: a step takes {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; make room, "
-                "or choose another --save; the steps saved so far are as they were"
+                f"checkpoint folder {self.folder}: a step takes {size / 1e9:.2f} GB, the disk has "
+                f"{free / 1e9:.2f} GB free; make room, or choose another --save; the steps saved "
+                "so far are as they were"
             )
 
     def scratch(self, step):
         """Where a step is put together."""
         return self.folder / f".saving-{step}"
 
-    def seal(self, step):
-        """The step is whole: give it its name and let `latest` say so. Raises UserError."""
+    def publish(self, step):
+        """The step is complete: give it its name, and name it in `latest`. Raises UserError."""
         new, place = self.scratch(step), self.folder / str(step)
         try:
-            files = sorted(path for path in new.rglob("*") if path.is_file())
-            for path in files:
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-            self._write(
-                new / SEAL,
-                json.dumps({str(path.relative_to(new)): sha256(path) for path in files}, indent=1),
-            )
+            files = sync_files(new)
+            hashes = {str(path.relative_to(new)): sha256(path) for path in files}
+            write_text(new / MANIFEST, json.dumps(hashes, indent=1))
             if place.exists():
                 shutil.rmtree(place)
             os.replace(new, place)
             self.point("latest", step)
         except OSError as error:
             raise UserError(
-                f"checkpoint {place} cannot be written: {error.strerror}; the steps before it are as they were"
+                f"checkpoint {place} cannot be written: {error.strerror}; the steps before it are "
+                "as they were"
             ) from None
 
     def point(self, name, step):
         """`latest` or `best` names a step from now on."""
-        self._write(self.folder / f".{name}", str(step))
-        os.replace(self.folder / f".{name}", self.folder / name)
-
-    @staticmethod
-    def _write(path, text):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(self.folder / name, str(step))
 
     def damage(self, step):
         """The first file of a step that is not what was written, or None."""
         folder = self.folder / str(step)
         try:
-            wanted = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+            hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return SEAL
-        return next(
-            (
-                name
-                for name, mark in wanted.items()
-                if not (folder / name).is_file() or sha256(folder / name) != mark
-            ),
-            None,
-        )
+            return MANIFEST
+        for name, expected in hashes.items():
+            if not (folder / name).is_file() or sha256(folder / name) != expected:
+                return name
+        return None
 
     def keep(self, count, best=None):
         """Remove all but the last `count` steps and the best one."""

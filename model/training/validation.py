@@ -1,76 +1,74 @@
-"""The held-out loss: does it need the right picture?"""
+"""Validation loss, and the image ablation: does the network need the right image?"""
 
 import random
 
 import torch
 
-from model.rows import swap_images
-from model.training.dataset import collate
-from model.training.sampler import check_batches
+from model.rows import blank_images, shuffle_images
+from model.training.dataset import make_loader
+from model.training.engine import to_device
+from model.training.sampler import validation_batches
 
 
 class Validation:
-    """Held-out rows: their loss per answer token over all processes, with the right picture, a blank one and another one.
+    """Loss per answer token over all processes, with the right, blank and shuffled images.
 
-    dataset_of: samples -> RowDataset; blank: what stands for a blank picture, pixels or features; most: batches of one process, 0: all.
+    loaders: name of the images -> loader of the same rows; counted: of each batch, whether its loss
+    counts in this process. Made by `make_validation`.
     """
 
-    def __init__(self, samples, dataset_of, blank, *, batch_size, most, rank, world, workers, seed):
-        random.Random(seed).shuffle(
-            samples
-        )  # row files are ordered by class: the first `most` batches must see all classes
-        plan = check_batches(len(samples), batch_size, rank, world)[: most or None]
-        self.counted, self.blank = [counted for _, counted in plan], blank
-        self.loaders = {
-            "real": make_loader(dataset_of(samples), [rows for rows, _ in plan], workers)
-        }
-        if len({sample.image for sample in samples if sample.image}) > 1:
-            self.loaders["swapped"] = make_loader(
-                dataset_of(swap_images(samples, seed)), [rows for rows, _ in plan], workers
-            )
+    def __init__(self, family, processes, loaders, counted):
+        self.family = family
+        self.processes = processes
+        self.loaders = loaders
+        self.counted = counted
 
-    def __call__(self, network, device):
-        """{"real": loss, "blank": ..., "swapped": ...}; the last two only where there are pictures to compare."""
-        losses = {
-            name: self._loss(network, loader, device) for name, loader in self.loaders.items()
-        }
-        if "swapped" in losses:
-            losses["blank"] = self._loss(network, self.loaders["real"], device, self.blank)
-        return losses
+    def __call__(self):
+        """{"real": loss, "blank": ..., "shuffled": ...}; only "real" without images to compare."""
+        return {name: self._loss(loader) for name, loader in self.loaders.items()}
 
     @torch.no_grad()
-    def _loss(self, network, loader, device, blank=None):
+    def _loss(self, loader):
+        network = self.family.network
         network.eval()
-        total = torch.zeros(2, dtype=torch.float64)
+        total_loss, total_tokens = 0.0, 0
         for batch, counted in zip(loader, self.counted):
-            batch = to_device(batch, device)
-            for kind in {"pixels", "features"} & set(batch) if blank is not None else ():
-                batch[kind] = blank.to(batch[kind]).expand_as(batch[kind])
-            tokens = batch["targets"].numel() * counted
-            total += torch.tensor(
-                [network(**batch)[1].item() * tokens, tokens], dtype=torch.float64
-            )
+            batch = to_device(batch, self.processes.device)
+            loss = network(**batch)[1].item()
+            if counted:
+                tokens = self.family.target_tokens(batch)
+                total_loss += loss * tokens
+                total_tokens += tokens
         network.train()
-        total = total.to(device)
+
+        total = torch.tensor([total_loss, total_tokens], dtype=torch.float64)
+        total = total.to(self.processes.device)
         torch.distributed.all_reduce(total)
         return (total[0] / total[1]).item()
 
 
-def make_loader(dataset, batches, workers):
-    """A RowDataset and the indices of each batch -> what yields the batches, read by so many processes ahead of time."""
-    # A generator of its own: drawing from the global one would shift what dropout draws after a resume.
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),
+def shuffled_rows(samples, seed):
+    """Row files are ordered by class: the first batches of a shuffled copy see all classes."""
+    samples = list(samples)
+    random.Random(seed).shuffle(samples)
+    return samples
+
+
+def make_validation(dataset, processes, options, workers):
+    """The validation of a RowDataset whose samples `shuffled_rows` has ordered."""
+    plan = validation_batches(
+        len(dataset), options.eval_batch_size, processes.rank, processes.world
     )
+    if options.eval_iters:
+        plan = plan[: options.eval_iters]
+    batches = [rows for rows, _ in plan]
 
-
-def to_device(batch, device):
-    return {
-        key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
-        for key, value in batch.items()
-    }
+    shown = {"real": dataset.samples}
+    if len({sample.image for sample in dataset.samples if sample.image}) > 1:
+        shown["blank"] = blank_images(dataset.samples)
+        shown["shuffled"] = shuffle_images(dataset.samples, options.seed)
+    loaders = {}
+    for name, samples in shown.items():
+        loaders[name] = make_loader(dataset.with_images(samples), batches, workers)
+    counted = [is_counted for _, is_counted in plan]
+    return Validation(dataset.family, processes, loaders, counted)

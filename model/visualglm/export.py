@@ -1,5 +1,7 @@
-"""Write a loaded network for others: merged into one checkpoint in SAT's or Hugging Face's layout, as a PEFT adapter, or
-quantized. Each folder appears complete or not at all; all functions raise UserError where it cannot be written.
+"""VisualGLM for other programs: merged (SAT's or Hugging Face's layout), as PEFT, quantized.
+
+Every folder appears complete or not at all; all functions raise UserError where it cannot be
+written.
 """
 
 import json
@@ -10,21 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from model.errors import UserError
-from model.find import VOCABULARY, find_checkpoint, find_vocabulary
-from model.visualglm.loading import ADAPTER, load, lora_layers, new_folder, write_folder
-from model.visualglm.quantization import QuantizedLinear, quantized_tensors
-from model.visualglm.stored import (
-    CARD,
-    CONFIG,
-    HF_LAYERS,
-    HF_PARTS,
-    QKV,
-    Stored,
-    fingerprint,
-    heads_first,
-    hf_name,
-)
-from model.visualglm.tokenizer import Tokenizer
+from model.visualglm.checkpoint import new_checkpoint, write_card, write_folder
+from model.visualglm.layouts import HF_LAYERS, HF_PARTS, QKV, heads_first, hf_name
+from model.visualglm.lora import lora_layers, merge
+from model.visualglm.quantization import quantized_tensors
+from model.visualglm.tokenizer import VOCABULARY
+from model.weight_files import CONFIG
 
 SHARD_BYTES = 2e9
 PEFT_FIELDS = {
@@ -37,71 +30,75 @@ PEFT_FIELDS = {
 }
 
 
-@torch.no_grad()
-def merge(network):
-    """Add LoRA to the weights it stands beside, in float32, and take it out of the network. Raises UserError."""
-    if "ptuning" in network.mixins:
-        raise UserError(
-            "P-tuning adds keys and values, not weights: it cannot be merged; keep its adapter folder"
-        )
-    if any(isinstance(module, QuantizedLinear) for module in network.modules()):
-        raise UserError(
-            "quantized weights cannot be merged into: load the checkpoint in full precision"
-        )
-    for name, lora in lora_layers(network).items():
-        linear = lora.original
-        change = torch.cat(
-            [b.float() @ a.float() * lora.scaling for a, b in zip(lora.matrix_A, lora.matrix_B)]
-        )
-        linear.weight.copy_(linear.weight.float() + change)
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, linear)
-
-
 def full_card(card):
-    """What a checkpoint without adapter says of itself; it still knows the question it was trained on."""
-    return {"format": 1, "method": {"name": "full"}, "base": None} | {
-        key: card[key] for key in ("prompt",) if key in card
-    }
+    """The card of a checkpoint without adapter; it still knows the question it was trained on."""
+    kept = {"prompt": card["prompt"]} if "prompt" in card else {}
+    return {"format": 1, "method": {"name": "full"}, "base": None} | kept
 
 
-def _explain(folder, card, tokenizer):
-    (folder / CARD).write_text(
-        json.dumps(full_card(card), indent=2, ensure_ascii=False), encoding="utf-8"
-    )
+def _write_beside(folder, card, tokenizer):
+    write_card(folder, full_card(card))
     shutil.copy(tokenizer.path, folder / VOCABULARY)
 
 
 def to_sat(folder, network, tokenizer, card):
-    """The merged network as SwissArmyTransformer reads it (`latest`, `1/mp_rank_00_model_states.pt`)."""
+    """The merged network as SAT reads it (`latest`, `1/mp_rank_00_model_states.pt`)."""
     config = dict(vars(network.config))
-    if config.pop("residual_layers", config["num_layers"]) != config["num_layers"]:
+    depth = config["num_layers"]
+    if config.pop("residual_layers", depth) != depth:
         raise UserError(
-            f"SAT scales residuals by the depth: a network of {config['num_layers']} layers that was trained as if it "
-            f"had {HF_LAYERS} cannot be stored in its layout; use the hf format"
+            f"SAT scales residuals by the depth: a network of {depth} layers that was trained as "
+            f"if it had {HF_LAYERS} cannot be stored in its layout; use the hf format"
         )
     merge(network)
-    with new_folder(folder) as new:
+    tensors = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    with new_checkpoint(folder) as new:
         (new / "1").mkdir()
-        torch.save(
-            {"module": {name: tensor.cpu() for name, tensor in network.state_dict().items()}},
-            new / "1" / "mp_rank_00_model_states.pt",
-        )
+        torch.save({"module": tensors}, new / "1" / "mp_rank_00_model_states.pt")
         (new / "latest").write_text("1")
         (new / CONFIG).write_text(json.dumps({"model_class": "VisualGLMModel"} | config, indent=2))
-        _explain(new, card, tokenizer)
+        _write_beside(new, card, tokenizer)
 
 
 def to_huggingface(folder, network, tokenizer, card):
-    """The merged network as THUDM/visualglm-6b stores it: config.json and safetensors shards with their index.
+    """The merged network as THUDM/visualglm-6b stores it: config.json, safetensors shards, index.
 
-    Its code (the .py files of that repository) is not ours to write; copy it beside to load the folder with transformers.
+    Its code (the .py files of that repository) is not ours to write; copy it beside to load the
+    folder with transformers.
     """
     merge(network)
-    config = {
-        next((theirs for theirs, ours in HF_PARTS.items() if ours == key), key): value
-        for key, value in vars(network.config).items()
-    }
+    shards = _shards(network)
+    weight_map = {}
+    with new_checkpoint(folder) as new:
+        for number, shard in enumerate(shards, 1):
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            on_cpu = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+            save_file(on_cpu, new / file, {"format": "pt"})
+            weight_map |= dict.fromkeys(shard, file)
+        size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (new / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        (new / "config.json").write_text(json.dumps(_hf_config(network), indent=2))
+        _write_beside(new, card, tokenizer)
+
+
+def _shards(network):
+    """The weights under Hugging Face's names and in its order, in dicts of about SHARD_BYTES."""
+    shards, size = [{}], 0
+    for name, tensor in network.state_dict().items():
+        if QKV.fullmatch(name):
+            tensor = heads_first(tensor, network.config.num_attention_heads)
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        size += tensor.nbytes
+        shards[-1][hf_name(name)] = tensor
+    return shards
+
+
+def _hf_config(network):
+    theirs = {ours: theirs for theirs, ours in HF_PARTS.items()}
+    config = {theirs.get(key, key): value for key, value in vars(network.config).items()}
     config |= {
         "model_type": "chatglm",
         "architectures": ["ChatGLMForConditionalGenerationWithImage"],
@@ -111,95 +108,65 @@ def to_huggingface(folder, network, tokenizer, card):
     }
     if config["residual_layers"] == HF_LAYERS:
         del config["residual_layers"]  # what their code does anyway
-    shards, size = [{}], 0
-    for name, tensor in network.state_dict().items():
-        tensor = (
-            heads_first(tensor, config["num_attention_heads"]) if QKV.fullmatch(name) else tensor
-        )
-        if size and size + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        size += tensor.nbytes
-        shards[-1][hf_name(name)] = tensor
-    with new_folder(folder) as new:
-        index = {
-            "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard.values())},
-            "weight_map": {},
-        }
-        for number, shard in enumerate(shards, 1):
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in shard.items()},
-                new / file,
-                {"format": "pt"},
-            )
-            index["weight_map"] |= dict.fromkeys(shard, file)
-        (new / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-        (new / "config.json").write_text(json.dumps(config, indent=2))
-        _explain(new, card, tokenizer)
+    return config
 
 
 @torch.no_grad()
-def to_peft(folder, network, base):
-    """LoRA as the peft library reads it, over the Hugging Face names of the weights; base: what it calls the base.
+def to_peft(folder, network, base, trained_parts=()):
+    """LoRA as the peft library reads it, over the Hugging Face names of the weights.
 
-    A fused layer has one pair of matrices there: A of its parts stacked, B block-diagonal, rank and alpha times the parts.
+    base: the base's name in its config; trained_parts: of the checkpoint, must be empty. A fused
+    layer has one pair of matrices there: A of its projections stacked, B block-diagonal, rank and
+    alpha times the number of projections.
     """
     layers = lora_layers(network)
     if not layers:
         raise UserError("the peft format stores LoRA; this checkpoint has none")
-    if getattr(network, "base_values", None):
+    if trained_parts:
         raise UserError(
-            "the peft format stores LoRA alone, and this checkpoint also holds whole trained parts; merge it (sat or hf)"
+            "the peft format stores LoRA alone, and this checkpoint also holds whole trained "
+            "parts; merge it (sat or hf)"
         )
     tensors, ranks, alphas = {}, {}, {}
     for name, lora in layers.items():
-        parts = len(lora.matrix_A)
+        projections = len(lora.matrix_A)
+        a = torch.cat(list(lora.matrix_A))
         b = torch.block_diag(*lora.matrix_B)
         if QKV.fullmatch(f"{name}.weight"):
             b = heads_first(b, network.config.num_attention_heads)
         target = hf_name(name)
-        tensors[f"base_model.model.{target}.lora_A.weight"] = (
-            torch.cat(list(lora.matrix_A)).cpu().contiguous()
-        )
+        tensors[f"base_model.model.{target}.lora_A.weight"] = a.cpu().contiguous()
         tensors[f"base_model.model.{target}.lora_B.weight"] = b.cpu().contiguous()
-        ranks[target], alphas[target] = parts * lora.r, parts * lora.lora_alpha
+        ranks[target] = projections * lora.r
+        alphas[target] = projections * lora.lora_alpha
+
     targets = sorted(ranks)
-    # As a pattern: a list would be compared with the ends of names, and the image encoder has layers of the same names.
     config = PEFT_FIELDS | {
         "base_model_name_or_path": str(base),
         "r": ranks[targets[0]],
         "lora_alpha": alphas[targets[0]],
         "rank_pattern": {f"^{re.escape(name)}$": rank for name, rank in ranks.items()},
         "alpha_pattern": {f"^{re.escape(name)}$": alpha for name, alpha in alphas.items()},
+        # A pattern: a list would be compared with the ends of names, and the image encoder has
+        # layers of the same names
         "target_modules": "|".join(map(re.escape, targets)),
     }
-    with new_folder(folder) as new:
+    with new_checkpoint(folder) as new:
         save_file(tensors, new / "adapter_model.safetensors", {"format": "pt"})
         (new / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
-def to_quantized(folder, name, bits, **options):
-    """A checkpoint, merged, with the language model's weights in 8 or 4 bits; loading it never needs the full weights.
+def to_quantized(folder, tensors, bits, *, config, tokenizer, card, fingerprint):
+    """Full-precision tensors (name, tensor) -> a folder with the language model in 8 or 4 bits.
 
-    A base is read tensor by tensor, so that this too needs little memory. name and options as for checkpoint.load.
+    The tensors are read one by one, so that a base needs little memory. card and fingerprint:
+    of what they come from.
     """
-    source = find_checkpoint(name, options.get("download"))
-    if (source / ADAPTER).is_file() or (stored := Stored(source)).method:
-        network, tokenizer, card = load(name, **options)
-        merge(network)
-        config, tensors = vars(network.config), network.state_dict()
-        items, mark = tensors.items(), fingerprint(tensors)
-    else:
-        config, card, mark = stored.config, stored.card, stored.fingerprint()
-        tokenizer = Tokenizer(find_vocabulary(source, options.get("tokenizer")), config)
-        items = ((name, stored.read(name)) for name in stored.names)
-    if "quantization" in card:
-        raise UserError(f"checkpoint {source} is quantized already")
+    card = full_card(card) | {"quantization": {"bits": bits}, "fingerprint": fingerprint}
     write_folder(
         folder,
-        card=full_card(card) | {"quantization": {"bits": bits}, "fingerprint": mark},
+        card=card,
         config=config,
         tokenizer=tokenizer,
-        tensors=dict(quantized_tensors(items, bits)),
+        tensors=dict(quantized_tensors(tensors, bits)),
     )

@@ -341,6 +341,31 @@ class VisualGLM(BaseModel):
         for parameter, data in zip(layer.parameters(), layer.__dict__.pop("kept")):
             parameter.data = data
 
+    def configure_training(
+        self,
+        *,
+        activation_checkpointing=False,
+        patch_dropout=0.0,
+        label_smoothing=0.0,
+        compile_layers=False,
+    ):
+        self.mixins["chatglm-layer"].checkpoint_activations = activation_checkpointing
+        self.mixins["eva"].model.vit.transformer.embedding_dropout.share = patch_dropout
+        self.label_smoothing = label_smoothing
+        if compile_layers:
+            for layer in self.transformer.layers:
+                layer.compile()
+
+    def estimated_activation_bytes(self, tokens, target_tokens):
+        config = self.config
+        kept = (
+            tokens
+            * config.num_layers
+            * (10 * config.hidden_size + 2 * config.inner_hidden_size)
+            * self.dtype.itemsize
+        )
+        return kept + target_tokens * config.vocab_size * 12
+
     def image_features(self, pixels):
         """[B, 3, height, width] float32, normalised -> [B, Q, width of the Q-Former] in the network's dtype"""
         return self.mixins["eva"].model.features(pixels.to(self.device, self.dtype))

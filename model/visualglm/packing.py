@@ -27,13 +27,11 @@ class PackedLinear(torch.nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def pack(network, smallest=SMALLEST):
+def pack(network, skip=(), smallest=SMALLEST):
     """Replace the linear layers of a network on a CPU, one by one, by packed ones, where this machine has them."""
     if network.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
-    exchanged = {
-        name.rpartition(".")[0] for name in getattr(network, "base_values", ())
-    }  # by checkpoint.without_adapter
+    exchanged = {name.rpartition(".")[0] for name in skip}  # by checkpoint.without_adapter
     packable = {torch.float32} | (
         {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
     )

@@ -106,7 +106,6 @@ def cpm_kernels():
     return kernels.kernels, kernels.round_up
 
 
-def leave_process_group():
+def leave_model_parallel_group():
     """End torch.distributed; without it some runs of several processes abort at exit."""
     mpu.destroy_model_parallel()
-    torch.distributed.destroy_process_group()

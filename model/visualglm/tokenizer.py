@@ -11,8 +11,9 @@ from pathlib import Path
 import sentencepiece
 
 from model.errors import UserError
-from model.find import VOCABULARY
+from model.find import BASE, places
 
+VOCABULARY = "ice_text.model"
 SHA256 = "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e"  # of ChatGLM-6B's own
 REAL_VOCABULARY = 130528  # ids of a network that uses it
 MAX_BLANK = 80
@@ -106,3 +107,30 @@ def train_vocabulary(texts, path, size, whole=(), prefix=True):
             add_dummy_prefix=prefix,
             minloglevel=1,
         )
+
+
+def find_vocabulary(folder, given=None):
+    """The path of the vocabulary file of a checkpoint.
+
+    folder: the checkpoint's, looked at first, then where ChatGLM-6B and VisualGLM-6B are kept;
+    given: a file, or a folder that holds it, the only place to look at.
+
+    Raises UserError that names the places.
+    """
+    if given:
+        candidates = [Path(given)]
+    else:
+        candidates = [Path(folder), *places(BASE), *places("chatglm-6b")]
+
+    for place in candidates:
+        file = place / VOCABULARY if place.is_dir() else place
+        if file.is_file():
+            return file
+
+    looked_at = ", ".join(map(str, candidates[:3]))
+    if len(candidates) > 3:
+        looked_at += f" and {len(candidates) - 3} cache folders"
+    raise UserError(
+        f"vocabulary {VOCABULARY} not found: looked at {looked_at}; put the file (2.7 MB, part of "
+        "THUDM/chatglm-6b) into the checkpoint folder or name it with --tokenizer"
+    )

@@ -1,0 +1,131 @@
+"""What answers are compared with: the descriptions of each image, from rows and caption sets."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.generate_prompt import read_captions
+from data.instructions import QUESTIONS
+from data.lexicon import language
+from model.errors import UserError
+from model.rows import Sample, load_rows
+
+from .predictions import path_parts
+
+Captions = dict[Any, list[str]]  # image -> its descriptions
+
+
+def described_images(path: str | Path, image_root: str = "") -> tuple[list[Sample], Captions]:
+    """The rows of a file that ask for a description: (one sample an image, its descriptions).
+
+    Of several rows about an image the first gives its question. Raises UserError.
+    """
+    rows = [row for row in load_rows(path, image_root) if row.image and not row.history]
+    if len({row.question for row in rows}) > 1:
+        rows = [row for row in rows if row.question in QUESTIONS["description"]]
+    if not rows:
+        raise UserError(
+            f"rows {path}: none asks for a description of an image; make them with "
+            "data/generate_prompt.py, with --tasks name description among them"
+        )
+
+    captions: Captions = {}
+    for row in rows:
+        texts = captions.setdefault(row.image, [])
+        if row.answer not in texts:
+            texts.append(row.answer)
+
+    first = {row.image: row for row in reversed(rows)}
+    return list(reversed(first.values())), captions
+
+
+def add_sentences(
+    samples: list[Sample], captions: Captions, path: Path, split: str | None = None
+) -> tuple[list[Sample], Captions]:
+    """Add the sentences of a caption set: (the samples of `split`, their descriptions).
+
+    path: the set as distributed (dataset.json). Raises UserError.
+    """
+    splits, sentences = map(_with_slashes, read_captions(path, True))
+    kept, unknown, seen_splits = [], [], set()
+    extended: Captions = {}
+    for sample in samples:
+        name = _known_name(sample.image, sentences)
+        if name is None:
+            unknown.append(sample.image)
+            continue
+        seen_splits.add(str(splits[name]))
+        if split and splits[name] != split:
+            continue
+
+        kept.append(sample)
+        texts = list(captions[sample.image])
+        for text in sentences[name]:
+            if text.strip() and text not in texts:
+                texts.append(text)
+        extended[sample.image] = texts
+
+    if unknown:
+        raise UserError(
+            f"--references {path} lacks {len(unknown)} of {len(samples)} images, "
+            f"such as {unknown[0]}"
+        )
+    if not kept:
+        raise UserError(
+            f"--split {split}: none of the {len(samples)} images of the rows belongs to it; "
+            f"they belong to {', '.join(sorted(seen_splits))}"
+        )
+    return kept, extended
+
+
+def _with_slashes(by_name: dict) -> dict:
+    return {name.replace("\\", "/"): value for name, value in by_name.items()}
+
+
+def _known_name(image, names) -> str | None:
+    """The longest end of an image's path that is one of the names."""
+    parts = path_parts(image)
+    for start in range(len(parts)):
+        name = "/".join(parts[start:])
+        if name in names:
+            return name
+    return None
+
+
+def training_captions(data: str | Path, train_data=None, image_root: str = "") -> Captions:
+    """{image: descriptions} of the training rows; empty where there are none.
+
+    train_data: their file; by default the -train file beside the rows `data`, if there is one.
+    """
+    if train_data:
+        return described_images(train_data, image_root)[1]
+
+    data = Path(data)
+    beside = data.with_name(data.name.replace("-val", "-train").replace("-test", "-train"))
+    if beside == data or not beside.is_file():
+        return {}
+    return described_images(beside, image_root)[1]
+
+
+def evenly_spread(samples: list[Sample], limit: int) -> list[Sample]:
+    """Only `limit` samples, 0 for all; rows are often ordered by class."""
+    if limit == 0 or limit >= len(samples):
+        return samples
+    return [samples[i * len(samples) // limit] for i in range(limit)]
+
+
+def check_one_language(
+    samples: Sequence[Sample], references: Sequence[list[str]], path: str | Path
+) -> None:
+    """Every image's description must be in the same language. Raises UserError."""
+    languages = [language(texts[0]) for texts in references]
+    commonest = Counter(languages).most_common(1)[0][0]
+    odd = [index for index, found in enumerate(languages) if found != commonest]
+    if odd:
+        name = path_parts(samples[odd[0]].image)[-1]
+        text = references[odd[0]][0]
+        raise UserError(
+            f"rows {path}: descriptions must be all Chinese or all English; {len(odd)} of "
+            f"{len(samples)} are not like the others, such as {name}: {text[:40]}"
+        )

@@ -1,0 +1,378 @@
+"""A family of networks: what the rest of the house knows of one, and which a folder belongs to.
+
+Trainer, assistant, batch answers, evaluation and pages hold a `Family` and nothing of its inside.
+A new family is a subclass of it and one line in FAMILIES.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from model.errors import UserError
+from model.files import PROJECT, read_json, sha256
+from model.find import find_checkpoint
+from model.rows import Sample
+from model.sampling import Sampling
+from model.weight_files import ADAPTER, CARD, CONFIG
+
+# model_type in a folder's configuration -> "module:class", imported when a folder asks for it
+FAMILIES = {
+    "visualglm": "model.visualglm.family:VisualGLMFamily",
+    "chatglm": "model.visualglm.family:VisualGLMFamily",  # as Hugging Face's folder calls it
+}
+DEFAULT_FAMILY = "visualglm"  # SwissArmyTransformer's folders name no model_type
+MANIFEST = "complete.json"  # hashes of a saved training step, see training/run_folder.py
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Length limits of a training row in tokens; None: no limit. Image tokens are never cut."""
+
+    max_source: int | None = None  # image, earlier rounds and question
+    max_target: int | None = None  # answer
+    english: bool = False  # frame of the question
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What the frozen vision part makes of one image: the same in every epoch, so it is cached."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    cache_key: str  # differs where weights or preprocessing differ
+
+
+class Family(ABC):
+    """One loaded network with its tokenizer and image processing.
+
+    network(**batch) of a collated batch is (logits or None, mean loss over the trained tokens).
+    A rendered row has `length` and `target_tokens` (in tokens) and `cut` (a limit left something
+    out). Every method that reads a user's file or option raises UserError.
+    """
+
+    parts: ClassVar[tuple[str, ...]]  # what can be trained in full, by name
+    vision_parts: ClassVar[tuple[str, ...]]  # those of them that cached features depend on
+    lora_targets: ClassVar[tuple[str, ...]]
+    methods: ClassVar[tuple[str, ...]]  # of lora, qlora, ptuning, full
+    formats: ClassVar[tuple[str, ...]]  # of `export`
+
+    network: torch.nn.Module
+    card: dict[str, Any]  # what the checkpoint says of itself; {} of a plain base
+    device: torch.device
+    dtype: torch.dtype
+
+    # Opening
+
+    @classmethod
+    @abstractmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        tokenizer: str | Path | None = None,
+        device: torch.device,
+        dtype: torch.dtype | str | None = None,
+        bits: int | None = None,
+        vision_on_cpu: bool = False,
+    ) -> "Family":
+        """A base or a full checkpoint.
+
+        tokenizer: a file, or a folder that has one; dtype: "stored" keeps the folder's, None
+        chooses; bits: 8 or 4 quantizes; vision_on_cpu: the vision part visits a GPU layer by layer,
+        as it is only needed to fill the feature cache.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_config(
+        cls,
+        config: Path,
+        *,
+        tokenizer: str | Path | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "Family":
+        """A network with randomly initialised weights, to train from scratch."""
+
+    @abstractmethod
+    def load_adapter(
+        self, method: dict[str, Any], tensors: dict[str, torch.Tensor], source: str
+    ) -> None:
+        """Put trained tensors over the base. source: their folder, for messages."""
+
+    @property
+    @abstractmethod
+    def base_fingerprint(self) -> str:
+        """Distinguishes the weights of a base on disk, whatever its layout."""
+
+    # Training
+
+    @abstractmethod
+    def add_method(
+        self, method: dict[str, Any], *, device: torch.device, nf4: bool = False
+    ) -> dict[str, Any]:
+        """Add what the method trains, mark those parameters as trainable, all others as frozen.
+
+        method: name lora with rank, alpha, layers (None: all), dropout, targets; name ptuning with
+        length; name full. "parts": parts trained in full beside an adapter, with full the only
+        ones ([]: all). nf4: the frozen linear layers in 4 bits. Returns the method for the card.
+        """
+
+    @abstractmethod
+    def configure_training(
+        self,
+        *,
+        activation_checkpointing: bool = False,
+        patch_dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        compile_layers: bool = False,
+    ) -> None:
+        """How the network computes while it is in training mode.
+
+        patch_dropout: share of an image's patches left out; label_smoothing: share of the target
+        that goes to all tokens.
+        """
+
+    @abstractmethod
+    def render(self, sample: Sample, limits: Limits) -> Any:
+        """The text of a training row as ids, the loss on its answer; the image is not opened."""
+
+    @abstractmethod
+    def encode(self, row: Any, image: Image.Image | None) -> Any:
+        """A rendered row and its RGB image -> one training item."""
+
+    @abstractmethod
+    def encode_features(self, row: Any, features: torch.Tensor) -> Any:
+        """The same with cached features in the image's place."""
+
+    @abstractmethod
+    def collate(self, items: list[Any]) -> dict[str, Any]:
+        """Items -> a batch for `network`; tensors in it are moved to the device by the trainer."""
+
+    @abstractmethod
+    def target_tokens(self, batch: dict[str, Any]) -> int:
+        """Trained tokens of a batch, over which its loss is the mean."""
+
+    @abstractmethod
+    def activation_bytes(self, tokens: float, target_tokens: float) -> float:
+        """About what a micro-batch of so many tokens keeps for its backward pass."""
+
+    def feature_spec(self) -> FeatureSpec | None:
+        """None where the vision part is trained, or makes nothing of one size to be cached."""
+        return None
+
+    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """RGB images -> features [I, *feature_spec().shape]"""
+        raise NotImplementedError
+
+    def drop_vision(self) -> None:
+        """Free what only makes features; from now on rows come with theirs."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def save(self, folder: Path, card: dict[str, Any]) -> None:
+        """Write a full checkpoint, or the trained tensors as an adapter (by card["method"])."""
+
+    def close(self) -> None:  # noqa: B027  (most families hold nothing)
+        """Release process groups of its own, before torch.distributed ends."""
+
+    # Answering
+
+    @property
+    @abstractmethod
+    def has_adapter(self) -> bool:
+        """Whether there is something that `untuned` switches off."""
+
+    @abstractmethod
+    def untuned(self) -> AbstractContextManager[None]:
+        """Context in which the base answers, as if nothing had been fine-tuned."""
+
+    @abstractmethod
+    def prepare_to_answer(self) -> str:
+        """Give the weights their fastest form, after which they cannot be trained or saved.
+
+        Returns a fingerprint of the weights, an adapter's included.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image | None],
+        sampling: Sampling,
+        *,
+        english: bool = False,
+        stream: bool = False,
+        on_cut: Callable[[int, int, int], None] | None = None,
+    ) -> Iterator[list[str]]:
+        """Answer a batch of questions; yields for each a further piece of its answer, maybe "".
+
+        images: those of the samples, RGB; stream: pieces as they come, else all at once at the
+        end. Where a dialogue does not fit, its oldest rounds are left out, then the question's end,
+        and on_cut(index, rounds, tokens) is called before the first piece.
+        """
+
+    # For other programs
+
+    @classmethod
+    @abstractmethod
+    def export(cls, folder: Path, form: str, output: Path, **options: Any) -> None:
+        """Write a checkpoint folder in one of `formats`. options: as for open_checkpoint."""
+
+
+def family_of(folder: Path) -> type[Family]:
+    """The family that a checkpoint folder, or a configuration file, belongs to."""
+    path = Path(folder)
+    if path.is_dir():
+        path = path / (CONFIG if (path / CONFIG).is_file() else "config.json")
+    config = read_json(path, "network configuration", dict)
+    name = config.get("model_type", DEFAULT_FAMILY)
+    if name not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"{path}: model_type {name!r}, expected one of {known}; name another base")
+    module, _, kind = FAMILIES[name].partition(":")
+    return getattr(import_module(module), kind)
+
+
+def open_checkpoint(
+    name: str | Path,
+    *,
+    base: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    bits: int | None = None,
+    download: str | None = None,
+) -> Family:
+    """A base, a full checkpoint or an adapter: a folder, or a name to look up. Raises UserError.
+
+    base: where an adapter's base lies, if it has moved; tokenizer: a vocabulary file; device:
+    "cuda", "mps", "cpu"; dtype: a name of DTYPES, or "stored"; bits: 8 or 4; download:
+    "huggingface" or "modelscope". None chooses, or does without.
+    """
+    folder = find_checkpoint(name, download)
+    device = choose_device(device)
+    dtype = named_dtype(dtype)
+    if not (folder / ADAPTER).is_file():
+        return family_of(folder).open(
+            folder, tokenizer=tokenizer, device=device, dtype=dtype, bits=bits
+        )
+
+    card = _adapter_card(folder)
+    base_folder = _base_of(folder, card, base, download)
+    _check_manifest(folder)
+    family = family_of(base_folder).open(
+        base_folder, tokenizer=tokenizer or folder, device=device, dtype=dtype, bits=bits
+    )
+    if family.base_fingerprint != card["base"]["fingerprint"]:
+        raise UserError(
+            f"adapter {folder}: {base_folder} is not the base it was trained on (fingerprint "
+            f"{family.base_fingerprint}, expected {card['base']['fingerprint']}); name the right "
+            "one with --base_path"
+        )
+    family.load_adapter(card["method"], _adapter_tensors(folder), f"adapter {folder}")
+    family.card = card
+    return family
+
+
+def _adapter_card(folder):
+    card = read_json(folder / CARD, "checkpoint card", dict)
+    if not {"base", "method"} <= set(card) or not card["base"]:
+        raise UserError(
+            f"adapter {folder}: {CARD} does not say what its base is; copy the folder again"
+        )
+    return card
+
+
+def _base_of(folder, card, given, download):
+    """The folder of an adapter's base: as given, else where the card says, from here or there."""
+    base = given
+    if base is None:
+        base = card["base"]["path"]
+        for place in (PROJECT / base, folder / base):
+            if place.is_dir():
+                base = place
+                break
+    try:
+        found = find_checkpoint(base, download)
+    except UserError as error:
+        advice = "name it with --base_path. " if given is None else ""
+        raise UserError(f"adapter {folder}: its base is not at {base}; {advice}{error}") from None
+    if (found / ADAPTER).is_file():
+        raise UserError(f"adapter {folder}: {found} is an adapter, too, not its base")
+    return found
+
+
+def _check_manifest(folder):
+    """An adapter that a training run saved must be what the run wrote."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return
+    if read_json(manifest, "list of hashes", dict).get(ADAPTER) != sha256(folder / ADAPTER):
+        raise UserError(
+            f"adapter {folder}: {ADAPTER} is not what training wrote (its hash differs from "
+            f"{MANIFEST}); copy it again"
+        )
+
+
+def _adapter_tensors(folder):
+    try:
+        with safe_open(folder / ADAPTER, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"adapter {folder}: {ADAPTER} cannot be read ({error}); copy it again"
+        ) from None
+
+
+def export_checkpoint(name: str | Path, form: str, output: Path, **options) -> None:
+    """Write a checkpoint in another form. options: as for open_checkpoint. Raises UserError."""
+    folder = find_checkpoint(name, options.get("download"))
+    family = family_of(folder)
+    if form not in family.formats:
+        known = ", ".join(family.formats)
+        raise UserError(f"--format {form}: this checkpoint can be written as {known}")
+    family.export(folder, form, output, **options)
+
+
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """torch.device of a name; None takes the first of cuda, mps, cpu that works."""
+    if name is None:
+        name = "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used here ({reason}); try cpu") from None
+    return device
+
+
+def named_dtype(name: str | torch.dtype | None) -> torch.dtype | str | None:
+    """torch.dtype of a name; None, "stored" and a torch.dtype as they are."""
+    if name is None or name == "stored" or isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def portable_path(folder: str | Path) -> str:
+    """How a card names a base: relative to the project if it lies inside; else its whole path."""
+    path = Path(folder).resolve()
+    if path.is_relative_to(PROJECT):
+        return str(path.relative_to(PROJECT))
+    return str(path)

@@ -1,0 +1,191 @@
+"""What computes: the process group, AdamW, the learning-rate schedule and DeepSpeed's engine."""
+
+import logging
+import math
+import os
+import socket
+import sys
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+if not torch.cuda.is_available():
+    # Before DeepSpeed's import, or it warns that it guesses
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed  # noqa: E402  (see above)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def say(self, *words):
+        """Print a line, from the main process alone, without disturbing a progress bar."""
+        if self.is_main:
+            tqdm.write(" ".join(map(str, words)))
+
+    def any(self, flag):
+        """Whether the flag is set in any process."""
+        if self.world == 1:
+            return bool(flag)
+        value = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return bool(value.item())
+
+
+def start_processes(device):
+    """Join the process group that the launcher describes, or make one of this process alone."""
+    # It warns of an optimizer class it does not know: ours
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free_port = probe.getsockname()[1]
+    alone = {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "LOCAL_WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port,
+    }
+    for name, value in alone.items():
+        os.environ.setdefault(name, str(value))
+
+    # An inference-only op that DeepSpeed would compile with g++ on every CPU machine
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    cuda = device.type == "cuda"
+    if cuda:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+class CheckedAdamW(torch.optim.AdamW):
+    """AdamW that never lets a NaN or Inf gradient reach the weights: it skips and counts the step.
+
+    skipped: such steps in all; in_a_row: since the last good one.
+    """
+
+    skipped = 0
+    in_a_row = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if self._is_bad():
+            self.skipped += 1
+            self.in_a_row += 1
+            return None
+        self.in_a_row = 0
+        return super().step(closure)
+
+    def _is_bad(self):
+        """Whether a gradient of any process is NaN or Inf."""
+        gradients = []
+        for group in self.param_groups:
+            gradients += [p.grad for p in group["params"] if p.grad is not None]
+        bad = torch.zeros((), device=torch.get_default_device())
+        if gradients:
+            norms = torch.stack(torch._foreach_norm(gradients))
+            bad = (~torch.isfinite(norms).all()).float()
+        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        return bool(bad.item())
+
+
+def learning_rate_factor(options, total_steps):
+    """step -> share of the highest learning rate: linear warm-up, then the chosen decay to 0."""
+    warmup_steps = max(1, round(options.warmup * total_steps))
+
+    def factor(step):
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        left = max(0, total_steps - step) / max(1, total_steps - warmup_steps)
+        if options.lr_decay_style == "constant":
+            return 1.0
+        if options.lr_decay_style == "linear":
+            return left
+        return 0.5 - 0.5 * math.cos(math.pi * left)
+
+    return factor
+
+
+def make_engine(options, network, total_steps, dtype):
+    """DeepSpeed's engine around the trained parameters -> (engine, CheckedAdamW)."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = CheckedAdamW(
+        [group for group in groups if group["params"]],
+        lr=options.lr,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_eps,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, learning_rate_factor(options, total_steps)
+    )
+    config = {
+        "train_micro_batch_size_per_gpu": options.batch_size,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "gradient_clipping": options.clip_grad,
+        "fp16": {"enabled": dtype == torch.float16},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": _zero(options, sum(p.numel() for p in trained)),
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": sys.maxsize,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=network,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        dist_init_required=False,
+        config=config,
+    )
+    return engine, optimizer
+
+
+def _zero(options, trained_parameters):
+    """DeepSpeed's settings of ZeRO."""
+    # Larger buckets only cost memory and zeroing
+    size = min(trained_parameters, 500_000_000)
+    zero = {
+        "stage": options.zero_stage,
+        "reduce_bucket_size": size,
+        "allgather_bucket_size": size,
+    }
+    if options.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if options.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return zero
+
+
+def leave_process_group(family):
+    """End torch.distributed; without it some runs of several processes abort at exit."""
+    torch.distributed.barrier()
+    family.close()
+    torch.distributed.destroy_process_group()
+
+
+def to_device(batch, device):
+    """A batch with its tensors, also those in lists, on the device."""
+    if torch.is_tensor(batch):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [to_device(value, device) for value in batch]
+    return batch

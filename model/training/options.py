@@ -1,0 +1,346 @@
+"""The options of training: names, defaults, help, and which of them contradict each other.
+
+finetune_RemoteGLM.py makes its command line of these fields; a saved run stores them by name.
+"""
+
+import dataclasses
+import importlib.util
+import math
+from dataclasses import dataclass
+
+from model.files import PROJECT
+
+
+def option(group, default, help, **argparse_options):
+    """A field that is an option. group: its heading in --help; the rest as for add_argument."""
+    metadata = {"group": group, "help": help} | argparse_options
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+DATA, MODEL, METHOD = "data", "model", "what is trained"
+OPTIMIZATION, MEMORY, RUN = "optimization", "memory and speed", "run folder and reports"
+
+
+@dataclass
+class Options:
+    """Each field is --field-name (or --field_name)."""
+
+    dataset: str = option(
+        DATA, "UCM", "set whose rows data/generate_prompt.py wrote: names the default row files"
+    )
+    train_data: str = option(
+        DATA,
+        "",
+        "training rows, JSON or JSONL; empty: data/<dataset>/<dataset>-prompt-train.json",
+    )
+    valid_data: str = option(
+        DATA, "", "validation rows; empty: the -val file beside the training rows, if there"
+    )
+    image_root: str = option(
+        DATA, "", "folder of relative images; empty: beside the row file, then the project root"
+    )
+    max_source_length: int = option(DATA, 0, "tokens of image and question together; 0: no limit")
+    max_target_length: int = option(
+        DATA, 256, "tokens of an answer; longer ones are cut, counted and reported"
+    )
+    english: bool = option(DATA, False, "frame questions with Q: / A: instead of 问： / 答：")
+    num_workers: int = option(DATA, -1, "processes that read images; -1: 4 with a GPU, else 0")
+    augment: float = option(
+        DATA,
+        0.0,
+        "rotate, flip, crop, stretch and color-jitter training images at random, resampled every "
+        "epoch; a crop keeps at least this share of each side (0.8 if none is named). Rows that "
+        "name a direction are not rotated, those that name colors not recolored; no feature cache "
+        "then",
+        nargs="?",
+        const=0.8,
+    )
+
+    from_pretrained: str = option(
+        MODEL,
+        "visualglm-6b",
+        "base (or a full checkpoint to continue from): a folder, or a name to look up in SAT_HOME "
+        "and the Hugging Face and ModelScope caches",
+    )
+    download: str = option(
+        MODEL,
+        "",
+        "where to fetch a base from that is not found",
+        choices=("huggingface", "modelscope"),
+        nargs="?",
+        const="huggingface",
+    )
+    model_config: str = option(
+        MODEL,
+        "",
+        "configuration (.json) of a network to train from scratch, with --method full: randomly "
+        "initialised",
+    )
+    tokenizer: str = option(MODEL, "", "vocabulary file; empty: in the checkpoint folder")
+    device: str = option(MODEL, "", "cuda or cpu; empty: cuda where there is one")
+    dtype: str = option(
+        MODEL,
+        "",
+        "of weights and activations; float16 trains with loss scaling and needs a GPU; empty: "
+        "bfloat16 on a GPU that has it, else float16; float32 on a CPU",
+        choices=("float32", "float16", "bfloat16"),
+    )
+
+    method: str = option(
+        METHOD,
+        "lora",
+        "lora; qlora: LoRA over frozen weights in 4 bits (NF4), less memory, slower; ptuning: "
+        "P-tuning v2 prefixes; full: all parameters",
+        choices=("lora", "qlora", "ptuning", "full"),
+    )
+    trainable: list = option(
+        METHOD,
+        [],
+        "parts of the network that are trained in full: beside an adapter these as well, with "
+        "--method full only these (default: none beside an adapter, with full all)",
+        nargs="+",
+    )
+    lora_rank: int = option(METHOD, 10, "rank r of LoRA")
+    lora_alpha: float = option(METHOD, 1.0, "LoRA is scaled by alpha / r")
+    lora_dropout: float = option(METHOD, 0.0, "dropout on LoRA's input, 0 to 1")
+    lora_targets: list = option(
+        METHOD,
+        ["attention"],
+        "what gets LoRA: attention and mlp of the language model, vision (attention of the whole "
+        "tower), projection",
+        nargs="+",
+    )
+    layer_range: list = option(
+        METHOD,
+        None,
+        "language-model layers that get LoRA: `0 14` lists two, `0-13` is a range; default: all",
+        nargs="+",
+    )
+    pre_seq_len: int = option(METHOD, 4, "prefix length of P-tuning v2")
+
+    epochs: float = option(
+        OPTIMIZATION, 0.0, "epochs over the training rows; 0: as --train-iters says, else 3"
+    )
+    train_iters: int = option(OPTIMIZATION, 0, "optimizer steps; 0: as --epochs says")
+    batch_size: int = option(OPTIMIZATION, 4, "micro-batch size: rows per process")
+    gradient_accumulation_steps: int = option(OPTIMIZATION, 1, "micro-batches per optimizer step")
+    lr: float = option(OPTIMIZATION, 1e-4, "highest learning rate")
+    lr_decay_style: str = option(
+        OPTIMIZATION, "cosine", "after warm-up", choices=("constant", "linear", "cosine")
+    )
+    warmup: float = option(OPTIMIZATION, 0.02, "warm-up ratio: share of the steps, 0 to 1")
+    adam_beta1: float = option(OPTIMIZATION, 0.9, "AdamW's beta1")
+    adam_beta2: float = option(OPTIMIZATION, 0.95, "AdamW's beta2")
+    adam_eps: float = option(OPTIMIZATION, 1e-8, "AdamW's epsilon")
+    weight_decay: float = option(
+        OPTIMIZATION, 0.01, "AdamW's decay of matrices; biases and norms have none"
+    )
+    clip_grad: float = option(OPTIMIZATION, 0.1, "gradient norm is clipped to this; 0: not")
+    label_smoothing: float = option(
+        OPTIMIZATION, 0.0, "share of each target that goes to all tokens: less overfitting"
+    )
+    patch_dropout: float = option(
+        OPTIMIZATION,
+        0.0,
+        "share of an image's patches that each training step leaves out at random: less compute "
+        "and less overfitting where the vision part is trained; no feature cache then",
+    )
+    early_stopping: int = option(
+        OPTIMIZATION, 0, "stop after so many validations without a lower loss; 0: never"
+    )
+    seed: int = option(OPTIMIZATION, 1234, "of initial weights, row order and shuffled images")
+
+    vision_cache: str = option(
+        MEMORY,
+        str(PROJECT / "checkpoints" / "vision-cache"),
+        "folder of cached vision features: a frozen vision part sees each image once; off: in "
+        "every step",
+    )
+    vision_cache_gb: float = option(
+        MEMORY, 20.0, "beyond this size the least recently used features are removed"
+    )
+    zero_stage: int = option(
+        MEMORY,
+        0,
+        "ZeRO: what processes share: 0 nothing, 1 optimizer state, 2 gradients, 3 weights",
+        choices=(0, 1, 2, 3),
+    )
+    offload: bool = option(
+        MEMORY, False, "keep optimizer state (with --zero-stage 3 weights, too) in CPU memory"
+    )
+    checkpoint_activations: bool = option(
+        MEMORY, False, "recompute layers in the backward pass: less memory, slower"
+    )
+    compile: bool = option(
+        MEMORY, False, "compile the language model's layers: slow start, faster steps"
+    )
+
+    experiment_name: str = option(RUN, "RemoteGLM", "folder under --save")
+    save: str = option(RUN, str(PROJECT / "checkpoints"), "folder of experiments")
+    resume: bool = option(
+        RUN, False, "continue, with the same settings, from the experiment's last complete step"
+    )
+    overwrite: bool = option(RUN, False, "start again where the experiment's folder holds a run")
+    save_interval: int = option(
+        RUN, 0, "save every so many steps; 0: after each validation, and at the end"
+    )
+    keep: int = option(RUN, 3, "saved steps to keep beside the best one; 0: all")
+    eval_interval: int = option(RUN, 0, "validate every so many steps; 0: once an epoch")
+    eval_batch_size: int = option(RUN, 8, "rows per process in validation")
+    eval_iters: int = option(RUN, 0, "validation batches per process; 0: all")
+    log_interval: int = option(RUN, 10, "steps between loss readings")
+    report: list = option(
+        RUN, [], "also log metrics to these", nargs="+", choices=("tensorboard", "wandb")
+    )
+
+
+# Upstream's spellings of a choice: flag -> (field, value, or None where the flag takes a value)
+ALIASES = {
+    "--use_lora": ("method", "lora"),
+    "--use_qlora": ("method", "qlora"),
+    "--use_ptuning": ("method", "ptuning"),
+    "--fp16": ("dtype", "float16"),
+    "--bf16": ("dtype", "bfloat16"),
+}
+# Upstream's --mode: pretrain trains all parameters, finetune an adapter
+MODES = {"pretrain": "full", "finetune": None}
+# Upstream's flags that nothing depends on any more: flag -> (values it takes, why)
+IGNORED = {
+    "--resume-dataloader": (0, "row order is a function of seed and epoch"),
+    "--skip-init": (0, "loaded weights are never initialised first"),
+    "--distributed-backend": (1, "nccl on GPUs, gloo on CPUs"),
+    "--split": (1, "splits come from the row files"),
+    "--local_rank": (1, "the launcher's environment says it"),
+    "--model-parallel-size": (1, "one network per process; --zero-stage 3 shares its weights"),
+}
+
+POSITIVE = (
+    "batch_size",
+    "eval_batch_size",
+    "lora_rank",
+    "log_interval",
+    "pre_seq_len",
+    "lr",
+    "gradient_accumulation_steps",
+    "vision_cache_gb",
+)
+NOT_NEGATIVE = (
+    "train_iters",
+    "epochs",
+    "warmup",
+    "eval_interval",
+    "save_interval",
+    "eval_iters",
+    "keep",
+    "early_stopping",
+    "max_source_length",
+    "max_target_length",
+    "weight_decay",
+    "clip_grad",
+    "lora_dropout",
+    "adam_beta1",
+    "adam_beta2",
+    "augment",
+    "patch_dropout",
+    "label_smoothing",
+)
+BELOW_ONE = (
+    "lora_dropout",
+    "patch_dropout",
+    "label_smoothing",
+    "adam_beta1",
+    "adam_beta2",
+    "warmup",
+)
+
+
+def contradictions(options):
+    """Yield what is wrong with the options, each as a line for the user."""
+    yield from _out_of_range(options)
+    if options.epochs and options.train_iters:
+        yield "--epochs and --train-iters exclude each other: give one"
+    if options.model_config and options.method != "full":
+        yield "--model_config is a network to train from scratch, which needs --method full"
+    if options.resume and options.overwrite:
+        yield "--resume and --overwrite exclude each other: give one"
+    if options.offload and not options.zero_stage:
+        yield "--offload needs --zero-stage 1, 2 or 3"
+    if options.method == "qlora" and options.zero_stage == 3:
+        yield (
+            "--method qlora and --zero-stage 3 exclude each other: 4-bit weights cannot be "
+            "partitioned"
+        )
+    if not options.vision_cache:
+        yield "--vision_cache is empty: name a folder, or off"
+    for package in options.report:
+        if importlib.util.find_spec(package) is None:
+            yield f"--report {package} needs its package: pip install {package}"
+    try:
+        if options.layer_range and not layers(options.layer_range):
+            raise ValueError
+    except ValueError:
+        given = " ".join(options.layer_range)
+        yield f"--layer_range {given}: expected numbers (0 14) or a range (0-13)"
+
+
+def _out_of_range(options):
+    for name, value in vars(options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"--{name} {value}: must be a finite number"
+    for name in POSITIVE:
+        if getattr(options, name) <= 0:
+            yield f"--{name} {getattr(options, name)}: must be above 0"
+    for name in NOT_NEGATIVE:
+        if getattr(options, name) < 0:
+            yield f"--{name} {getattr(options, name)}: must not be below 0"
+    for name in BELOW_ONE:
+        if getattr(options, name) >= 1:
+            yield f"--{name} {getattr(options, name)}: must be below 1"
+    if options.augment > 1:
+        yield f"--augment {options.augment}: a share of each side, at most 1"
+
+
+def layers(words):
+    """`["0", "14"]` -> [0, 14] (upstream's list form); `["0-13"]` -> [0, ..., 13]."""
+    chosen = set()
+    for word in words:
+        first, _, last = str(word).partition("-")
+        chosen.update(range(int(first), int(last or first) + 1))
+    return sorted(chosen)
+
+
+def from_saved(saved, parts):
+    """The Options of a saved run, also of a version that named or had fewer of them.
+
+    saved: field names -> values, as a run stores them; parts: those of the network's family.
+    """
+    values = dict(saved)
+    if "mode" in values:
+        values |= _since_method(values, parts)
+    known = {field.name for field in dataclasses.fields(Options)}
+    return Options(**{name: value for name, value in values.items() if name in known})
+
+
+def _since_method(values, parts):
+    """--mode, --use_..., --train, --freeze, --fp16, --bf16 -> --method, --trainable, --dtype."""
+    method = "lora"
+    if values["mode"] == "pretrain":
+        method = "full"
+    elif values.get("use_ptuning"):
+        method = "ptuning"
+    elif values.get("use_qlora"):
+        method = "qlora"
+
+    trainable = values.get("train") or []
+    frozen = values.get("freeze") or []
+    if frozen:
+        trainable = [part for part in parts if part not in frozen]
+
+    dtype = ""
+    if values.get("bf16"):
+        dtype = "bfloat16"
+    elif values.get("fp16"):
+        dtype = "float16"
+    return {"method": method, "trainable": trainable, "dtype": dtype}
