@@ -1,4 +1,7 @@
-"""The networks that the benchmarks measure, and what they say of the machine."""
+"""The networks that the benchmarks measure, and what they say of the machine.
+
+Whatever the benchmarks take from inside model/visualglm/ to make a network or a row stands here.
+"""
 
 import json
 import os
@@ -9,14 +12,23 @@ import time
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+# Before any import of the project: beside this file lies a data.py, which would hide data/.
 sys.path.insert(0, str(PROJECT))
 TINY = PROJECT / "model" / "tiny"
+TINY_BASE = TINY / "base"
+
+
+# Sizes
 
 
 def config(
     *, layers, width, heads, inner, vocabulary, vit, qformer, image_size, patch_size=14, slots=32
 ):
-    """A model_config; vit = (layers, width, heads, inner), qformer = (layers, width, heads)."""
+    """A parsed model_config.json, from numbers.
+
+    vit: (layers, width, heads, inner width); qformer: (layers, width, heads); image_size: pixels of
+    a side; slots: image tokens that the language model sees.
+    """
     new = json.loads((TINY / "model_config.json").read_text())
     new |= {
         "num_layers": layers,
@@ -35,7 +47,7 @@ def config(
         "hidden_size": vit[1],
         "num_attention_heads": vit[2],
         "inner_hidden_size": vit[3],
-        "image_size": [image_size] * 2,
+        "image_size": [image_size, image_size],
         "patch_size": patch_size,
         "max_sequence_length": (image_size // patch_size) ** 2 + 1,
     }
@@ -64,108 +76,156 @@ def mid_size():
     )
 
 
-def full_size(layers=28, vit_layers=39, qformer_layers=12, vocabulary=130528):
-    """VisualGLM-6B's own numbers, with as many layers as asked for."""
+def full_size(layers=28, vit_layers=39, qformer_layers=12):
+    """VisualGLM-6B's own numbers, with as many layers as asked for.
+
+    Only the vocabulary size differs a little: at 130528 no file but ChatGLM's own is accepted.
+    """
     return config(
         layers=layers,
         width=4096,
         heads=32,
         inner=16384,
-        vocabulary=vocabulary,
+        vocabulary=130500,
         vit=(vit_layers, 1408, 16, 6144),
         qformer=(qformer_layers, 768, 12),
         image_size=224,
     )
 
 
-def random_base(folder, config, device="cpu", dtype="float32"):
-    """Write a checkpoint folder of random weights, with the tiny base's vocabulary. Returns its tokenizer."""
-    import torch
+# Networks, folders, rows
 
-    from model.visualglm import export
-    from model.visualglm import loading as checkpoint
-    from model.visualglm.network import VisualGLM
-    from model.visualglm.tokenizer import Tokenizer
 
-    torch.manual_seed(0)
-    network = VisualGLM(config, device, checkpoint.DTYPES[dtype])
-    words = Tokenizer(TINY / "base" / "ice_text.model", config)
-    checkpoint.write_folder(
+def load_tokenizer(config, folder=TINY_BASE):
+    """The vocabulary in a folder, with the special tokens of a network."""
+    from model.visualglm.tokenizer import VOCABULARY, Tokenizer
+
+    return Tokenizer(folder / VOCABULARY, config)
+
+
+def write_checkpoint(folder, network, config, tokenizer):
+    """Write a full checkpoint in this project's own layout."""
+    from model.visualglm.checkpoint import write_folder
+    from model.visualglm.export import full_card
+
+    write_folder(
         folder,
-        card=export.full_card({}),
+        card=full_card({}),
         config=config,
-        tokenizer=words,
+        tokenizer=tokenizer,
         tensors=network.state_dict(),
     )
-    return words
 
 
-def rendered(file, words, config):
-    """A row file -> its rows as ids, every one with a picture."""
+def random_base(folder, config, device="cpu", dtype="float32"):
+    """Write a checkpoint folder of random weights. Returns its tokenizer."""
+    import torch
+
+    from model.family import DTYPES
+    from model.visualglm.network import VisualGLM
+
+    torch.manual_seed(0)
+    network = VisualGLM(config, device, DTYPES[dtype])
+    tokenizer = load_tokenizer(config)
+    write_checkpoint(folder, network, config, tokenizer)
+    return tokenizer
+
+
+def folder_config(folder):
+    """The parsed model_config.json of a checkpoint folder."""
+    from model.visualglm.layouts import read_config
+    from model.weight_files import CONFIG
+
+    return read_config(folder / CONFIG)
+
+
+def folder_weights(folder):
+    """name -> tensor of a full checkpoint in this project's own layout."""
+    from safetensors.torch import load_file
+
+    from model.weight_files import FULL
+
+    return load_file(folder / FULL)
+
+
+def rendered(file, tokenizer, config):
+    """A row file -> its rows as ids, each with an image; see model.visualglm.prompt."""
     from model.visualglm.prompt import render
 
+    rows = json.loads(Path(file).read_text(encoding="utf-8"))
     return [
-        render(words, row["prompt"], row["label"], image_slots=config["image_length"])
-        for row in json.loads(Path(file).read_text(encoding="utf-8"))
+        render(tokenizer, row["prompt"], row["label"], image_slots=config["image_length"])
+        for row in rows
     ]
+
+
+# The machine
 
 
 def machine(device="cpu"):
     """One line: what was measured on."""
     import torch
 
-    name = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else next(
-            (
-                line.split(":")[1].strip()
-                for line in open("/proc/cpuinfo")
-                if line.startswith("model name")
-            ),
-            platform.processor(),
-        )
-    )
-    threads = (
-        ""
-        if device == "cuda"
-        else f", {torch.get_num_threads()} threads of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    return f"{name}{threads}; torch {torch.__version__}"
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}; torch {torch.__version__}"
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{processor()}, {threads}, {instructions}; torch {torch.__version__}"
+
+
+def processor():
+    """The CPU's name, as far as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
 
 
 class PeakMemory:
-    """Context that samples this process's anonymous resident memory (RssAnon: mapped file pages do not count), in bytes."""
+    """Context that samples this process's anonymous resident memory; `peak` is in bytes."""
+
+    INTERVAL = 0.002  # seconds
+
+    def __init__(self):
+        self.peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self):
-        self.peak, self.done = 0, threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
+        self._thread.start()
         return self
 
     def _watch(self):
-        while not self.done.is_set():
+        while not self._done.is_set():
             self.peak = max(self.peak, anonymous())
-            time.sleep(0.002)
+            time.sleep(self.INTERVAL)
 
     def __exit__(self, *_):
-        self.done.set()
-        self.thread.join()
+        self._done.set()
+        self._thread.join()
         self.peak = max(self.peak, anonymous())
 
 
 def anonymous():
-    """RssAnon now, in bytes."""
-    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
+    """RssAnon of this process, in bytes: mapped pages of files do not count."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon: it needs Linux 4.5 or newer")
 
 
 def table(rows):
     """Print a list of dicts of the same keys as a Markdown table."""
     heads = list(rows[0])
-    for line in (
-        heads,
-        ["---"] * len(heads),
-        *([str(row[head]) for head in heads] for row in rows),
-    ):
-        print("| " + " | ".join(line) + " |")
+    print_row(heads)
+    print_row(["---"] * len(heads))
+    for row in rows:
+        print_row(str(row[head]) for head in heads)
+
+
+def print_row(cells):
+    print("| " + " | ".join(cells) + " |")

@@ -1,13 +1,17 @@
-"""LoRA training by finetune_RemoteGLM.py against the stock way (benchmarks/stock.py), in one run.
+"""LoRA training by finetune_RemoteGLM.py against the baseline (benchmarks/baseline.py), in one run.
 
-    python benchmarks/train.py                    mid-size network on the CPU: images/s, memory, share of the matmul rate
-    python benchmarks/train.py --rows 1000 10000  memory and images/s as the data set grows
-    python benchmarks/train.py --full-size        VisualGLM-6B's size on a GPU
+On the CPU with a mid-size network: images/s, memory, share of the matmul rate; then memory and
+images/s as the data set grows; then VisualGLM-6B's size on a GPU:
 
-Each way is a process of its own. Weights and pictures are random; answers are random Chinese of real lengths.
+    python benchmarks/train.py
+    python benchmarks/train.py --rows 1000 10000
+    python benchmarks/train.py --full-size
+
+Each way is a process of its own. Weights and images are random; answers are random Chinese of real
+lengths. A CPU without bfloat16 instructions (AVX2 only) takes an hour over the rows in bfloat16:
+leave them out with --dtypes float32.
 """
 
-import argparse
 import json
 import os
 import random
@@ -16,32 +20,44 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from baseline import SOURCE, TARGET
 from networks import PROJECT, full_size, machine, mid_size, random_base, rendered, table
-from stock import SOURCE, TARGET
+
+from command_line import Parser
 
 HERE = Path(__file__).resolve().parent
-# Tokens of UCM's 1,890 Chinese captions in ChatGLM's vocabulary: the middles of 20 equal shares, 33 on average.
+# Tokens of UCM's 1,890 Chinese captions in ChatGLM's vocabulary: the middles of 20 equal shares,
+# 33 on average.
 ANSWER_TOKENS = (11, 14, 16, 19, 21, 23, 25, 27, 28, 31, 33, 35, 37, 40, 42, 45, 48, 51, 55, 66)
-QUESTION = "场景？"  # makes the prompt 55 tokens in the tiny vocabulary; the usual question makes 52 in ChatGLM's
-PICTURE = 256  # pixels of a side
+# Makes the prompt 55 tokens in the tiny vocabulary; the usual question makes 52 in ChatGLM's.
+QUESTION = "场景？"
+IMAGE_SIDE = 256  # pixels
 RANK = 10
 EPOCHS = 2
-WARM, STEADY = 10, 60  # where no epoch is completed, images/s is read between these steps
-PASSES = 5
+# Where no epoch is completed, images/s is read between these steps.
+WARM, STEADY = 10, 60
+PASSES = 5  # of the measurement of the matmul rate, over the weights four times each
+REPEATS = 4
+POLL_INTERVAL = 0.05  # seconds
+DTYPES = ("float32", "bfloat16")
+
+
+# Processes
 
 
 @dataclass
 class Run:
     """What was seen of a process from outside."""
 
-    output: str
-    memory: int  # greatest resident size, mapped files included, in bytes
-    gpu_memory: int  # greatest growth of what the GPU's driver counts as used, in bytes
-    seconds: dict  # step -> from the start of the process until the step stood in the metrics
+    output: str = ""
+    memory: int = 0  # greatest resident size, mapped files included, in bytes
+    gpu_memory: int = 0  # greatest growth of what the GPU's driver counts as used, in bytes
+    # step -> seconds from the start of the process until the step stood in the metrics
+    seconds: dict = field(default_factory=dict)
 
 
 def gpu_used():
@@ -51,350 +67,395 @@ def gpu_used():
     return total - free
 
 
+def peak_resident(process):
+    """VmHWM of a running process, in bytes; 0 if it has just ended."""
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def logged_steps(experiment):
+    """The steps that stand in the metrics of an experiment's folder, one reading a line."""
+    for file in experiment.glob("*.jsonl"):
+        whole_lines = file.read_text().rpartition("\n")[0]  # the last may be half a line
+        for entry in map(json.loads, whole_lines.splitlines()):
+            if "loss" in entry:
+                yield entry["step"]
+
+
 def watch(command, threads, experiment=None):
-    """Run a command to its end -> Run. experiment: the folder in which a training writes its metrics, one reading a line."""
-    seconds, memory, before, gpu_memory, running = {}, 0, gpu_used(), 0, True
+    """Run a command to its end -> Run. experiment: folder in which a training writes its metrics.
+
+    Exits with the end of the command's output if it fails.
+    """
+    run = Run()
+    gpu_before = gpu_used()
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
         process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
+        running = True
         while running:
             running = process.poll() is None
-            status = Path(f"/proc/{process.pid}/status").read_text() if running else ""
-            for line in status.splitlines():
-                if line.startswith("VmHWM"):
-                    memory = int(line.split()[1]) * 1024
-            gpu_memory = max(gpu_memory, gpu_used() - before)
-            for metrics in experiment.glob("*.jsonl") if experiment else ():
-                written = metrics.read_text().rpartition("\n")[
-                    0
-                ]  # the last line may be half a line
-                for entry in map(json.loads, written.splitlines()):
-                    if "loss" in entry:
-                        seconds.setdefault(entry["step"], time.perf_counter() - start)
-            time.sleep(0.05)
+            if running:
+                run.memory = max(run.memory, peak_resident(process))
+            run.gpu_memory = max(run.gpu_memory, gpu_used() - gpu_before)
+            if experiment is not None:
+                for step in logged_steps(experiment):
+                    run.seconds.setdefault(step, time.perf_counter() - start)
+            time.sleep(POLL_INTERVAL)
         output.seek(0)
-        said = output.read()
+        run.output = output.read()
+
     if process.returncode:
-        sys.exit(f"{' '.join(map(str, command))}: ended with {process.returncode}\n{said[-3000:]}")
-    return Run(said, memory, gpu_memory, seconds)
+        shown = " ".join(map(str, command))
+        sys.exit(f"{shown}: ended with {process.returncode}\n{run.output[-3000:]}")
+    return run
+
+
+def steady_speed(run, batch_size):
+    """images/s between two readings after the start."""
+    return batch_size * (STEADY - WARM) / (run.seconds[STEADY] - run.seconds[WARM])
+
+
+# What is trained
+
+
+@dataclass
+class Work:
+    """What a LoRA step must compute."""
+
+    operations: float  # per image
+    tokens: float  # of an image's row, on average
+    formula: str  # the same in words
 
 
 class Bench:
     """A network, and what all measurements on it share."""
 
     def __init__(self, folder, config, threads, device="cpu", dtype="float32"):
-        self.folder, self.config, self.threads = folder, config, threads
-        self.device, self.dtype = device, dtype
-        self.words = random_base(folder / "base", config, device, dtype)
+        self.folder = folder
+        self.config = config
+        self.threads = threads
+        self.device = device
+        self.dtype = dtype
+        self.tokenizer = None
+
+    def prepare(self):
+        """Write the base's folder; returns self."""
+        self.tokenizer = random_base(self.folder / "base", self.config, self.device, self.dtype)
         torch.cuda.empty_cache()
+        return self
 
-    def rows(self, name, count, pictures):
-        """Write count rows over so many pictures; returns the file. Texts are the same in every run, pictures never, so that
-        no cache knows them."""
-        import numpy as np
-        from PIL import Image
+    def rows(self, name, count, images):
+        """Write count rows over so many images; returns the file.
 
+        Texts are the same in every run, images never, so that no cache knows them.
+        """
         folder = self.folder / name
         folder.mkdir()
-        chance, noise = random.Random(0), np.random.default_rng()
-        pieces = map(self.words.pieces.id_to_piece, range(self.words.pieces.vocab_size()))
-        letters = [piece for piece in pieces if len(piece) == 1 and "一" <= piece <= "龥"]
-        for index in range(pictures):
-            pixels = noise.integers(0, 256, (PICTURE, PICTURE, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{index}.tif")
+        write_images(folder, images)
+
+        pieces = self.tokenizer.pieces
+        names = [pieces.id_to_piece(index) for index in range(pieces.vocab_size())]
+        characters = [piece for piece in names if len(piece) == 1 and "一" <= piece <= "龥"]
+        chance = random.Random(0)
+        lengths = [chance.choice(ANSWER_TOKENS) - 1 for _ in range(count)]  # and a leading blank
+        rows = []
+        for index, length in enumerate(lengths):
+            answer = "".join(chance.choices(characters, k=length))
+            rows.append({"img": f"{index % images}.tif", "prompt": QUESTION, "label": answer})
         file = folder / "rows.json"
-        lengths = (
-            chance.choice(ANSWER_TOKENS) - 1 for _ in range(count)
-        )  # a text's first token is a blank
-        file.write_text(
-            json.dumps(
-                [
-                    {
-                        "img": f"{index % pictures}.tif",
-                        "prompt": QUESTION,
-                        "label": "".join(chance.choices(letters, k=length)),
-                    }
-                    for index, length in enumerate(lengths)
-                ]
-            )
-        )
+        file.write_text(json.dumps(rows))
         return file
 
-    def ours(self, file, batch_size, interval, *options):
-        """Train with the project's script, which writes a reading every interval steps and saves once, at the end."""
-        name = file.parent.name
-        return watch(
-            [
-                sys.executable,
-                PROJECT / "finetune_RemoteGLM.py",
-                "--from_pretrained",
-                self.folder / "base",
-                "--train-data",
-                file,
-                "--batch-size",
-                str(batch_size),
-                "--lora_rank",
-                str(RANK),
-                "--device",
-                self.device,
-                "--vision_cache",
-                self.folder / "vision-cache",
-                "--log-interval",
-                str(interval),
-                "--save-interval",
-                str(sys.maxsize),
-                "--save",
-                self.folder / "runs",
-                "--experiment-name",
-                name,
-                *map(str, options),
-            ],
-            self.threads,
-            self.folder / "runs" / name,
-        )
+    def ours(self, file, batch_size, interval, dtype, length, method="lora"):
+        """Train with the project's script -> Run.
 
-    def stock(self, file, batch_size, steps):
-        """Train the stock way -> (Run, images/s without the first step)"""
-        run = watch(
-            [
-                sys.executable,
-                HERE / "stock.py",
-                self.folder / "base",
-                file,
-                "--batch-size",
-                str(batch_size),
-                "--steps",
-                str(steps),
-                "--rank",
-                str(RANK),
-                "--device",
-                self.device,
-                "--dtype",
-                self.dtype,
-            ],
-            self.threads,
-        )
-        return run, batch_size / statistics.median(json.loads(run.output.splitlines()[-1])[1:])
+        It writes a reading every interval steps and saves once, at the end. length: {"--epochs" or
+        "--train-iters": number}.
+        """
+        name = file.parent.name
+        options = {
+            "--from-pretrained": self.folder / "base",
+            "--train-data": file,
+            "--batch-size": batch_size,
+            "--method": method,
+            "--lora-rank": RANK,
+            "--device": self.device,
+            "--dtype": dtype,
+            "--vision-cache": self.folder / "vision-cache",
+            "--log-interval": interval,
+            "--save-interval": sys.maxsize,
+            "--save": self.folder / "runs",
+            "--experiment-name": name,
+        }
+        command = [sys.executable, PROJECT / "finetune_RemoteGLM.py"]
+        command += as_words(options | length)
+        return watch(command, self.threads, self.folder / "runs" / name)
+
+    def baseline(self, file, batch_size, steps):
+        """Train the baseline -> (Run, images/s without the first step)."""
+        options = {
+            "--batch-size": batch_size,
+            "--steps": steps,
+            "--rank": RANK,
+            "--device": self.device,
+            "--dtype": self.dtype,
+        }
+        command = [sys.executable, HERE / "baseline.py", self.folder / "base", file]
+        run = watch(command + as_words(options), self.threads)
+        seconds = json.loads(run.output.splitlines()[-1])
+        return run, batch_size / statistics.median(seconds[1:])
 
     def work(self, file):
-        """(operations that a LoRA step must do for an image, tokens of an image's row, the formula in words)"""
-        c, rows = self.config, rendered(file, self.words, self.config)
-        width, inner = c["hidden_size"], c["inner_hidden_size"]
-        blocks, head = c["num_layers"] * (4 * width**2 + 2 * width * inner), c["vocab_size"] * width
+        """What training on a row file must compute -> Work."""
+        config = self.config
+        width, inner = config["hidden_size"], config["inner_hidden_size"]
+        blocks = config["num_layers"] * (4 * width**2 + 2 * width * inner)
+        head = config["vocab_size"] * width
+
+        rows = rendered(file, self.tokenizer, config)
         tokens = statistics.mean(len(row.ids) for row in rows)
         answers = statistics.mean(len(row.target_positions) for row in rows)
         operations = 4 * (blocks * tokens + head * answers)
-        return (
-            operations,
-            tokens,
-            (
-                f"An image must cost 4 x ({blocks / 1e6:.1f} M weights of the language model's blocks x {tokens:.1f} "
-                f"tokens + {head / 1e6:.1f} M of the head x {answers:.1f} answer tokens) = {operations / 1e9:.1f} GFLOP: "
-                "2 forward, 2 backward through frozen weights, no weight gradients; attention products, LoRA, norms and "
-                "the vision tower are left out."
-            ),
+        formula = (
+            f"An image must cost 4 x ({blocks / 1e6:.1f} M weights of the language model's blocks "
+            f"x {tokens:.1f} tokens + {head / 1e6:.1f} M of the head x {answers:.1f} answer "
+            f"tokens) = {operations / 1e9:.1f} GFLOP: 2 forward, 2 backward through frozen "
+            "weights, no weight gradients; attention products, LoRA, norms and the vision tower "
+            "are left out."
         )
+        return Work(operations, tokens, formula)
 
-    def product_rate(self, rows, dtype):
-        """Operations per second of F.linear over x [rows, width], w [inner, width]: the best of some passes."""
-        c, to = self.config, {"dtype": dtype, "device": self.device}
-        width, inner, layers = c["hidden_size"], c["inner_hidden_size"], c["num_layers"]
-        x = torch.randn(rows, width, **to)
-        weights = [
-            torch.randn(inner, width, **to) for _ in range(layers)
-        ]  # more than a cache holds
+    def matmul_rate(self, rows, dtype):
+        """Operations per second of F.linear over x [rows, width], w [inner, width].
+
+        That of the best pass; dtype: torch's.
+        """
+        width, inner = self.config["hidden_size"], self.config["inner_hidden_size"]
+        layers = self.config["num_layers"]
+        x = torch.randn(rows, width, dtype=dtype, device=self.device)
+        weights = []  # more than a cache holds
+        for _ in range(layers):
+            weights.append(torch.randn(inner, width, dtype=dtype, device=self.device))
+
         fastest = float("inf")
         for _ in range(PASSES):
             start = time.perf_counter()
-            for weight in weights * 4:
+            for weight in weights * REPEATS:
                 torch.nn.functional.linear(x, weight)
             if self.device == "cuda":
                 torch.cuda.synchronize()
             fastest = min(fastest, time.perf_counter() - start)
         del x, weights
         torch.cuda.empty_cache()
-        return 4 * layers * 2 * rows * width * inner / fastest
+        return REPEATS * layers * 2 * rows * width * inner / fastest
+
+    def matmul_shape(self):
+        return f"[{self.config['inner_hidden_size']}, {self.config['hidden_size']}]"
+
+
+def write_images(folder, count):
+    """Images of noise, other ones in every run."""
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng()
+    for index in range(count):
+        pixels = noise.integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.tif")
+
+
+def as_words(options):
+    """{option: value} -> the words of a command."""
+    words = []
+    for option, value in options.items():
+        words += [option, str(value)]
+    return words
 
 
 def gigabytes(size):
     return f"{size / 1e9:.2f}"
 
 
-def by_dtype(bench, images, batch_size, stock_steps):
-    """Stock in float32 against ours in float32 and bfloat16, epoch by epoch."""
-    files = {
-        way: bench.rows(way.replace(" ", "-"), images, images)
-        for way in ("stock", "ours float32", "ours bfloat16")
-    }
-    operations, tokens, formula = bench.work(files["stock"])
-    products = round(batch_size * tokens)
-    stock, stock_speed = bench.stock(files["stock"], batch_size, stock_steps)
-    measured = [("stock float32", stock, stock_speed, stock_speed)]
-    epoch = -(-images // batch_size)
-    for dtype, options in (("float32", ()), ("bfloat16", ("--bf16",))):
-        run = bench.ours(
-            files[f"ours {dtype}"], batch_size, epoch, "--use_lora", "--epochs", EPOCHS, *options
-        )
-        first, last = run.seconds[epoch], run.seconds[EPOCHS * epoch]
-        measured.append(
-            (f"ours {dtype}", run, images / first, images * (EPOCHS - 1) / (last - first))
-        )
-    rates = {
-        dtype: bench.product_rate(products, getattr(torch, dtype))
-        for dtype in ("float32", "bfloat16")
-    }
-    table(
-        [
-            {
-                "way": way,
-                "images/s, first epoch": f"{first:.2f}",
-                "against stock": f"{first / stock_speed:.2f}",
-                "images/s, second epoch": f"{later:.2f}",
-                "against stock ": f"{later / stock_speed:.2f}",
-                "peak GB": gigabytes(run.memory),
-                "against stock  ": f"{run.memory / stock.memory:.2f}",
-                "of matmul rate": f"{operations * later / rates[way.split()[1]]:.0%}",
-            }
-            for way, run, first, later in measured
-        ]
+# Tables
+
+
+def by_dtype(bench, dtypes, images, batch_size, baseline_steps):
+    """The baseline in float32 against ours in each dtype, epoch by epoch."""
+    file = bench.rows("baseline", images, images)
+    work = bench.work(file)
+    products = round(batch_size * work.tokens)
+    baseline, baseline_speed = bench.baseline(file, batch_size, baseline_steps)
+
+    rates = {}
+    for dtype in dict.fromkeys(["float32", *dtypes]):
+        rates[dtype] = bench.matmul_rate(products, getattr(torch, dtype))
+
+    def row(way, dtype, run, first, later):
+        return {
+            "way": f"{way} {dtype}",
+            "images/s, first epoch": f"{first:.2f}",
+            "against baseline": f"{first / baseline_speed:.2f}",
+            "images/s, second epoch": f"{later:.2f}",
+            "against baseline ": f"{later / baseline_speed:.2f}",
+            "peak GB": gigabytes(run.memory),
+            "against baseline  ": f"{run.memory / baseline.memory:.2f}",
+            "of matmul rate": f"{work.operations * later / rates[dtype]:.0%}",
+        }
+
+    rows = [row("baseline", "float32", baseline, baseline_speed, baseline_speed)]
+    steps = -(-images // batch_size)  # of an epoch
+    for dtype in dtypes:
+        own = bench.rows(f"ours-{dtype}", images, images)
+        run = bench.ours(own, batch_size, steps, dtype, {"--epochs": EPOCHS})
+        first, last = run.seconds[steps], run.seconds[EPOCHS * steps]
+        rows.append(row("ours", dtype, run, images / first, images * (EPOCHS - 1) / (last - first)))
+    table(rows)
+
+    measured_rates = ", ".join(
+        f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items()
     )
     print(
-        f"\nStock: the median of {stock_steps - 1} steps, all alike (every row {SOURCE + TARGET} tokens, the picture "
-        f"encoded in each step, full logits). Ours: {images} rows with a picture each; the first epoch counts from the "
-        "start of the process and holds imports, loading and the encoding of every picture; neither way saves in between. "
-        f"Memory: greatest resident size.\n{formula}\nMatmul rate: F.linear of {products} rows (a batch's tokens) by "
-        f"[{bench.config['inner_hidden_size']}, {bench.config['hidden_size']}]: "
-        + ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
-        + "."
+        f"\nBaseline: the median of {baseline_steps - 1} steps, all alike (every row "
+        f"{SOURCE + TARGET} tokens, the image encoded in each step, full logits). Ours: {images} "
+        "rows with an image each; the first epoch counts from the start of the process and holds "
+        "imports, loading and the encoding of every image; neither way saves in between. Memory: "
+        f"greatest resident size.\n{work.formula}\nMatmul rate: F.linear of {products} rows (a "
+        f"batch's tokens) by {bench.matmul_shape()}: {measured_rates}."
     )
 
 
-def steady(run, batch_size):
-    """images/s between two readings after the start."""
-    return batch_size * (STEADY - WARM) / (run.seconds[STEADY] - run.seconds[WARM])
-
-
-def by_rows(bench, counts, pictures, batch_size):
+def by_rows(bench, counts, images, batch_size):
     """Ours in bfloat16 on more and more rows."""
-    runs = {}
+    rows = []
     for count in counts:
-        file = bench.rows(f"rows-{count}", count, pictures)
-        runs[count] = bench.ours(
-            file, batch_size, WARM, "--use_lora", "--bf16", "--train-iters", STEADY
-        )
-    table(
-        [
+        file = bench.rows(f"rows-{count}", count, images)
+        run = bench.ours(file, batch_size, WARM, "bfloat16", {"--train-iters": STEADY})
+        rows.append(
             {
                 "rows": f"{count:,}",
-                "images/s": f"{steady(run, batch_size):.2f}",
+                "images/s": f"{steady_speed(run, batch_size):.2f}",
                 "peak GB": gigabytes(run.memory),
                 f"seconds to step {WARM}": f"{run.seconds[WARM]:.1f}",
             }
-            for count, run in runs.items()
-        ]
-    )
+        )
+    table(rows)
     print(
-        f"\nOurs in bfloat16, batch {batch_size}, steps {WARM} to {STEADY}. The rows share {pictures} pictures, so that "
-        "encoding does not dominate."
+        f"\nOurs in bfloat16, batch {batch_size}, steps {WARM} to {STEADY}. The rows share "
+        f"{images} images, so that encoding does not dominate."
     )
 
 
 def by_batch(bench, batches):
-    """Stock, LoRA and QLoRA at VisualGLM-6B's size on a GPU."""
-    rows = []
+    """Baseline, LoRA and QLoRA at VisualGLM-6B's size on a GPU."""
+    rows, formula = [], ""
     for batch_size in batches:
-        file = bench.rows(f"stock-{batch_size}", 256, 32)
-        operations, tokens, formula = bench.work(file)
-        rate = bench.product_rate(round(batch_size * tokens), torch.bfloat16)
-        stock, stock_speed = bench.stock(file, batch_size, WARM)
-        measured = [("stock LoRA", stock, stock_speed)]
-        for way, option in (("ours LoRA", "--use_lora"), ("ours QLoRA", "--use_qlora")):
-            own = bench.rows(f"{option[6:]}-{batch_size}", 256, 32)
-            run = bench.ours(own, batch_size, WARM, option, "--bf16", "--train-iters", STEADY)
-            measured.append((way, run, steady(run, batch_size)))
-        rows += [
-            {
-                "way": way,
-                "batch": batch_size,
-                "images/s": f"{speed:.2f}",
-                "against stock": f"{speed / stock_speed:.2f}",
-                "of matmul rate": f"{operations * speed / rate:.0%}",
-                "matmul TFLOP/s": f"{rate / 1e12:.0f}",
-                "GPU GB": gigabytes(run.gpu_memory),
-                "host GB": gigabytes(run.memory),
-            }
-            for way, run, speed in measured
-        ]
+        file = bench.rows(f"baseline-{batch_size}", 256, 32)
+        work = bench.work(file)
+        formula = work.formula
+        rate = bench.matmul_rate(round(batch_size * work.tokens), torch.bfloat16)
+        baseline, baseline_speed = bench.baseline(file, batch_size, WARM)
+        measured = [("baseline lora", baseline, baseline_speed)]
+        for method in ("lora", "qlora"):
+            own = bench.rows(f"{method}-{batch_size}", 256, 32)
+            length = {"--train-iters": STEADY}
+            run = bench.ours(own, batch_size, WARM, "bfloat16", length, method)
+            measured.append((f"ours {method}", run, steady_speed(run, batch_size)))
+
+        for way, run, speed in measured:
+            rows.append(
+                {
+                    "way": way,
+                    "batch": batch_size,
+                    "images/s": f"{speed:.2f}",
+                    "against baseline": f"{speed / baseline_speed:.2f}",
+                    "of matmul rate": f"{work.operations * speed / rate:.0%}",
+                    "matmul TFLOP/s": f"{rate / 1e12:.0f}",
+                    "GPU GB": gigabytes(run.gpu_memory),
+                    "host GB": gigabytes(run.memory),
+                }
+            )
     table(rows)
     print(
-        f"\nAll in bfloat16. Stock: the median of {WARM - 1} steps; ours: steps {WARM} to {STEADY}, pictures already "
-        "encoded. GPU memory as the driver counts it, the allocator's reserve and the CUDA context included; host memory "
-        f"of the training process without those that read images.\n{formula}\nMatmul rate: F.linear of a batch's tokens "
-        f"by [{bench.config['inner_hidden_size']}, {bench.config['hidden_size']}]."
+        f"\nAll in bfloat16. Baseline: the median of {WARM - 1} steps; ours: steps {WARM} to "
+        f"{STEADY}, images already encoded. GPU memory as the driver counts it, the allocator's "
+        "reserve and the CUDA context included; host memory of the training process without those "
+        f"that read images.\n{formula}\nMatmul rate: F.linear of a batch's tokens by "
+        f"{bench.matmul_shape()}."
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse():
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--rows",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="measure ours in bfloat16 on so many rows instead",
     )
-    parser.add_argument(
-        "--rows", type=int, nargs="+", metavar="N", help="measure ours on so many rows instead"
-    )
-    parser.add_argument(
+    add(
         "--full-size",
         action="store_true",
         help="VisualGLM-6B's size on a GPU instead; 16 GB of files in TMPDIR",
     )
-    parser.add_argument(
-        "--images", type=int, default=160, help="rows of an epoch, a picture each (%(default)s)"
-    )
-    parser.add_argument(
+    add("--images", type=int, default=160, help="rows of an epoch, an image each (%(default)s)")
+    add(
         "--batch-size",
         type=int,
         nargs="+",
         help="rows of a step (4; with --full-size 1 and 8 in turn)",
     )
-    parser.add_argument(
-        "--stock-steps",
+    add(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=DTYPES,
+        help="of ours, without --rows and --full-size (default: all)",
+    )
+    add(
+        "--baseline-steps",
         type=int,
         default=6,
-        help="steps of the stock way; the first is not counted (%(default)s)",
+        help="steps of the baseline; the first is not counted (%(default)s)",
     )
-    parser.add_argument(
-        "--pictures",
+    add(
+        "--shared-images",
         type=int,
         default=16,
-        help="with --rows: pictures the rows share (%(default)s)",
+        help="with --rows: images that the rows share (%(default)s)",
     )
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (%(default)s)")
+    add("--threads", type=int, default=2, help="of the CPU (%(default)s)")
     args = parser.parse_args()
     if args.full_size and not torch.cuda.is_available():
-        sys.exit(
-            "benchmarks/train.py: error: --full-size needs a CUDA GPU, and torch finds none here"
-        )
+        parser.error("--full-size needs a CUDA GPU, and torch finds none here")
+    return args
+
+
+def main():
+    args = parse()
     torch.set_num_threads(args.threads)
     device = "cuda" if args.full_size else "cpu"
     print(f"{machine(device)}\n", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if args.full_size:
-            # A vocabulary of another size, since only ChatGLM's own file is accepted for its own.
-            bench = Bench(folder, full_size(vocabulary=130500), args.threads, device, "bfloat16")
-            return by_batch(bench, args.batch_size or (1, 8))
-        bench, batch_size = (
-            Bench(folder, mid_size(), args.threads),
-            args.batch_size[0] if args.batch_size else 4,
-        )
+            bench = Bench(folder, full_size(), args.threads, device, "bfloat16").prepare()
+            by_batch(bench, args.batch_size or (1, 8))
+            return
+
+        bench = Bench(folder, mid_size(), args.threads).prepare()
+        batch_size = args.batch_size[0] if args.batch_size else 4
         if args.rows:
-            by_rows(bench, args.rows, args.pictures, batch_size)
+            by_rows(bench, args.rows, args.shared_images, batch_size)
         else:
-            by_dtype(bench, args.images, batch_size, args.stock_steps)
+            by_dtype(bench, args.dtypes, args.images, batch_size, args.baseline_steps)
 
 
 if __name__ == "__main__":

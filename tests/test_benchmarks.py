@@ -1,29 +1,29 @@
-"""What the benchmarks compare with: SAT's own classes must be the same network, or the comparison says nothing."""
+"""What the benchmarks compare with must be the same network, or the comparison says nothing."""
 
 import sys
 
 import torch
 from conftest import PROJECT
 
-sys.path.insert(0, str(PROJECT / "benchmarks"))
+sys.path.append(str(PROJECT / "benchmarks"))  # at the end: its data.py would hide data/
 
 
-def test_stock_way_is_the_same_network(tiny_config, vocabulary):
-    import stock
+def test_the_baseline_is_the_same_network(tiny_config, vocabulary):
+    import baseline
 
     from model.visualglm.network import VisualGLM
     from model.visualglm.prompt import render
     from model.visualglm.tokenizer import Tokenizer
 
     torch.manual_seed(0)
-    ours, theirs = VisualGLM(tiny_config).eval(), stock.network(tiny_config)
+    ours, theirs = VisualGLM(tiny_config).eval(), baseline.network(tiny_config)
     theirs.load_state_dict(ours.state_dict())
-    words = Tokenizer(vocabulary, tiny_config)
+    tokenizer = Tokenizer(vocabulary, tiny_config)
     rows = [
-        render(words, "图中有什么？", answer, image_slots=8)
+        render(tokenizer, "图中有什么？", answer, image_slots=8)
         for answer in ("两块网球场。", "这是一片绿色的农田。")
     ]
-    input_ids, labels = stock.padded(rows, tiny_config["pad_token_id"])
+    input_ids, labels = baseline.padded(rows, tiny_config["pad_token_id"])
     pixels, start = torch.randn(2, 3, 28, 28), rows[0].image_start
     with torch.no_grad():
         expected = theirs(input_ids=input_ids, pixels=pixels, image_start=start)[0]
@@ -34,7 +34,7 @@ def test_stock_way_is_the_same_network(tiny_config, vocabulary):
         torch.testing.assert_close(
             got_row[: len(row.ids)], expected_row[: len(row.ids)], atol=1e-5, rtol=1e-4
         )
-        trained = (label[1:] != stock.IGNORED).nonzero().flatten()
+        trained = (label[1:] != baseline.IGNORED).nonzero().flatten()
         assert trained.tolist() == list(row.target_positions)
         assert label[1:][trained].tolist() == [row.ids[t + 1] for t in row.target_positions]
 
@@ -57,9 +57,8 @@ def test_brief_rows_say_the_scene_first_and_one_thing_more():
     scenes = [row("港口。")]
     kept = effect.brief(
         [
-            row(
-                "港口里停着许多船。"
-            ),  # the water and the pier follow from the harbour, the boats are one thing more
+            # The water and the pier follow from the harbour, the boats are one thing more.
+            row("港口里停着许多船。"),
             row("港口的水面上停着许多船。"),
             row("许多船整齐地停着。"),  # names no scene: it is said before it
             row("港口里停着许多船，旁边有一辆汽车。"),  # two things more
@@ -86,7 +85,6 @@ def test_split_finds_what_a_linear_classifier_finds():
     features[torch.arange(120), classes] += 1
     train = torch.arange(120) < 90
     assert split.accuracy(features, classes, train) == 100
-    moved = torch.where(
-        train, classes, (classes + 1) % 3
-    )  # elsewhere each class looks like another one
+    # In the other part each class looks like another one.
+    moved = torch.where(train, classes, (classes + 1) % 3)
     assert split.accuracy(features, moved, train) == 0

@@ -15,17 +15,25 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_web import free_port
 
 import cli_demo
 import evaluate_RemoteGLM
 import export_RemoteGLM
 import web_demo
+from command_line import Parser
 from model import Assistant, Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT
-from model.visualglm import loading as checkpoint
+from model.weight_files import CONFIG, FULL
 
 PROJECT = Path(__file__).resolve().parent.parent
+SAT_FIXTURE = PROJECT / "tests/fixtures/visualglm-sat"
 GREEDY = ["--temperature", "0", "--max_length", "60", "--device", "cpu"]
+
+
+def chat(folder, *options):
+    """The terminal chat, as it is started with a checkpoint."""
+    cli_demo.main(["--from_pretrained", str(folder), *map(str, options)])
 
 
 @pytest.fixture(scope="module")
@@ -48,31 +56,19 @@ def answer(folder, question, image, history=(), **more):
 def test_one_shot(adapter, tiny_checkpoint, rows, capsys):
     path = str(rows / "images/0.tif")
     image = read_image(path)
-    cli_demo.main(["--from_pretrained", str(adapter), "--image", path, "--base", *GREEDY])
+    chat(adapter, "--image", path, "--base", *GREEDY)
     before, after = answer(tiny_checkpoint, "有什么？", image), answer(adapter, "有什么？", image)
     assert capsys.readouterr().out == f"微调前：{before}\nRemoteGLM：{after}\n" and before != after
-    cli_demo.main(
-        [
-            "--from_pretrained",
-            str(adapter),
-            "--image",
-            path,
-            "--prompt",
-            "红色吗？",
-            "--json",
-            "--base",
-            *GREEDY,
-        ]
-    )
+
+    chat(adapter, "--image", path, "--prompt", "红色吗？", "--json", "--base", *GREEDY)
     assert json.loads(capsys.readouterr().out) == {
         "image": path,
         "prompt": "红色吗？",
         "base_answer": answer(tiny_checkpoint, "红色吗？", image),
         "answer": answer(adapter, "红色吗？", image),
     }
-    cli_demo.main(
-        ["--from_pretrained", str(adapter), "--prompt", "你好", *GREEDY]
-    )  # without an image: plain text
+
+    chat(adapter, "--prompt", "你好", *GREEDY)  # without an image: plain text
     assert capsys.readouterr().out == f"RemoteGLM：{answer(adapter, '你好', None)}\n"
 
 
@@ -84,33 +80,9 @@ def test_sampling_options_reach_the_engine(adapter, rows, capsys, monkeypatch):
             seen.append((q, sampling, english)) or iter("x")
         ),
     )
-    cli_demo.main(
-        [
-            "--from_pretrained",
-            str(adapter),
-            "--image",
-            str(rows / "images/0.tif"),
-            "--english",
-            "--prompt_en",
-            "Where?",
-            "--max_length",
-            "99",
-            "--top_p",
-            "0.7",
-            "--top_k",
-            "9",
-            "--temperature",
-            "0.5",
-            "--repetition_penalty",
-            "1.1",
-            "--seed",
-            "3",
-            "--dtype",
-            "bfloat16",
-            "--device",
-            "cpu",
-        ]
-    )
+    sampling = "--max_length 99 --top_p 0.7 --top_k 9 --temperature 0.5 --repetition_penalty 1.1"
+    options = f"{sampling} --seed 3 --english --prompt_en Where? --dtype bfloat16 --device cpu"
+    chat(adapter, "--image", rows / "images/0.tif", *options.split())
     assert seen == [
         (
             "Where?",
@@ -124,14 +96,18 @@ def test_sampling_options_reach_the_engine(adapter, rows, capsys, monkeypatch):
 
 
 def test_dialogue(adapter, rows, monkeypatch, capsys):
-    """clear, a wrong path, a second round, plain text, stop; the first question is the one it was trained on."""
+    """clear, a wrong path, a second round, plain text, stop.
+
+    The first question is the one it was trained on.
+    """
     red, green = str(rows / "images/0.tif"), str(rows / "images/1.tif")
     typed = iter(
         ["nowhere.tif", red, "红色吗？", "clear", f"'{green}'", "clear", "", "你好", "stop"]
     )
     monkeypatch.setattr("builtins.input", lambda prompt="": print(prompt, end="") or next(typed))
-    cli_demo.main(["--from_pretrained", str(adapter), *GREEDY])
-    said = re.findall("RemoteGLM：(.*?)\n(?:用户：|请输入)", out := capsys.readouterr().out, re.S)
+    chat(adapter, *GREEDY)
+    out = capsys.readouterr().out
+    said = re.findall("RemoteGLM：(.*?)\n(?:用户：|请输入)", out, re.S)
     image = read_image(red)
     first = answer(adapter, "有什么？", image)
     assert said == [
@@ -153,7 +129,10 @@ def test_dialogue(adapter, rows, monkeypatch, capsys):
 def test_a_dialogue_too_long_says_what_was_not_read(
     adapter, tiny_checkpoint, rows, monkeypatch, capsys, english, said
 ):
-    """Over the network's 2048 positions: the answers, each stopped early, are those to the dialogue without its oldest rounds."""
+    """Over the network's 2048 positions, the oldest rounds are left out.
+
+    The answers, each stopped early, are those to the dialogue without these rounds.
+    """
     path, long = str(rows / "images/0.tif"), "绿色的农田在公路旁。" * 70
     asked = [long, "红" + long, "蓝" + long, "红色吗？"]
     typed = iter([path, *asked, "stop"])
@@ -166,27 +145,16 @@ def test_a_dialogue_too_long_says_what_was_not_read(
     monkeypatch.setattr(
         cli_demo, "say", lambda name, pieces, stoppable: texts.append(begun(pieces)) or texts[-1]
     )
-    cli_demo.main(
-        [
-            "--from_pretrained",
-            str(adapter),
-            "--temperature",
-            "0",
-            "--device",
-            "cpu",
-            "--base",
-            "--prompt_zh",
-            "有什么？",
-            "--prompt_en",
-            "有什么？",
-            *["--english"] * english,
-        ]
+    options = (
+        "--temperature 0 --device cpu --base --prompt_zh 有什么？ --prompt_en 有什么？".split()
     )
+    if english:
+        options.append("--english")
+    chat(adapter, *options)
     bases, tuned = texts[::2], texts[1::2]
     history = list(zip(["有什么？", *asked], tuned))
-    dropped = [
-        int(re.fullmatch(said, line)[1]) for line in capsys.readouterr().err.splitlines()
-    ]  # in the last rounds
+    # In the last rounds
+    dropped = [int(re.fullmatch(said, line)[1]) for line in capsys.readouterr().err.splitlines()]
     assert all(tuned) and 2 <= len(dropped) < 5 and dropped[0] < dropped[-1]
     for folder, texts_of_it in ((tiny_checkpoint, bases), (adapter, tuned)):
         assistant = load_assistant(folder, device="cpu")
@@ -210,18 +178,8 @@ def test_a_question_too_long_says_so_once(adapter, rows, capsys, more):
     """What was not read changes nothing, and standard output holds the answer alone."""
     outs = []
     for end in ("红色吗？", "蓝色吗？"):
-        cli_demo.main(
-            [
-                "--from_pretrained",
-                str(adapter),
-                "--image",
-                str(rows / "images/0.tif"),
-                *GREEDY,
-                *more,
-                "--prompt",
-                "绿色的农田。" * 9 + end,
-            ]
-        )
+        question = "绿色的农田。" * 9 + end
+        chat(adapter, "--image", rows / "images/0.tif", *GREEDY, *more, "--prompt", question)
         said = capsys.readouterr()
         assert said.err == "注意：超出长度上限，未读入问题的末尾\n"
         outs.append(said.out.replace(end, ""))
@@ -242,9 +200,8 @@ class Terminal:
                 "OMP_NUM_THREADS": "1",
                 "PYTHONUTF8": "1",
             }
-            os.execv(
-                sys.executable, [sys.executable, str(PROJECT / "cli_demo.py"), *map(str, argv)]
-            )
+            script = str(PROJECT / "cli_demo.py")
+            os.execv(sys.executable, [sys.executable, script, *map(str, argv)])
 
     def __enter__(self):
         return self
@@ -256,8 +213,11 @@ class Terminal:
         os.close(self.terminal)
 
     def read(self, until, again=""):
-        """What is shown up to this text. While nothing comes, `again` is typed now and then: a Ctrl-C between two of
-        readline's calls is noticed with the next key only."""
+        """What is shown up to this text.
+
+        While nothing comes, `again` is typed now and then: a Ctrl-C between two of readline's calls
+        is noticed with the next key only.
+        """
         data, end = b"", time.monotonic() + 90
         while until not in (shown := data.decode(errors="replace").replace("\r\n", "\n")):
             assert time.monotonic() < end, f"{until!r} did not come: {shown}"
@@ -279,40 +239,36 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def endless(tiny_checkpoint, tmp_path_factory):
-    """A checkpoint that never ends an answer: the logit of `<eop>` is always 0, and some other one is above."""
+    """A checkpoint that never ends an answer.
+
+    The logit of `<eop>` is always 0, and some other one is above.
+    """
     folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("endless") / "a")
-    tensors = load_file(folder / checkpoint.FULL)
-    tensors["mixins.chatglm-final.lm_head.weight"][
-        json.loads((folder / checkpoint.CONFIG).read_text())["eos_token_id"]
-    ] = 0
-    save_file(tensors, folder / checkpoint.FULL)
+    tensors = load_file(folder / FULL)
+    eop = json.loads((folder / CONFIG).read_text())["eos_token_id"]
+    tensors["mixins.chatglm-final.lm_head.weight"][eop] = 0
+    save_file(tensors, folder / FULL)
     return folder
 
 
-ENDLESS = [
-    "--temperature",
-    "0",
-    "--repetition_penalty",
-    "1",
-    "--max_length",
-    "2048",
-    "--device",
-    "cpu",
-]
+ENDLESS = "--temperature 0 --repetition_penalty 1 --max_length 2048 --device cpu".split()
 IMAGE, USER = "stop 退出）：", "用户："
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_in_a_terminal(endless, rows, tmp_path):
-    """Ctrl-C stops an answer, which then belongs to the dialogue, or drops a line; Ctrl-D leaves; the next run has the history."""
-    picture = rows / "images/0.tif"
+    """Ctrl-C stops an answer, which then belongs to the dialogue, or drops a line; Ctrl-D leaves.
+
+    The next run has the history.
+    """
+    image = rows / "images/0.tif"
     with Terminal(tmp_path, "--from_pretrained", endless, *ENDLESS) as terminal:
         terminal.read(IMAGE)
         terminal.type("half a na\x03")
-        terminal.read(IMAGE, again="\x03")  # the line is dropped, the chat goes on
+        terminal.read(IMAGE, again="\x03")  # the line is dropped, the chat continues
         terminal.type(f"{tmp_path}\n")
         assert f"错误：image {tmp_path}: a folder; name one image in it\n" in terminal.read(IMAGE)
-        terminal.type(f"{picture}\n")
+        terminal.type(f"{image}\n")
         terminal.read("RemoteGLM：")
         time.sleep(0.3)
         terminal.type("\x03")
@@ -321,7 +277,7 @@ def test_in_a_terminal(endless, rows, tmp_path):
         whole = "".join(
             load_assistant(endless, device="cpu").stream(
                 DEFAULT_PROMPT,
-                read_image(picture),
+                read_image(image),
                 (),
                 Sampling(temperature=0, repetition_penalty=1, max_length=2048),
             )
@@ -335,7 +291,7 @@ def test_in_a_terminal(endless, rows, tmp_path):
         assert terminal.status() == 0
     assert (tmp_path / ".remoteglm_history").read_text().splitlines() == [
         str(tmp_path),
-        str(picture),
+        str(image),
         "第二问？",
     ]
     with Terminal(tmp_path, "--from_pretrained", endless, *GREEDY) as terminal:
@@ -377,7 +333,7 @@ def test_what_was_stopped_belongs_to_the_dialogue(adapter, rows, monkeypatch, ca
         raise EOFError
 
     monkeypatch.setattr("builtins.input", type_in)
-    cli_demo.main(["--from_pretrained", str(adapter), *GREEDY])
+    chat(adapter, *GREEDY)
     assert asked == [
         ("有什么？", []),
         ("停", [("有什么？", "一二")]),
@@ -403,45 +359,22 @@ def test_bytes_that_are_no_text(adapter):
 
 
 def test_a_base_is_not_compared_with_itself(adapter, tiny_checkpoint, rows, capsys):
-    argv = [
-        "--from_pretrained",
-        str(tiny_checkpoint),
-        "--image",
-        str(rows / "images/0.tif"),
-        "--base",
-        "--prompt",
-        "x",
-        *GREEDY,
-    ]
+    options = ["--image", rows / "images/0.tif", "--base", "--prompt", "x", *GREEDY]
+    expected = f"--base is left out: {tiny_checkpoint} has no adapter that could be switched off\n"
     for more in ([], ["--json"]):
-        cli_demo.main([*argv, *more])
+        chat(tiny_checkpoint, *options, *more)
         said = capsys.readouterr()
-        assert (
-            said.err
-            == f"--base is left out: {tiny_checkpoint} has no adapter that could be switched off\n"
-        )
+        assert said.err == expected
         assert "微调前" not in said.out and "base_answer" not in said.out
 
 
 def test_an_error_is_not_led_in_as_an_answer(adapter, rows, capsys):
     with pytest.raises(SystemExit, match="a limit of 4 tokens"):
-        cli_demo.main(
-            [
-                "--from_pretrained",
-                str(adapter),
-                "--image",
-                str(rows / "images/0.tif"),
-                "--max_length",
-                "5",
-                "--device",
-                "cpu",
-            ]
-        )
+        chat(adapter, "--image", rows / "images/0.tif", "--max_length", 5, "--device", "cpu")
     assert capsys.readouterr().out == ""
 
 
 def test_bands_reach_the_reader(adapter, rows, monkeypatch):
-
     seen = []
 
     def read(source, bands=None):
@@ -451,55 +384,25 @@ def test_bands_reach_the_reader(adapter, rows, monkeypatch):
     monkeypatch.setattr("model.read_image", read)
     for module in ("batch", "rows"):
         monkeypatch.setattr(f"model.{module}.read_image", read)
-    picture, val = str(rows / "images/0.tif"), str(rows / "rows-val.json")
-    cli_demo.main(
-        ["--from_pretrained", str(adapter), "--image", picture, "--bands", "4", "3", "2", *GREEDY]
-    )
-    typed = iter([picture, "stop"])
+    image, val = str(rows / "images/0.tif"), str(rows / "rows-val.json")
+    bands = ["--bands", "4", "3", "2"]
+    chat(adapter, "--image", image, *bands, *GREEDY)
+    typed = iter([image, "stop"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    cli_demo.main(["--from_pretrained", str(adapter), "--bands", "4", "3", "2", *GREEDY])
+    chat(adapter, *bands, *GREEDY)
     assert seen == [[4, 3, 2]] * 2
-    evaluate_RemoteGLM.main(
-        [
-            "--from_pretrained",
-            str(adapter),
-            "--data",
-            val,
-            "--bands",
-            "4",
-            "3",
-            "2",
-            "--max_new_tokens",
-            "2",
-            "--device",
-            "cpu",
-            "--no-controls",
-            "--existence",
-            "0",
-            "--resamples",
-            "100",
-        ]
-    )
-    assert (
-        seen == [[4, 3, 2]] * 32
-    )  # 3 pictures and 9 training pictures checked and compared, the 3 answered about and shown
+
+    options = "--max_new_tokens 2 --device cpu --no-controls --existence 0 --resamples 100".split()
+    evaluate_RemoteGLM.main(["--from_pretrained", str(adapter), "--data", val, *bands, *options])
+    # 3 images and 9 training images checked and compared, the 3 answered about and shown
+    assert seen == [[4, 3, 2]] * 32
+
     monkeypatch.setattr(
         web_demo, "serve", lambda assistant, host, port, english, bands: sys.exit(str(bands))
     )
     with pytest.raises(SystemExit, match=r"^\[4, 3, 2\]$"):
         web_demo.main(
-            [
-                "--from_pretrained",
-                str(adapter),
-                "--bands",
-                "4",
-                "3",
-                "2",
-                "--device",
-                "cpu",
-                "--port",
-                "7899",
-            ]
+            ["--from_pretrained", str(adapter), *bands, "--device", "cpu", "--port", "7899"]
         )
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the page's own handler goes with it
 
@@ -531,19 +434,11 @@ class TestRowsOfAFile:
 
     @pytest.fixture
     def argv(self, adapter, rows, tmp_path):
-        """Three rows at a time, one of the pictures missing."""
+        """Three rows at a time, one of the images missing."""
         (rows / "questions.json").write_text(json.dumps(self.ROWS), encoding="utf-8")
-        return [
-            "--from_pretrained",
-            str(adapter),
-            "--input",
-            str(rows / "questions.json"),
-            "--output",
-            str(tmp_path / "out/answers.jsonl"),
-            "--batch-size",
-            "3",
-            *GREEDY,
-        ]
+        files = ["--input", str(rows / "questions.json")]
+        files += ["--output", str(tmp_path / "out/answers.jsonl")]
+        return ["--from_pretrained", str(adapter), *files, "--batch-size", "3", *GREEDY]
 
     def lines(self, argv):
         return [json.loads(line) for line in Path(argv[5]).read_bytes().splitlines()]
@@ -561,8 +456,8 @@ class TestRowsOfAFile:
         said = capsys.readouterr()
         assert said.out == f"5 answers: {argv[5]}\n" and "2/2" in said.err
         lines = self.lines(argv)
-        pictures = [rows / row["img"] if "img" in row else None for row in self.ROWS]
-        assert [line["img"] for line in lines] == [picture and str(picture) for picture in pictures]
+        images = [rows / row["img"] if "img" in row else None for row in self.ROWS]
+        assert [line["img"] for line in lines] == [image and str(image) for image in images]
         assert [line["prompt"] for line in lines] == [
             "红色吗？",
             "有什么？",
@@ -577,17 +472,20 @@ class TestRowsOfAFile:
             and "answer" not in lines[2]
         )
         assert lines[4]["history"] == [["有什么？", "一条河。"]] and "history" not in lines[5]
-        for line, picture in zip(lines, pictures):
+        for line, image in zip(lines, images):
             if "answer" in line:
                 assert line["answer"] == answer(
                     adapter,
                     line["prompt"],
-                    picture and read_image(picture),
+                    image and read_image(image),
                     line.get("history", ()),
                 )
 
-    def test_goes_on_after_a_crash(self, argv, rows, monkeypatch):
-        """Answered rows are kept, a torn line is mended, errors are asked again, other settings are answers of their own."""
+    def test_continues_after_a_crash(self, argv, rows, monkeypatch):
+        """Answered rows are kept, a torn line is fixed, errors are asked again.
+
+        Other settings are answers of their own.
+        """
         self.run(argv)
         path, lines = Path(argv[5]), self.lines(argv)
         lines[0]["answer"] = "kept"
@@ -600,9 +498,8 @@ class TestRowsOfAFile:
             lambda self, questions, *rest: asked.append(questions) or whole(self, questions, *rest),
         )
         self.run(argv)
-        assert asked == [
-            ["蓝色吗？", "有什么？"]
-        ]  # with the missing picture as the third of its batch
+        # With the missing image as the third of its batch
+        assert asked == [["蓝色吗？", "有什么？"]]
         assert self.lines(argv) == [*lines[:4], lines[2], *lines[4:]] and path.read_text(
             encoding="utf-8"
         ).startswith(text)
@@ -613,16 +510,19 @@ class TestRowsOfAFile:
             ["--dtype", "bfloat16"],
             ["--prompt", "x"],
         ):
-            before, asked[:] = len(self.lines(argv)), []
+            before = len(self.lines(argv))
+            asked.clear()
             self.run(argv + more)
-            assert sum(map(len, asked)) == (1 if more[0] == "--prompt" else 5), more
-            assert len(self.lines(argv)) == before + (2 if more[0] == "--prompt" else 6)
+            # Only one of the rows has no question; the missing image is written again.
+            answers, written = (1, 2) if more[0] == "--prompt" else (5, 6)
+            assert sum(map(len, asked)) == answers, more
+            assert len(self.lines(argv)) == before + written
 
     def test_what_does_not_fit_is_written_beside_the_answer(
         self, argv, adapter, rows, tmp_path, capsys
     ):
         """Also where a second run finds the answers there."""
-        turns = [
+        rounds = [
             {"role": "user", "content": "绿色的农田。"},
             {"role": "assistant", "content": "蓝色的河流。"},
         ] * 5
@@ -630,8 +530,8 @@ class TestRowsOfAFile:
         (tmp_path / "rows.json").write_text(
             json.dumps(
                 [
-                    {"img": "images/0.tif", "conversations": turns[:2] + asked},
-                    {"img": "images/0.tif", "conversations": turns + asked},
+                    {"img": "images/0.tif", "conversations": rounds[:2] + asked},
+                    {"img": "images/0.tif", "conversations": rounds + asked},
                     {"prompt": "绿色的农田。" * 30},
                 ]
             ),
@@ -725,15 +625,8 @@ class TestRowsOfAFile:
             json.dumps({"img": "0.tif", "prompt": "有\u2028什么？"}, ensure_ascii=False) + "\n",
             encoding="utf-8",
         )
-        cli_demo.main(
-            [
-                *argv[:3],
-                str(tmp_path / "rows.jsonl"),
-                *argv[4:],
-                "--image-root",
-                str(rows / "images"),
-            ]
-        )
+        argv[3] = str(tmp_path / "rows.jsonl")
+        cli_demo.main([*argv, "--image-root", str(rows / "images")])
         (line,) = self.lines(argv)
         assert (
             line["img"] == str(rows / "images/0.tif")
@@ -750,50 +643,24 @@ class TestRowsOfAFile:
             "cli_demo.py: error: checkpoint nowhere: no such folder",
         ),
         (["--image", "nowhere.tif"], "cli_demo.py: error: image nowhere.tif: no such file"),
-        (
-            [
-                "--prompt",
-                "x",
-                "--device",
-                "cpu",
-                "--cuda_graphs",
-                "--from_pretrained",
-                str(PROJECT / "model/tiny/base"),
-            ],
-            "CUDA graphs need a CUDA GPU",
-        ),
         (["--image", __file__], "not an image Pillow can read"),
         (
-            [
-                "--prompt",
-                "x",
-                "--device",
-                "tpu9",
-                "--from_pretrained",
-                str(PROJECT / "tests/fixtures/visualglm-sat"),
-            ],
+            ["--prompt", "x", "--device", "tpu9", "--from_pretrained", SAT_FIXTURE],
             "device 'tpu9' cannot be used",
         ),
         (
-            ["--prompt", "x", "--from_pretrained", str(PROJECT / "tests/fixtures/visualglm-sat")],
+            ["--prompt", "x", "--from_pretrained", SAT_FIXTURE],
             "vocabulary ice_text.model not found",
         ),
         (
-            [
-                "--prompt",
-                "x",
-                "--tokenizer",
-                "no.model",
-                "--from_pretrained",
-                str(PROJECT / "tests/fixtures/visualglm-sat"),
-            ],
+            ["--prompt", "x", "--tokenizer", "no.model", "--from_pretrained", SAT_FIXTURE],
             "looked at no.model",
         ),
     ],
 )
 def test_user_errors(argv, words):
     with pytest.raises(SystemExit, match=words) as caught:
-        cli_demo.main(argv)
+        cli_demo.main(list(map(str, argv)))
     assert "\n" not in caught.value.code
 
 
@@ -833,9 +700,90 @@ def test_an_unknown_option_is_one_line(script, capsys):
     assert caught.value.code == 2
 
 
-def test_help_does_not_load_torch():
-    code = "import sys, cli_demo\ntry: cli_demo.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True)
+NEEDED = {
+    "cli_demo": ["--prompt", "x"],
+    "web_demo": ["--port", "0"],
+    "export_RemoteGLM": ["--from_pretrained", "x", "--format", "hf", "--output", "x"],
+}
+
+
+def in_python(code, *argv):
+    command = [sys.executable, "-c", code, *map(str, argv)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", ["cli_demo", "web_demo", "export_RemoteGLM"])
+def test_help_and_wrong_options_do_not_load_torch(script):
+    code = (
+        f"import sys, {script}\n"
+        f"try: {script}.main(sys.argv[1:])\n"
+        "except SystemExit as end: sys.exit(9 if 'torch' in sys.modules else end.code)"
+    )
+    assert in_python(code, "--help").returncode == 0
+    assert in_python(code, *NEEDED[script], "--dtype", "int5", "--format", "x").returncode == 2
+
+
+@pytest.mark.parametrize("package", ["torch", "model.errors"])
+@pytest.mark.parametrize("script", ["cli_demo", "web_demo", "export_RemoteGLM"])
+def test_a_missing_package_is_named(script, package, tmp_path):
+    """Not the name that an except clause would have needed from it."""
+    argv = {
+        "cli_demo": ["--prompt", "x"],
+        "web_demo": ["--port", free_port()],
+        "export_RemoteGLM": ["--format", "hf", "--output", tmp_path / "new"],
+    }[script]
+    code = (
+        f"import sys\nsys.modules[{package!r}] = None\nimport {script}\n{script}.main(sys.argv[1:])"
+    )
+    result = in_python(code, "--from_pretrained", SAT_FIXTURE, *argv)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == f"ModuleNotFoundError: import of {package} halted; None in sys.modules"
+
+
+class Parsed(Exception):
+    """Ends a script where it would read its options."""
+
+
+def parser_of(script, monkeypatch):
+    """The Parser with which a script reads its options."""
+
+    def stop(parser, *_):
+        raise Parsed(parser)
+
+    with monkeypatch.context() as patch, pytest.raises(Parsed) as caught:
+        patch.setattr(Parser, "parse_args", stop)
+        script.main([])
+    return caught.value.args[0]
+
+
+def example_value(action):
+    """A word that an option accepts."""
+    if action.choices:
+        return str(next(iter(action.choices)))
+    return {int: "7", float: "0.5"}.get(action.type, "x")
+
+
+@pytest.mark.parametrize("script", [cli_demo, evaluate_RemoteGLM, export_RemoteGLM, web_demo])
+def test_both_spellings_of_every_option(script, monkeypatch):
+    parser = parser_of(script, monkeypatch)
+    actions = [action for action in parser._actions if action.dest != "help"]
+    for action in actions:
+        action.required = False
+    for action in actions:
+        values = []
+        if action.nargs != 0:
+            count = action.nargs if isinstance(action.nargs, int) else 1
+            values = [example_value(action)] * count
+        expected = vars(parser.parse_args([action.option_strings[0], *values]))
+        assert expected[action.dest] != action.default or action.choices or action.type, action.dest
+        for option in action.option_strings:
+            words = option.removeprefix("--")
+            for spelled in ("--" + words.replace("_", "-"), "--" + words.replace("-", "_")):
+                assert vars(parser.parse_args([spelled, *values])) == expected, spelled
+                if len(values) == 1:
+                    one_word = vars(parser.parse_args([f"{spelled}={values[0]}"]))
+                    assert one_word == expected, spelled
 
 
 # What requirements_wo_ds.txt and `pip install --no-deps SwissArmyTransformer` leave out.
@@ -855,30 +803,28 @@ ABSENT = (
     "requests",
 )
 
+# A sitecustomize.py
+BLOCK = f"""
+import sys
+ABSENT = {ABSENT}
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ABSENT:
+            raise ModuleNotFoundError('No module named ' + name, name=name)
+sys.meta_path.insert(0, Block())
+"""
+
 
 def test_inference_without_deepspeed(adapter, rows, tmp_path):
     """The terminal chat in an interpreter that cannot import what inference must not need."""
-    (tmp_path / "sitecustomize.py").write_text(
-        f"import sys\nABSENT = {ABSENT}\nclass Block:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ABSENT:\n            raise ModuleNotFoundError('No module named ' + name, name=name)\n"
-        "sys.meta_path.insert(0, Block())\n"
-    )
-    code = [
-        sys.executable,
-        PROJECT / "cli_demo.py",
-        "--from_pretrained",
-        adapter,
-        "--image",
-        rows / "images/0.tif",
-        *GREEDY,
-    ]
+    (tmp_path / "sitecustomize.py").write_text(BLOCK)
+    command = [sys.executable, PROJECT / "cli_demo.py", "--from_pretrained", adapter]
+    command += ["--image", rows / "images/0.tif", *GREEDY]
     result = subprocess.run(
-        code, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
     )
-    assert (
-        result.stdout
-        == f"RemoteGLM：{answer(adapter, '有什么？', read_image(rows / 'images/0.tif'))}\n"
-    ), result.stderr
+    expected = answer(adapter, "有什么？", read_image(rows / "images/0.tif"))
+    assert result.stdout == f"RemoteGLM：{expected}\n", result.stderr
     assert result.stderr == ""
 
 
@@ -889,53 +835,35 @@ def test_installation_without_deepspeed(adapter, rows, tmp_path):
     pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "-r", PROJECT / "requirements_wo_ds.txt"], check=True)
     subprocess.run([*pip, "--no-deps", "SwissArmyTransformer==0.4.12"], check=True)
-    result = subprocess.run(
-        [
-            tmp_path / "venv/bin/python",
-            PROJECT / "cli_demo.py",
-            "--from_pretrained",
-            adapter,
-            "--image",
-            rows / "images/0.tif",
-            *GREEDY,
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = [tmp_path / "venv/bin/python", PROJECT / "cli_demo.py", "--from_pretrained", adapter]
+    command += ["--image", rows / "images/0.tif", *GREEDY]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.stdout.startswith("RemoteGLM：") and result.stderr == ""
     assert not list((tmp_path / "venv").glob("lib/*/site-packages/deepspeed"))
 
 
 @pytest.mark.parametrize("form", ["sat", "hf", "int8"])
 def test_exported_checkpoint_answers(adapter, rows, tmp_path, form, capsys):
-    """What export_RemoteGLM.py writes is talked with under its own name; the question it was trained on goes along."""
+    """What export_RemoteGLM.py writes is talked with under its own name.
+
+    The question it was trained on goes along.
+    """
+    exported, image = tmp_path / "out", rows / "images/0.tif"
     export_RemoteGLM.main(
-        ["--from_pretrained", str(adapter), "--format", form, "--output", str(tmp_path / "out")]
+        ["--from_pretrained", str(adapter), "--format", form, "--output", str(exported)]
     )
     assert re.search(r"out: [\d.]+ MB, ", capsys.readouterr().out)
-    cli_demo.main(
-        [
-            "--from_pretrained",
-            str(tmp_path / "out"),
-            "--image",
-            str(rows / "images/0.tif"),
-            "--json",
-            *GREEDY,
-        ]
-    )
+    chat(exported, "--image", image, "--json", *GREEDY)
     said = json.loads(capsys.readouterr().out)
-    assert said["prompt"] == "有什么？" and said["answer"] == answer(
-        tmp_path / "out", "有什么？", read_image(rows / "images/0.tif")
-    )
+    assert said["prompt"] == "有什么？"
+    assert said["answer"] == answer(exported, "有什么？", read_image(image))
     if form != "int8":
-        assert said["answer"] == answer(adapter, "有什么？", read_image(rows / "images/0.tif"))
+        assert said["answer"] == answer(adapter, "有什么？", read_image(image))
 
 
 def test_quantized_while_loading(adapter, rows, capsys):
     image = str(rows / "images/0.tif")
-    cli_demo.main(
-        ["--from_pretrained", str(adapter), "--quant", "8", "--image", image, "--json", *GREEDY]
-    )
+    chat(adapter, "--quant", 8, "--image", image, "--json", *GREEDY)
     assert json.loads(capsys.readouterr().out)["answer"] == "".join(
         load_assistant(adapter, device="cpu", bits=8).stream(
             "有什么？", read_image(image), (), Sampling(temperature=0, max_length=60)
@@ -959,13 +887,8 @@ def test_quantized_while_loading(adapter, rows, capsys):
 def test_export_errors(adapter, tmp_path, monkeypatch, capsys, options, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        export_RemoteGLM.main(
-            [
-                "--from_pretrained",
-                str(adapter),
-                *(str(tmp_path) if o == "EXISTS" else o for o in options),
-            ]
-        )
+        options = [str(tmp_path) if word == "EXISTS" else word for word in options]
+        export_RemoteGLM.main(["--from_pretrained", str(adapter), *options])
     said = capsys.readouterr().err + str(caught.value)
     assert caught.value.code and re.search(words, said)
     assert not (tmp_path / "new").exists()

@@ -1,6 +1,8 @@
-"""The page: through gradio_client, in a real browser, and its command line. Answers come from a tiny real checkpoint.
+"""The page: through gradio_client, in a real browser, and its command line.
 
-python tests/test_web.py CHECKPOINT IMAGE images/web_demo.png [QUESTION ...]   # takes the screenshot of the README
+Answers come from a tiny real checkpoint. As a script it takes the screenshot of the README:
+
+    python tests/test_web.py CHECKPOINT IMAGE images/web_demo.png [QUESTION ...]
 """
 
 import itertools
@@ -19,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT  # and the project on the path, for the script
 from PIL import Image
 
-PROJECT = Path(__file__).resolve().parents[1]
 import web_demo
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -32,14 +34,18 @@ LOCAL = {None, "127.0.0.1", "localhost", "0.0.0.0", "::1"}
 
 
 class Watched:
-    """An assistant and what the page asked of it; the question ENDLESS is answered until somebody stops it.
+    """An assistant and what the page asked of it.
 
+    The question ENDLESS is answered until somebody stops it.
     `forced` replaces fields of the page's sampling: a random network seldom ends by itself.
     """
 
     def __init__(self, assistant, **forced):
-        self.assistant, self.prompt, self.forced = assistant, assistant.prompt, forced
-        self.calls, self.stopped = [], threading.Event()
+        self.assistant = assistant
+        self.prompt = assistant.prompt
+        self.forced = forced
+        self.calls = []
+        self.stopped = threading.Event()
 
     def stream(self, question, image=None, history=(), sampling=None, english=False, on_cut=None):
         self.calls.append(
@@ -96,7 +102,10 @@ def chromium():
 
 
 def open_page(browser, address):
-    """The page at the size of the screenshot, in Chinese; `asked_for` lists the addresses it requested."""
+    """The page at the size of the screenshot, in Chinese.
+
+    `asked_for` lists the addresses it requested.
+    """
     tab = browser.new_page(viewport={"width": 1280, "height": 800}, locale="zh-CN")
     tab.asked_for = []
     tab.on("request", lambda request: tab.asked_for.append(request.url))
@@ -127,19 +136,28 @@ def bubbles(tab, role="bot"):
     ]
 
 
+def ask_and_wait(tab, question):
+    """Send a question and wait for its answer to begin and to end."""
+    answers = len(bubbles(tab)) + 1
+    tab.fill("#question textarea", question)
+    tab.click("#send")
+    assert wait_until(lambda: len(bubbles(tab)) == answers and bubbles(tab)[-1], 60)
+    texts = []
+
+    def ended():
+        texts.append(bubbles(tab))
+        return len(texts) > 10 and texts[-1] == texts[-10]
+
+    wait_until(ended, 60)
+
+
 def screenshot(browser, address, image, target, *questions):
-    """Save the page with an image and the answers to the first question and to others, 1280 x 800."""
+    """Save the page, 1280 x 800, with an image and the answers to the first question and others."""
     tab = open_page(browser, address)
     upload(tab, image)
     tab.wait_for_selector("#preview img")
-    for number, question in enumerate([tab.input_value("#question textarea"), *questions], start=1):
-        tab.fill("#question textarea", question)
-        tab.click("#send")
-        assert wait_until(lambda: len(bubbles(tab)) == number and bubbles(tab)[-1], 60)
-        texts = []
-        wait_until(
-            lambda: texts.append(bubbles(tab)) or len(texts) > 10 and texts[-1] == texts[-10], 60
-        )
+    for question in [tab.input_value("#question textarea"), *questions]:
+        ask_and_wait(tab, question)
     tab.mouse.move(0, 0)
     tab.wait_for_timeout(500)  # the colour of the button fades
     tab.screenshot(path=target)
@@ -150,10 +168,8 @@ def screenshot(browser, address, image, target, *questions):
 def page(tiny_checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        for name in (
-            "GRADIO_ANALYTICS_ENABLED",
-            "no_proxy",
-        ):  # serve() sets them: they are gone afterwards
+        # serve() sets them: they are gone afterwards.
+        for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):
             environment.setenv(name, "")
         with served(tiny_checkpoint, max_new_tokens=20) as running:
             yield running
@@ -255,9 +271,8 @@ def test_what_cannot_be_answered_is_one_sentence_and_no_part_of_the_history(
 ):
     asked = len(page[1].calls)
     [[error]] = ask(broken, PROMPT)
-    assert text(error).startswith(
-        "错误：image bad.tif: not a picture"
-    )  # not the name of the stored upload
+    # Not the name of the stored upload
+    assert text(error).startswith("错误：image bad.tif: not an image")
     [[_, empty]] = ask(None, "  ", [error])
     assert text(empty) == "错误：请先输入问题。"
     assert len(page[1].calls) == asked
@@ -266,7 +281,10 @@ def test_what_cannot_be_answered_is_one_sentence_and_no_part_of_the_history(
 
 
 def test_a_dialogue_too_long_says_what_was_not_read(page, ask, scene):
-    """The answer is the one to the dialogue without its oldest rounds; the notice is no part of the history."""
+    """The answer is the one to the dialogue without its oldest rounds.
+
+    The notice is no part of the history.
+    """
     from model import Sampling, read_image
 
     said = [("红色吗？", "这是一片绿色的农田。"), ("", ""), ("有几条船？", "")] + [
@@ -281,11 +299,8 @@ def test_a_dialogue_too_long_says_what_was_not_read(page, ask, scene):
     notice, question, reply = streamed[-1][-3:]
     left = int(re.fullmatch("注意：超出长度上限，未读入最早的 (\\d) 轮对话", text(notice))[1])
     history = [pair for pair in said if all(pair)]
-    assert (
-        notice["role"] == "assistant"
-        and text(question) == PROMPT
-        and page[1].calls[-1]["history"] == history
-    )
+    assert notice["role"] == "assistant" and text(question) == PROMPT
+    assert page[1].calls[-1]["history"] == history
     assert text(reply) == "".join(
         page[1].stream(PROMPT, read_image(scene), history[left:], Sampling(max_length=128, top_p=0))
     )
@@ -340,13 +355,11 @@ def test_a_dialogue_in_the_browser(tab, page, scene):
     assert tab.input_value("#question textarea") == PROMPT
     upload(tab, scene)
     tab.wait_for_function("document.querySelector('#preview img')?.naturalWidth > 0")
-    assert tab.evaluate(
-        "(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#preview img'))"
-    ) == [96, 64]
+    size = "(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#preview img'))"
+    assert tab.evaluate(size) == [96, 64]
     tab.click("#send")
-    assert wait_until(
-        lambda: finished(tab, 1), 90
-    )  # a question sent while an answer comes is not taken
+    # A question sent while an answer comes is not taken.
+    assert wait_until(lambda: finished(tab, 1), 90)
     assert bubbles(tab, "user") == [PROMPT] and tab.input_value("#question textarea") == ""
     tab.fill("#question textarea", "有几条船？")
     tab.press("#question textarea", "Enter")
@@ -355,7 +368,7 @@ def test_a_dialogue_in_the_browser(tab, page, scene):
     tab.click("#clear")
     assert wait_until(lambda: not bubbles(tab) and not bubbles(tab, "user"))
     assert tab.input_value("#question textarea") == PROMPT
-    assert tab.is_visible("#preview img")  # the dialogue is cleared, not the picture
+    assert tab.is_visible("#preview img")  # the dialogue is cleared, not the image
     assert page[1].calls[-1]["image"] is page[1].calls[-2]["image"]
     assert not tab.is_visible("#sampling input[type=range]")
     tab.click("#sampling button")
@@ -389,9 +402,8 @@ def test_a_running_answer_grows_until_it_is_stopped(tab, page, scene, way):
 def test_a_bad_file_is_named_in_the_page_and_the_next_one_works(tab, scene, broken):
     upload(tab, broken)
     assert wait_until(lambda: any(bubbles(tab)))
-    assert bubbles(tab)[0].startswith("错误：image bad.tif: not a picture") and not tab.is_visible(
-        "#preview"
-    )
+    assert bubbles(tab)[0].startswith("错误：image bad.tif: not an image")
+    assert not tab.is_visible("#preview")
     upload(tab, scene)
     tab.wait_for_function("document.querySelector('#preview img')?.naturalWidth > 0")
     assert not bubbles(tab)
@@ -410,7 +422,8 @@ def test_help_and_wrong_options_need_neither_torch_nor_gradio():
     code = (
         "import sys, web_demo\n"
         "try: web_demo.main(sys.argv[1:])\n"
-        "except SystemExit as end: sys.exit(9 if {'torch', 'gradio'} & set(sys.modules) else end.code)"
+        "except SystemExit as end:\n"
+        "    sys.exit(9 if {'torch', 'gradio'} & set(sys.modules) else end.code)"
     )
     run = [
         subprocess.run(
@@ -419,16 +432,7 @@ def test_help_and_wrong_options_need_neither_torch_nor_gradio():
         for options in (["--help"], ["--port", "70000"], ["--dtype", "int8"])
     ]
     assert [r.returncode for r in run] == [0, 2, 2]
-    for option in (
-        "from_pretrained",
-        "base_path",
-        "tokenizer",
-        "device",
-        "dtype",
-        "host",
-        "port",
-        "english",
-    ):
+    for option in "from_pretrained base_path tokenizer device dtype host port english".split():
         assert f"--{option}" in run[0].stdout
     assert "--port 70000: must be at least 1 and at most 65535" in run[1].stderr
     assert "float32" in run[2].stderr
@@ -451,24 +455,18 @@ def test_options_reach_the_loader(monkeypatch):
         raise model.UserError(f"{folder} {options}")
 
     monkeypatch.setattr(model, "load_assistant", load)
+    argv = "--from_pretrained a --base_path b --tokenizer c --device d --dtype bfloat16".split()
     with pytest.raises(SystemExit) as end:
-        web_demo.main(
-            "--from_pretrained a --base_path b --tokenizer c --device d --dtype bfloat16 --port".split()
-            + [str(free_port())]
-        )
-    assert end.value.code == (
-        "web_demo.py: error: a "
-        + str(
-            {
-                "base": "b",
-                "tokenizer": "c",
-                "bits": None,
-                "download": None,
-                "device": "d",
-                "dtype": "bfloat16",
-            }
-        )
-    )
+        web_demo.main([*argv, "--port", str(free_port())])
+    options = {
+        "base": "b",
+        "tokenizer": "c",
+        "bits": None,
+        "download": None,
+        "device": "d",
+        "dtype": "bfloat16",
+    }
+    assert end.value.code == f"web_demo.py: error: a {options}"
 
 
 def test_an_unknown_checkpoint_is_one_line():
@@ -488,25 +486,14 @@ def test_the_script_serves_behind_a_proxy_and_leaves_nothing_behind(tiny_checkpo
         "http_proxy": "http://127.0.0.1:9",
     }
     environment.pop("no_proxy", None)
-    command = [
-        sys.executable,
-        str(PROJECT / "web_demo.py"),
-        "--from_pretrained",
-        str(tiny_checkpoint),
-        "--english",
-        "--device",
-        "cpu",
-        "--port",
-        str(port),
-    ]
+    command = [sys.executable, PROJECT / "web_demo.py", "--from_pretrained", tiny_checkpoint]
+    command += ["--english", "--device", "cpu", "--port", str(port)]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
-            assert (
-                process.stdout.readline()
-                == f"Open http://127.0.0.1:{port}/ in a browser (Ctrl-C: leave)\n"
-            )
+            opened = f"Open http://127.0.0.1:{port}/ in a browser (Ctrl-C: leave)\n"
+            assert process.stdout.readline() == opened
             with DIRECT.open(f"http://127.0.0.1:{port}/", timeout=10) as reply:
                 assert "Talk with aerial images" in reply.read().decode()
             assert list(tmp_path.glob("remoteglm-*"))

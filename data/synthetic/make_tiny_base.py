@@ -15,11 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import Parser
-from model.files import write_text
-from model.visualglm import loading as checkpoint
+from model.family import open_checkpoint
+from model.files import PROJECT, write_text
+from model.visualglm.layouts import read_config
 from model.visualglm.tokenizer import VOCABULARY, train_vocabulary
+from model.weight_files import CONFIG
 
-PROJECT = Path(__file__).resolve().parents[2]
 HERE = PROJECT / "model" / "tiny"
 # ids kept free above the pieces: [MASK], [gMASK], <sop>, <eop> and four more
 CONTROL_TOKENS = 8
@@ -29,7 +30,7 @@ FILLER = re.compile("背景是|画面|图中有|上面有|图中是|边界是|�
 SHORT_ANSWER, ONE_SENTENCE = 12, "请用一句话回答。"
 # of every run of the trainer
 TRAINING = """
-    --mode pretrain --overwrite --keep 1 --batch-size 16 --eval-batch-size 32 --eval-iters 4
+    --method full --overwrite --keep 1 --batch-size 16 --eval-batch-size 32 --eval-iters 4
     --lr 4e-4 --warmup 0.05 --clip-grad 1
 """
 
@@ -113,25 +114,20 @@ def main(argv=None):
     run("data/synthetic/tiny_pictures.py", "--output", work, "--pictures", args.pictures)
     make_rows(work)
 
-    config = checkpoint.read_config(HERE / checkpoint.CONFIG)
+    config = read_config(HERE / CONFIG)
     texts = (work / "vocabulary.txt").read_text(encoding="utf-8").splitlines() + [KEYWORDS] * 50
     train_vocabulary(texts, work / VOCABULARY, config["vocab_size"] - CONTROL_TOKENS)
 
     first, second, third = args.iters
-    new = ("--model_config", HERE / checkpoint.CONFIG, "--tokenizer", work / VOCABULARY)
+    new = ("--model_config", HERE / CONFIG, "--tokenizer", work / VOCABULARY)
     train(work, "keywords", "keywords", first, "--lr-decay-style", "constant", *new)
     train(work, "all", "all", second, "--from_pretrained", work / "keywords")
     train(work, "again", "all", third, "--from_pretrained", work / "all", "--seed", 4321)
 
-    network, tokenizer, card = checkpoint.load(work / "again", device="cpu", dtype="float16")
-    checkpoint.write_folder(
-        args.output,
-        config=config,
-        tokenizer=tokenizer,
-        tensors=network.state_dict(),
-        card={"format": card["format"], "method": card["method"], "base": None},
-    )
-    parameters = sum(p.numel() for p in network.parameters())
+    family = open_checkpoint(work / "again", device="cpu", dtype="float16")
+    kept = {key: family.card[key] for key in ("format", "method")}
+    family.save(args.output, kept | {"base": None})
+    parameters = sum(p.numel() for p in family.network.parameters())
     print(f"{args.output}: {parameters:,} parameters in half precision")
 
 

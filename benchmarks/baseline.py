@@ -1,10 +1,9 @@
-"""VisualGLM the stock way: SwissArmyTransformer's own model classes, attention, activation and LoRA, as the ancestor's
-scripts use them. Random weights. What the benchmarks compare with.
+"""The baseline: VisualGLM as the upstream scripts train it. Random weights.
 
+SwissArmyTransformer's own model classes, attention, activation and LoRA.
 Shapes: B rows, T tokens, P image patches + 1, Q image slots, V vocabulary.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -12,18 +11,19 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from model.visualglm.loading import CONFIG, DTYPES, VOCABULARY, read_config
-from networks import rendered
+from networks import folder_config, load_tokenizer, rendered
 
-# SAT is in memory now, its optional packages closed: see model/sat_import.py.
+from command_line import Parser
+from model.family import DTYPES
+from model.visualglm.sat import BaseMixin, BaseModel, LoraMixin, ensure_model_parallel_group
+
+# isort: split
+# After model.visualglm.sat, which closes SAT's optional packages: alone it does not import.
 from sat.model.official.chatglm_model import ChatGLMModel
 from sat.model.official.vit_model import ViTModel
 
-from model.visualglm.sat import BaseMixin, BaseModel, LoraMixin, ensure_model_parallel_group
-from model.visualglm.tokenizer import Tokenizer
-
 SOURCE, TARGET = 64, 256  # tokens of every row, padding included
-IGNORED = -100
+IGNORED = -100  # label of a token that is not trained
 
 
 class Norm(BaseMixin):
@@ -78,7 +78,7 @@ class Queries(BaseModel):
 
 
 class Images(BaseMixin):
-    """Encodes the pictures of a step and puts them between the embeddings of the words around them."""
+    """Encodes the images of a step and puts them between the embeddings of the words around."""
 
     def __init__(self, config, device, **kwargs):
         super().__init__()
@@ -93,29 +93,24 @@ class Images(BaseMixin):
         words = self.transformer.word_embeddings
         if pixels is None:
             return words(input_ids)
-        image = self.model.glm_proj(self.model.qformer(self.model.vit(pixels)))
-        return torch.cat(
-            (
-                words(input_ids[:, :image_start]),
-                image,
-                words(input_ids[:, image_start + image.size(1) :]),
-            ),
-            1,
-        )
+        image = self.model.glm_proj(self.model.qformer(self.model.vit(pixels)))  # [B, Q, width]
+        before = words(input_ids[:, :image_start])
+        after = words(input_ids[:, image_start + image.size(1) :])
+        return torch.cat((before, image, after), dim=1)
 
 
 def arguments(config, device):
     """A part of a `model_config.json` as the arguments SAT reads."""
-    return SimpleNamespace(
-        **config | {"skip_init": False, "use_gpu_initialization": device == "cuda"}
-    )
+    more = {"skip_init": False, "use_gpu_initialization": device == "cuda"}
+    return SimpleNamespace(**config | more)
 
 
 def network(config, device="cpu", dtype=torch.float32):
-    """SAT's ChatGLM with an image encoder, from a parsed `model_config.json`; tensors have VisualGLM's names.
+    """SAT's ChatGLM with an image encoder; config: a parsed `model_config.json`.
 
-    Call it with input_ids [B, T], pixels, image_start: the first thing it returns is the logits [B, T, V]. It is in
-    evaluation mode, as SAT's dropout needs CUDA even where it is 0.
+    Tensors have VisualGLM's names. Called with input_ids [B, T], pixels and image_start: the first
+    thing it returns is the logits [B, T, V]. It is in evaluation mode, as SAT's dropout needs CUDA
+    even where it is 0.
     """
     ensure_model_parallel_group()
     model = ChatGLMModel(arguments(config, device), params_dtype=dtype)
@@ -124,7 +119,10 @@ def network(config, device="cpu", dtype=torch.float32):
 
 
 def padded(rows, pad):
-    """model.visualglm.prompt's rendered rows -> input_ids and labels [B, SOURCE + TARGET]; what is not to be learned is IGNORED."""
+    """Rendered rows -> input_ids and labels [B, SOURCE + TARGET], int64.
+
+    rows: see model.visualglm.prompt; labels are IGNORED where nothing is trained.
+    """
     width = SOURCE + TARGET
     input_ids = torch.full((len(rows), width), pad)
     labels = torch.full((len(rows), width), IGNORED)
@@ -134,25 +132,33 @@ def padded(rows, pad):
     return input_ids, labels
 
 
-def train(config, rows, batch_size, steps, rank, device="cpu", dtype=torch.float32):
-    """LoRA on all layers of the language model, every parameter else frozen. Returns the seconds of each step."""
-    model = network(config, device, dtype)
-    model.add_mixin("lora", LoraMixin(config["num_layers"], rank), reinit=True)
+def add_lora(model, layers, rank):
+    """LoRA on all layers of the language model, every other parameter frozen -> its parameters."""
+    model.add_mixin("lora", LoraMixin(layers, rank), reinit=True)
     model.requires_grad_(False)
     trained = [p for name, p in model.named_parameters() if "matrix_" in name]
     for parameter in trained:
         parameter.requires_grad_(True)
+    return trained
+
+
+def train(config, rows, batch_size, steps, rank, device="cpu", dtype=torch.float32):
+    """Train LoRA on random pixels. Returns the seconds of each step."""
+    model = network(config, device, dtype)
+    trained = add_lora(model, config["num_layers"], rank)
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95))
     height, width = config["eva_args"]["image_size"]
+
     seconds = []
     for step in range(steps):
         batch = [rows[(step * batch_size + i) % len(rows)] for i in range(batch_size)]
-        input_ids, labels = (tensor.to(device) for tensor in padded(batch, config["pad_token_id"]))
+        input_ids, labels = padded(batch, config["pad_token_id"])
+        input_ids, labels = input_ids.to(device), labels.to(device)
         pixels = torch.randn(batch_size, 3, height, width, device=device, dtype=dtype)
+
         start = time.perf_counter()
-        logits = model(input_ids=input_ids, pixels=pixels, image_start=batch[0].image_start)[
-            0
-        ].float()
+        outputs = model(input_ids=input_ids, pixels=pixels, image_start=batch[0].image_start)
+        logits = outputs[0].float()
         loss = F.cross_entropy(
             logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
         )
@@ -160,47 +166,38 @@ def train(config, rows, batch_size, steps, rank, device="cpu", dtype=torch.float
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 0.1)
         optimizer.step()
-        loss.item()
+        loss.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Train the stock way on random pixels; print the seconds of each step."
-    )
-    parser.add_argument(
+    parser = Parser("Train the baseline on random pixels; print the seconds of each step.")
+    add = parser.add_argument
+    add(
         "base",
         type=Path,
         help="folder with model_config.json and the vocabulary; its weights are not read",
     )
-    parser.add_argument("rows", type=Path, help="row file")
-    parser.add_argument("--batch-size", type=int, default=4, help="rows a step (%(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="steps to time (%(default)s)")
-    parser.add_argument("--rank", type=int, default=10, help="rank of LoRA (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument(
+    add("rows", type=Path, help="row file")
+    add("--batch-size", type=int, default=4, help="rows a step (%(default)s)")
+    add("--steps", type=int, default=5, help="steps to time (%(default)s)")
+    add("--rank", type=int, default=10, help="rank of LoRA (%(default)s)")
+    add("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    add(
         "--dtype",
         default="float32",
         choices=DTYPES,
         help="of weights and activations (%(default)s)",
     )
     args = parser.parse_args()
-    config = read_config(args.base / CONFIG)
-    rows = rendered(args.rows, Tokenizer(args.base / VOCABULARY, config), config)
-    print(
-        json.dumps(
-            train(
-                config,
-                rows,
-                args.batch_size,
-                args.steps,
-                args.rank,
-                args.device,
-                DTYPES[args.dtype],
-            )
-        )
+
+    config = folder_config(args.base)
+    rows = rendered(args.rows, load_tokenizer(config, args.base), config)
+    seconds = train(
+        config, rows, args.batch_size, args.steps, args.rank, args.device, DTYPES[args.dtype]
     )
+    print(json.dumps(seconds))
 
 
 if __name__ == "__main__":
