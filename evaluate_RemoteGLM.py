@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from command_line import Parser, add_bands_option, add_loading_options, compares, loading
-from data.records import StageError
 from model.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent
@@ -291,7 +290,7 @@ def recorded(args):
 
 
 def evaluate(args):
-    """Returns what metrics.json holds. Raises UserError and StageError."""
+    """Returns what metrics.json holds. Raises UserError."""
     from evaluation.predictions import number_equal_names, read_predictions
     from evaluation.report import write_report
     from evaluation.score import score
@@ -331,7 +330,7 @@ def main(argv=None):
         return evaluate(args)
     except KeyboardInterrupt:  # the answers so far are kept
         sys.exit(130)
-    except (UserError, StageError) as error:
+    except UserError as error:
         sys.exit(f"evaluate_RemoteGLM.py: error: {error}")
 
 

@@ -1,12 +1,12 @@
-"""How fast the data stages are, and how much memory they take: a table in Markdown, measured here and now.
+"""How fast the data stages are, and how much memory they take: a table in Markdown.
 
     python benchmarks/data.py [translation transform stream images ...] [--images DIR]
 
-Stages run as a user runs them, each in a process of its own, start included, on files written to a temporary folder; the best
-of several runs stands for the time, the greatest resident set size (ru_maxrss) for the memory.
+Measured on this machine: stages run as a user runs them, each in a process of its own, start
+included, on files written to a temporary folder. The time is the best of several runs, the memory
+the greatest resident set size (ru_maxrss).
 """
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -20,14 +20,22 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parents[1] / "data"
-sys.path.insert(0, str(DATA.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import Parser
 
-WORDS = "There are many white planes parked near the long gray terminal building of the airport beside some green trees".split()
+DATA = Path(__file__).resolve().parents[1] / "data"
+WORDS = (
+    "There are many white planes parked near the long gray terminal building of the airport "
+    "beside some green trees"
+).split()
+# as many captions as Sydney and UCM have
+CAPTIONS = 2713
+# of these, how many one by one
+SAMPLE = 100
 
 
 def run(*command):
-    """Run a stage; returns (seconds, peak resident MB). Stops the benchmark where the stage fails."""
+    """Run a stage; returns (seconds, peak resident MB). Exits where the stage fails."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE)
     process.stdout.read()
@@ -39,7 +47,7 @@ def run(*command):
 
 
 def image_objects(count):
-    """`count` image objects as caption sets have them: five sentences with their tokens, splits 8 : 1 : 1."""
+    """`count` image objects as in caption sets: five sentences with tokens, splits 8 : 1 : 1."""
     for i in range(count):
         sentences = []
         for k in range(5):
@@ -47,47 +55,38 @@ def image_objects(count):
             sentences.append(
                 {"tokens": tokens, "raw": " ".join(tokens) + " .", "imgid": i, "sentid": 5 * i + k}
             )
-        split = "val" if i % 10 == 8 else "test" if i % 10 == 9 else "train"
+        split = {8: "val", 9: "test"}.get(i % 10, "train")
         yield {"filename": f"airport_{i}.jpg", "imgid": i, "sentences": sentences, "split": split}
 
 
 def transform(folder, args):
     """RSICD's size: 10,921 images, 54,605 sentences."""
-    source = folder / "dataset.json"
+    source, output = folder / "dataset.json", folder / "en.json"
     source.write_text(json.dumps({"images": list(image_objects(10921)), "dataset": "rsicd"}))
-    seconds, memory = zip(
-        *(
-            run(DATA / "transform.py", "--input", source, "--output", folder / "en.json")
-            for _ in range(3)
-        )
-    )
-    yield "transform, 10,921 images (JSON)", f"{min(seconds):.2f} s, {max(memory):.0f} MB", "<= 1 s"
+    runs = []
+    for _ in range(3):
+        runs.append(run(DATA / "transform.py", "--input", source, "--output", output))
+    best, memory = min(seconds for seconds, _ in runs), max(memory for _, memory in runs)
+    yield "transform, 10,921 images (JSON)", f"{best:.2f} s, {memory:.0f} MB", "<= 1 s"
 
 
 def stream(folder, args):
-    """A million image objects, one a line, through transform and generate_prompt without the image check."""
-    count = args.records
-    with open(folder / "big.jsonl", "w") as file:
+    """A million image objects, one a line, through transform and generate_prompt (no images)."""
+    source, english, count = folder / "big.jsonl", folder / "big-en.jsonl", args.records
+    with open(source, "w") as file:
         for image in image_objects(count):
             file.write(json.dumps(image) + "\n")
-    size = (folder / "big.jsonl").stat().st_size / 1e9
-    seconds, memory = run(
-        DATA / "transform.py", "--input", folder / "big.jsonl", "--output", folder / "big-en.jsonl"
-    )
+    size = source.stat().st_size / 1e9
+    seconds, memory = run(DATA / "transform.py", "--input", source, "--output", english)
     yield (
         f"transform, {count:,} images (JSONL, {size:.1f} GB)",
         f"{seconds:.0f} s, {memory:.0f} MB",
         "<= 150 MB",
     )
-    (folder / "big.jsonl").unlink()
-    seconds, memory = run(
-        DATA / "generate_prompt.py",
-        "--input",
-        folder / "big-en.jsonl",
-        "--output",
-        folder / "rows.jsonl",
-        "--no-image-check",
-    )
+
+    source.unlink()
+    files = ("--input", english, "--output", folder / "rows.jsonl")
+    seconds, memory = run(DATA / "generate_prompt.py", *files, "--no-image-check")
     yield (
         f"generate_prompt, {count:,} records (JSONL)",
         f"{seconds:.0f} s, {memory:.0f} MB",
@@ -96,7 +95,7 @@ def stream(folder, args):
 
 
 def images(folder, args):
-    """The image check, what decoding alone takes in as many threads, and a second run that finds everything kept."""
+    """The image check, decoding alone in as many threads, and a second run from the cache."""
     from PIL import Image
 
     from data.image_check import CACHE, examine_all
@@ -132,7 +131,7 @@ def images(folder, args):
 
 
 async def serve(delay, port):
-    """An OpenAI-compatible server that answers each request after `delay` seconds; tells its port by the pipe `port`."""
+    """An OpenAI-compatible server that answers after `delay` seconds; sends its port by a pipe."""
     message = {"role": "assistant", "content": "图中有一座机场，停着飞机。"}
     reply = json.dumps(
         {
@@ -169,7 +168,7 @@ def serve_in_process(delay, port):
 
 
 def translation(folder, args):
-    """As many captions as Sydney and UCM have, all distinct, against a server that takes 200 ms for each answer."""
+    """Distinct captions against a server that takes 200 ms for each answer."""
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve_in_process, args=(0.2, there), daemon=True)
     server.start()
@@ -177,42 +176,32 @@ def translation(folder, args):
         "OPENAI_API_KEY": "none",
         "OPENAI_BASE_URL": f"http://127.0.0.1:{here.recv()}/v1",
     }
-    source, count, sample = folder / "en.json", 2713, 100
-    source.write_text(
-        json.dumps(
-            [
-                {"imged_id": f"{k}.tif", "caption": f"Airplanes at airport number {k} ."}
-                for k in range(count)
-            ]
-        )
-    )
+    source, rows = folder / "en.json", []
+    for k in range(CAPTIONS):
+        rows.append({"imged_id": f"{k}.tif", "caption": f"Airplanes at airport number {k} ."})
+    source.write_text(json.dumps(rows))
 
-    def seconds(concurrency, name, *more):
-        return run(
-            DATA / "translation_en2zh.py",
-            "--input",
-            source,
-            "--output",
-            folder / name,
-            "--concurrency",
-            concurrency,
-            *more,
-        )
+    def translate(concurrency, name, *more):
+        files = ("--input", source, "--output", folder / name)
+        return run(DATA / "translation_en2zh.py", *files, "--concurrency", concurrency, *more)
 
-    start, _ = seconds(1, "start.json", "--limit", 1)
-    alone, _ = seconds(1, "alone.json", "--limit", sample + 1)
-    each = (alone - start) / sample
-    together, memory = zip(*(seconds(64, f"together{k}.json") for k in range(3)))
+    start, _ = translate(1, "start.json", "--limit", 1)
+    alone, _ = translate(1, "alone.json", "--limit", SAMPLE + 1)
+    each = (alone - start) / SAMPLE
+    runs = [translate(64, f"together{k}.json") for k in range(3)]
     server.terminate()
+
+    best, memory = min(seconds for seconds, _ in runs), max(memory for _, memory in runs)
+    faster = (start + each * (CAPTIONS - 1)) / best
     yield (
-        f"translation one by one, 200 ms server, {sample} captions",
+        f"translation one by one, 200 ms server, {SAMPLE} captions",
         f"{1000 * each:.0f} ms each",
         "",
     )
-    faster = (start + each * (count - 1)) / min(together)
     yield (
-        f"translation, {count:,} captions, --concurrency 64",
-        f"{min(together):.1f} s, {count / min(together):.0f} captions/s, {max(memory):.0f} MB: {faster:.0f} times as fast",
+        f"translation, {CAPTIONS:,} captions, --concurrency 64",
+        f"{best:.1f} s, {CAPTIONS / best:.0f} captions/s, {memory:.0f} MB: "
+        f"{faster:.0f} times as fast",
         ">= 25 times",
     )
 
@@ -226,9 +215,7 @@ BENCHMARKS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Measure the data stages on this machine and print a table."
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "names",
         nargs="*",
@@ -239,7 +226,7 @@ def main():
         "--images",
         type=Path,
         metavar="DIR",
-        help="folder of pictures to check, such as data/UCM/images",
+        help="folder of images to check, such as data/UCM/images",
     )
     parser.add_argument(
         "--records", type=int, default=1_000_000, help="of stream (default: %(default)s)"
@@ -247,12 +234,11 @@ def main():
     args = parser.parse_args()
     names = args.names or [name for name in BENCHMARKS if name != "images" or args.images]
     unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown or "images" in names and not (args.images and args.images.is_dir()):
-        parser.error(
-            f"no benchmark {', '.join(unknown)}"
-            if unknown
-            else "images needs a folder: --images DIR"
-        )
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}")
+    if "images" in names and not (args.images and args.images.is_dir()):
+        parser.error("images needs a folder: --images DIR")
+
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     print("| what | measured | wanted |\n| --- | --- | --- |")
     for name in names:

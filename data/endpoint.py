@@ -1,4 +1,10 @@
-"""Asking an OpenAI-compatible endpoint: pace, retries, when to stop, tokens and cost. Nothing here knows of captions."""
+"""Asking an OpenAI-compatible endpoint: pace, retries, when to stop, tokens and cost.
+
+Nothing here knows of captions. Why retries and pace are not left to a library (openai 3, tenacity,
+aiolimiter): every try is counted and priced before it is sent; replies that are cut, empty or no
+JSON are tried again as well; a Retry-After holds back all workers, not one request; a stop ends
+every pause; and --tpm is corrected by the tokens that a reply has reported.
+"""
 
 import asyncio
 import email.utils
@@ -7,16 +13,22 @@ import random
 import re
 import time
 
-from data.records import StageError
+from model.errors import UserError
 
-# 401 key, 402 balance (DeepSeek), 403 permission or region, 404 model or URL: the next request would fare no better
-HOPELESS = (401, 402, 403, 404)
-PASSING = (408, 409, 425, 429)  # and 5xx: worth another try
-LONGEST_PAUSE = 60  # seconds that the growing pauses end at
-LONGEST_WAIT = 600  # seconds; a server that asks for more is asked again by another run
-SECRET = (
-    8  # characters from which on a key is hidden; "x" and "none" are words for servers without keys
-)
+# 401 key, 402 balance (DeepSeek), 403 permission or region, 404 model or URL: no request would do
+NON_RETRYABLE = (401, 402, 403, 404)
+# these and 5xx: worth another try
+TRANSIENT = (408, 409, 425, 429)
+# seconds that the growing pauses end at
+MAX_BACKOFF = 60
+# seconds; a server that asks for more is asked again by another run
+MAX_RETRY_AFTER = 600
+# characters from which on a key is hidden; "x" and "none" are words for servers without keys
+SECRET_LENGTH = 8
+# requests in a row that fail until the run stops, or as many as there are workers
+BREAKER = 10
+# tokens that a message has beside its text
+TOKENS_PER_MESSAGE = 4
 
 
 class Stopped(Exception):
@@ -32,78 +44,102 @@ class NoAnswer(Exception):
 
 
 def estimated_tokens(text):
-    """About as many as common tokenizers make: one per Chinese character, four per three English words."""
+    """About as many as common tokenizers make of it.
+
+    One per Chinese character, four per three English words.
+    """
     chinese = len(re.findall("[\u4e00-\u9fff，。：、；“”]", text))
     return chinese + math.ceil(4 / 3 * len(re.findall(r"[A-Za-z0-9]+", text)))
 
 
+def prompt_tokens(messages):
+    """Estimated tokens of a request's messages."""
+    return sum(estimated_tokens(m["content"]) + TOKENS_PER_MESSAGE for m in messages)
+
+
+def cost_of(args, tokens_in, tokens_out):
+    """By args.price_in and args.price_out, per million tokens or None."""
+    return (tokens_in * (args.price_in or 0) + tokens_out * (args.price_out or 0)) / 1e6
+
+
 def asked_pause(headers):
-    """Seconds that a reply asks to wait (Retry-After as seconds or as a date, retry-after-ms), or None."""
+    """Seconds that a reply asks to wait, or None.
+
+    headers: Retry-After as seconds or as a date, or retry-after-ms
+    """
     try:
         if headers.get("retry-after-ms"):
             return float(headers["retry-after-ms"]) / 1000
         value = headers.get("retry-after")
-        if value is None or re.fullmatch(r"[\d.]+", value.strip()):
-            return None if value is None else float(value)
+        if value is None:
+            return None
+        if re.fullmatch(r"[\d.]+", value.strip()):
+            return float(value)
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
 
 
-class Endpoint:
-    """`answer` asks for one text; many may run at a time. Counters: requests, retries, tokens_in, tokens_out, cost.
+def connect(args, key):
+    """An Endpoint for options and a key; see there. Raises UserError."""
+    try:
+        # here: a run that finds everything in journal and memory needs neither client nor key
+        import openai
 
-    args: base_url, model, timeout (seconds a request may take in all), max_retries, backoff (seconds), rpm and tpm (per
-    minute or None), price_in and price_out (per million tokens or None), max_cost (same money or None), concurrency.
+        # no timeout, no retries: both are kept here
+        client = openai.AsyncOpenAI(
+            api_key=key, base_url=args.base_url, timeout=None, max_retries=0
+        )
+    # no openai, or a SOCKS proxy in the environment and no socksio
+    except ImportError as error:
+        raise UserError(f"cannot start the client: {error}") from None
+    return Endpoint(client, openai.APIError, args, key)
+
+
+class Endpoint:
+    """`answer` asks for one text; many may run at a time.
+
+    client: an AsyncOpenAI that neither retries nor times out; api_error: what it raises;
+    args: model, timeout (seconds a request may take in all), max_retries, backoff (seconds),
+    rpm and tpm (per minute or None), price_in and price_out (per million tokens or None),
+    max_cost (same money or None), concurrency.
     """
 
-    def __init__(self, args, key):
-        try:
-            import openai  # here: a run that finds everything in journal and memory needs neither client nor key
-
-            self.client = openai.AsyncOpenAI(
-                api_key=key, base_url=args.base_url, timeout=None, max_retries=0
-            )
-        except (
-            ImportError
-        ) as error:  # no openai, or a SOCKS proxy in the environment and no socksio
-            raise StageError(f"cannot start the client: {error}") from None
-        self.api_error, self.args, self.key = openai.APIError, args, key
+    def __init__(self, client, api_error, args, key):
+        self.client, self.api_error, self.args, self.key = client, api_error, args, key
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
-        self.cost, self.under_way = (
-            0.0,
-            [],
-        )  # (tokens in, tokens out) that each request under way is thought to take
-        self.longest, self.ratio = (
-            0,
-            1.5,
-        )  # most tokens that an answer had; most that were counted per token estimated
-        self.next_start = 0.0  # by --rpm and --tpm, on the clock of time.monotonic()
-        self.held_until = 0.0  # by Retry-After
+        self.cost = 0.0
+        # (tokens in, tokens out) that each request in flight is expected to take
+        self.in_flight = []
+        # most tokens that an answer had; most that were counted per token estimated
+        self.longest_answer, self.token_ratio = 0, 1.5
+        # on the clock of time.monotonic(): by --rpm and --tpm, by Retry-After
+        self.next_start = self.held_until = 0.0
         self.failed_in_a_row = 0
-        self.stopped, self.stop_event = None, asyncio.Event()
+        # the reason, once there is one
+        self.stopped = None
+        self.stop_event = asyncio.Event()
 
     def hide(self, text):
         """Endpoints quote the key in their messages: it must reach neither screen nor file."""
-        return text.replace(self.key, "***") if len(self.key) >= SECRET else text
+        return text.replace(self.key, "***") if len(self.key) >= SECRET_LENGTH else text
 
-    def price(self, tokens_in, tokens_out):
-        return (
-            tokens_in * (self.args.price_in or 0) + tokens_out * (self.args.price_out or 0)
-        ) / 1e6
-
-    def price_at_most(self, tokens_in, expected):
-        """By what the answers so far have shown: each one that arrives revalues the requests under way."""
-        return self.price(tokens_in * self.ratio, max(expected, self.longest))
+    def cost_at_most(self, tokens_in, expected):
+        """By what the answers so far have shown: each one revalues the requests in flight."""
+        tokens_out = max(expected, self.longest_answer)
+        return cost_of(self.args, tokens_in * self.token_ratio, tokens_out)
 
     def stop(self, reason):
-        """Nothing new is asked from now on; what is under way may be paid for, so it is waited for."""
+        """Nothing new is asked from now on; what is in flight may be paid for, so it is awaited.
+
+        Raises Stopped.
+        """
         self.stopped = self.stopped or reason
         self.stop_event.set()
         raise Stopped(self.stopped)
 
     async def pause(self, seconds):
-        """Sleep, but not beyond a stop."""
+        """Sleep, but not beyond a stop. Raises Stopped."""
         if seconds > 0 and not self.stopped:
             try:
                 await asyncio.wait_for(self.stop_event.wait(), seconds)
@@ -112,111 +148,135 @@ class Endpoint:
         if self.stopped:
             raise Stopped(self.stopped)
 
-    async def turn(self, tokens):
-        """Wait until the limits per minute and the server's Retry-After allow a request of so many tokens."""
+    async def wait_for_slot(self, tokens):
+        """Wait until the limits per minute and Retry-After allow a request of so many tokens."""
         now = time.monotonic()
         start = max(now, self.next_start)
-        self.next_start = start + max(
-            60 / self.args.rpm if self.args.rpm else 0,
-            60 * tokens / self.args.tpm if self.args.tpm else 0,
-        )
+        by_requests = 60 / self.args.rpm if self.args.rpm else 0
+        by_tokens = 60 * tokens / self.args.tpm if self.args.tpm else 0
+        self.next_start = start + max(by_requests, by_tokens)
         await self.pause(start - now)
+
         while (left := self.held_until - time.monotonic()) > 0:
-            await self.pause(left + random.uniform(0, 0.1 * left))  # not all at the same moment
+            # not all at the same moment
+            await self.pause(left + random.uniform(0, 0.1 * left))
 
     async def answer(self, messages, expected):
-        """The text of the answer and (tokens in, tokens out). expected: tokens that the answer is thought to have.
+        """The text of the answer and (tokens in, tokens out).
 
-        Raises Failed after the last retry or where none helps, Stopped where the run has to end.
+        expected: tokens that the answer is expected to have. Raises Failed after the last retry or
+        where none helps, Stopped where the run has to end.
         """
-        tokens_in = sum(estimated_tokens(message["content"]) + 4 for message in messages)
+        request = (prompt_tokens(messages), expected)
         for attempt in range(self.args.max_retries + 1):
-            await self.turn(tokens_in + expected)
-            reserved = sum(self.price_at_most(*request) for request in self.under_way)
-            most, this = self.args.max_cost, self.price_at_most(tokens_in, expected)
-            if most is not None and self.cost + reserved + this > most:
-                self.stop(
-                    f"--max-cost {most:g} is reached: {self.cost:.4f} spent, {reserved:.4f} under way, "
-                    f"{this:.4f} for the next request"
-                )
-            self.under_way.append((tokens_in, expected))
+            await self.wait_for_slot(sum(request))
+            self.check_budget(request)
+
+            self.in_flight.append(request)
             self.requests += 1
             self.retries += attempt > 0
             try:
-                return await self.ask(messages, tokens_in, expected)
-            except (
-                self.api_error,
-                NoAnswer,
-                ValueError,
-            ) as error:  # ValueError: half a surrogate pair
-                seconds = self.judge(error, attempt)
+                return await self.ask(messages, *request)
+            # ValueError: half a surrogate pair
+            except (self.api_error, NoAnswer, ValueError) as error:
+                seconds = self.seconds_to_retry(error, attempt)
             finally:
-                self.under_way.remove((tokens_in, expected))
+                self.in_flight.remove(request)
             await self.pause(seconds)
 
+    def check_budget(self, request):
+        """Raises Stopped where this request could exceed --max-cost, those in flight included."""
+        if self.args.max_cost is None:
+            return
+        reserved = sum(self.cost_at_most(*other) for other in self.in_flight)
+        this = self.cost_at_most(*request)
+        if self.cost + reserved + this > self.args.max_cost:
+            self.stop(
+                f"--max-cost {self.args.max_cost:g} is reached: {self.cost:.4f} spent, "
+                f"{reserved:.4f} in flight, {this:.4f} for the next request"
+            )
+
     async def ask(self, messages, tokens_in, expected):
-        try:
-            async with asyncio.timeout(self.args.timeout):
-                reply = await self.client.chat.completions.create(
-                    model=self.args.model, messages=messages
-                )
-        except (TimeoutError, ValueError) as error:  # ValueError: a reply that is not JSON
-            self.cost += self.price_at_most(
-                tokens_in, expected
-            )  # the server may have written, and charged, an answer
-            late = f"no answer within {self.args.timeout:g} s"
-            raise NoAnswer(
-                late if isinstance(error, TimeoutError) else f"a reply that is not JSON: {error}"
-            ) from None
-        choices = getattr(
-            reply, "choices", None
-        )  # a web page under a wrong URL arrives as a plain str
+        """One request; see `answer`. Raises NoAnswer, ValueError, openai.APIError."""
+        reply = await self.request(messages, tokens_in, expected)
+        # a web page under a wrong URL arrives as a plain str
+        choices = getattr(reply, "choices", None)
         if not choices:
             raise NoAnswer("the reply is not a chat completion; does the base URL end in /v1?")
+
         # reasoning models behind a local server may put their thoughts before the answer
-        text = re.sub(
-            r"^\s*<think>.*?</think>", "", choices[0].message.content or "", flags=re.DOTALL
-        ).strip()
-        used = (
-            getattr(reply.usage, "prompt_tokens", 0) or 0,
-            getattr(reply.usage, "completion_tokens", 0) or 0,
-        )
-        if not any(used):  # some servers count nothing
-            used = tokens_in, estimated_tokens(text)
-        self.tokens_in, self.tokens_out = self.tokens_in + used[0], self.tokens_out + used[1]
-        self.cost += self.price(*used)
-        self.longest, self.ratio = max(self.longest, used[1]), max(self.ratio, used[0] / tokens_in)
-        if self.args.tpm:
-            self.next_start += 60 * (sum(used) - tokens_in - expected) / self.args.tpm
+        content = choices[0].message.content or ""
+        text = re.sub(r"^\s*<think>.*?</think>", "", content, flags=re.DOTALL).strip()
+        used = self.account(reply.usage, text, tokens_in, expected)
+
         if not text or choices[0].finish_reason == "length":
             raise NoAnswer(f"empty or cut answer (finish_reason {choices[0].finish_reason})")
-        text.encode()  # no file can store half a surrogate pair
+        # no file can store half a surrogate pair
+        text.encode()
         self.failed_in_a_row = 0
         return self.hide(text), used
 
-    def judge(self, error, attempt):
-        """Seconds to wait before the request is tried again; raises Failed or Stopped where it is not."""
+    async def request(self, messages, tokens_in, expected):
+        try:
+            async with asyncio.timeout(self.args.timeout):
+                return await self.client.chat.completions.create(
+                    model=self.args.model, messages=messages
+                )
+        except TimeoutError:
+            problem = f"no answer within {self.args.timeout:g} s"
+        except ValueError as error:
+            problem = f"a reply that is not JSON: {error}"
+        # the server may have written, and charged, an answer
+        self.cost += self.cost_at_most(tokens_in, expected)
+        raise NoAnswer(problem)
+
+    def account(self, usage, text, tokens_in, expected):
+        """Count what a reply has used and correct the pace; returns (tokens in, tokens out)."""
+        used = (
+            getattr(usage, "prompt_tokens", 0) or 0,
+            getattr(usage, "completion_tokens", 0) or 0,
+        )
+        # some servers count nothing
+        if not any(used):
+            used = tokens_in, estimated_tokens(text)
+
+        self.tokens_in += used[0]
+        self.tokens_out += used[1]
+        self.cost += cost_of(self.args, *used)
+        self.longest_answer = max(self.longest_answer, used[1])
+        self.token_ratio = max(self.token_ratio, used[0] / tokens_in)
+        if self.args.tpm:
+            self.next_start += 60 * (sum(used) - tokens_in - expected) / self.args.tpm
+        return used
+
+    def seconds_to_retry(self, error, attempt):
+        """Seconds to wait before the next try; raises Failed or Stopped where there is none."""
         text = f"{type(error).__name__}: {getattr(error, 'message', error)}"
         reason = " ".join(self.hide(text).split())[:300]
         status = getattr(error, "status_code", None)
-        if status in HOPELESS or "insufficient_quota" in (
-            getattr(error, "code", None),
-            getattr(error, "type", None),
-        ):
+        codes = getattr(error, "code", None), getattr(error, "type", None)
+        if status in NON_RETRYABLE or "insufficient_quota" in codes:
             self.stop(f"{reason}; check OPENAI_API_KEY, --base-url and --model")
-        if status and status < 500 and status not in PASSING:
+        if status and status < 500 and status not in TRANSIENT:
             raise Failed(reason)
+
         asked = asked_pause(error.response.headers) if status else None
-        if asked and asked > LONGEST_WAIT:
+        if asked and asked > MAX_RETRY_AFTER:
             self.stop(f"the endpoint asks to wait {asked:.0f} s: {reason}")
         if attempt == self.args.max_retries:
-            self.failed_in_a_row += 1
-            if self.failed_in_a_row >= max(10, self.args.concurrency):
-                self.stop(
-                    f"{self.failed_in_a_row} captions failed one after another, the last by {reason}"
-                )
-            raise Failed(reason)
-        if asked is not None:
-            self.held_until = max(self.held_until, time.monotonic() + asked)
-            return asked
-        return random.uniform(0.5, 1) * min(LONGEST_PAUSE, self.args.backoff * 2**attempt)
+            self.give_up(reason)
+
+        if asked is None:
+            longest = min(MAX_BACKOFF, self.args.backoff * 2**attempt)
+            return random.uniform(0.5, 1) * longest
+        self.held_until = max(self.held_until, time.monotonic() + asked)
+        return asked
+
+    def give_up(self, reason):
+        """Raises Failed, or Stopped where too many requests in a row came to that."""
+        self.failed_in_a_row += 1
+        if self.failed_in_a_row >= max(BREAKER, self.args.concurrency):
+            self.stop(
+                f"{self.failed_in_a_row} captions failed one after another, the last by {reason}"
+            )
+        raise Failed(reason)

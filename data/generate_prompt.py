@@ -1,11 +1,12 @@
 """Stage 3: Chinese descriptions + images -> the rows that fine-tuning reads.
 
-in:  [{"imged_id": "1.tif", "caption": Chinese, "split": optional}, ...] and the image folder; several such files are merged
-out: [{"img": "images/1.tif", "prompt": question, "label": Chinese}, ...] in one file and, where splits are known, the same
-     rows in NAME-train, NAME-val and NAME-test beside it; other forms by --format, more questions by --tasks
+in:  [{"imged_id": "1.tif", "caption": Chinese, "split": optional}, ...] and the image folder;
+     several such files are merged
+out: [{"img": "images/1.tif", "prompt": question, "label": Chinese}, ...] in one file and, where
+     splits are known, the same rows in NAME-train, NAME-val and NAME-test beside it;
+     other forms by --format, more questions by --tasks
 """
 
-import argparse
 import math
 import os
 import sys
@@ -15,41 +16,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import Parser
 from data import exports, instructions
-from data.caption_sets import CAPTION_SETS
+from data.caption_sets import CAPTION_SETS, SPLITS
 from data.image_check import CACHE, Use, check_images, find
 from data.records import (
-    PROJECT,
-    SPLITS,
-    StageError,
-    add_path_options,
     caption_records,
     checked_records,
-    listed,
     record_writer,
-    resolve_paths,
-    run_stage,
     split_problem,
     text_problem,
 )
+from data.stage import PROJECT, add_path_options, listed, resolve_inputs, run_stage
 from data.transform import image_problem
+from model.errors import UserError
 
 PROMPT = "这张遥感图像展现了什么场景？"
-NAMED = 100  # pictures named of a kind of problem: enough to mend a damaged download in one go
+# images named of a kind of problem: enough to fix a damaged download in one go
+MOST_NAMED = 100
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input: its file, what stands before its file names, the known set that it is or None, and what --captions adds."""
+    """One input file and what belongs to it."""
 
     path: Path
+    # stands before its file names
     root: str
+    # the known set that it is, or None
     dataset: str | None
-    splits: dict  # file name -> split
-    sentences: dict  # file name -> its English sentences
+    # what --captions adds: {file name: split}, {file name: its English sentences}
+    splits: dict
+    sentences: dict
 
     def records(self, checked=True):
-        """(img, split or None, record) of each; `checked`: an earlier reading found no name twice."""
+        """(img, split or None, record) of each.
+
+        checked: an earlier reading found no name twice.
+        """
         for record in caption_records(self.path, unique=not checked):
             name = record["imged_id"]
             yield f"{self.root}/{name}", record.get("split") or self.splits.get(name), record
@@ -63,12 +67,14 @@ def warn(text):
 
 
 def read_captions(path, sentences):
-    """({file name: split}, {file name: English sentences}) of a caption set; the latter only where asked for."""
+    """({file name: split}, {file name: English sentences}) of a caption set.
+
+    sentences: whether they are wanted; else the latter is empty. Raises UserError.
+    """
+    problem_of = image_problem if sentences else split_problem
 
     def problem(image):
-        return text_problem(image, "split") or (image_problem if sentences else split_problem)(
-            image
-        )
+        return text_problem(image, "split") or problem_of(image)
 
     splits, english = {}, {}
     for image in checked_records(path, "filename", problem):
@@ -80,145 +86,210 @@ def read_captions(path, sentences):
 
 def sources_of(args):
     """The inputs, each with what belongs to it; fills in args.output."""
-    paths, default = list(args.input or [None]), args.output is None
-    for number, args.input in enumerate(paths):  # defaults of the only one, checks of all
-        resolve_paths(args)
-        paths[number] = args.input
-    if default and args.format == "ms-swift":
+    default_output = args.output is None
+    paths = resolve_inputs(args, args.input)
+    if default_output and args.format == "ms-swift":
         args.output = args.output.with_suffix(".jsonl")
-    for part in (part_of(args.output, split) for split in SPLITS):
+
+    for split in SPLITS:
+        part = part_of(args.output, split)
         if any(part.exists() and part.samefile(path) for path in paths):
-            raise StageError(
-                f"input {part} would be overwritten by the split files of {args.output}: name another --output"
+            raise UserError(
+                f"input {part} would be overwritten by the split files of {args.output}: "
+                "name another --output"
             )
-    names = [args.dataset] if args.dataset else [path.stem.removesuffix("-zh") for path in paths]
-    captions = [read_captions(path, bool(args.tasks)) for path in args.captions or []] or [
-        ({}, {})
-    ] * len(paths)
-    return [
-        Source(path, root, name if name in CAPTION_SETS else None, *known)
-        for path, root, name, known in zip(paths, args.image_root, names, captions)
-    ]
+
+    sources = []
+    for number, path in enumerate(paths):
+        name = args.dataset or path.stem.removesuffix("-zh")
+        dataset = name if name in CAPTION_SETS else None
+        splits, sentences = {}, {}
+        if args.captions:
+            splits, sentences = read_captions(args.captions[number], bool(args.tasks))
+        sources.append(Source(path, args.image_root[number], dataset, splits, sentences))
+    return sources
+
+
+class Survey:
+    """What one reading of all records shows, before anything is written."""
+
+    def __init__(self):
+        # images per split
+        self.counts = Counter()
+        # names of the first records without a split
+        self.unsplit = []
+        # {split: Counter of hashes of its descriptions}, of the validation and the test set
+        self.evaluated = {split: Counter() for split in SPLITS[1:]}
+        self.statistics = instructions.Statistics()
 
 
 def survey(sources, args):
-    """Read everything once: all that is wrong with the records is found here.
-
-    Returns images per split, {split: Counter of hashes of descriptions} of what is held out, and instructions.Statistics.
-    """
-    counts, unsplit, held_out = Counter(), [], {split: Counter() for split in SPLITS[1:]}
-    statistics = instructions.Statistics()
+    """Read everything once: all that is wrong with the records is found here. Raises UserError."""
+    seen = Survey()
     for source in sources:
         for _, split, record in source.records(checked=False):
-            counts[split] += 1
-            if split is None and len(unsplit) < NAMED:
-                unsplit.append(record["imged_id"])
-            if split in held_out:
-                held_out[split][hash(record["caption"])] += 1
+            seen.counts[split] += 1
+            if split is None and len(seen.unsplit) < MOST_NAMED:
+                seen.unsplit.append(record["imged_id"])
+            if split in seen.evaluated:
+                seen.evaluated[split][hash(record["caption"])] += 1
             if args.tasks:
-                statistics.add(source.facts(record).present)
-    total = sum(counts.values())
-    if counts[None] and (
-        args.captions or counts[None] < total
-    ):  # such rows would silently be in none of the split files
-        hint = (
-            f"{' and '.join(map(str, args.captions))} does not name them"
-            if args.captions
-            else "give --captions"
-        )
-        raise StageError(
-            f"{counts[None]} of {total} records have no split: {listed(unsplit)}; {hint}"
-        )
-    return counts, held_out, statistics
+                seen.statistics.add(source.facts(record).present)
+
+    total, unsplit = sum(seen.counts.values()), seen.counts[None]
+    # some without: they would silently be in none of the split files
+    if unsplit and (args.captions or unsplit < total):
+        hint = "give --captions"
+        if args.captions:
+            hint = f"{' and '.join(map(str, args.captions))} does not name them"
+        names = listed(seen.unsplit)
+        raise UserError(f"{unsplit} of {total} records have no split: {names}; {hint}")
+    return seen
+
+
+def folders_of(sources, args):
+    """Where the images are looked for, in order."""
+    absolute = [source.root for source in sources if os.path.isabs(source.root)]
+    folders = [Path(root) for root in absolute]
+    if len(absolute) < len(sources):
+        folders += [args.output.parent.absolute(), PROJECT]
+    return list(dict.fromkeys(folders))
 
 
 def check(sources, folders, args):
-    """The imgs whose rows are dropped because of their picture; StageError with --strict, or where an input has none."""
-    uses_of = [
-        [Use(img, source.dataset, split) for img, split, _ in source.records()]
-        for source in sources
-    ]
-    uses, cache = sum(uses_of, []), args.output.with_name(CACHE)
+    """The imgs whose rows are dropped because of their image.
+
+    Raises UserError where an input has no image or all are dropped; with --strict, where any is.
+    """
+    uses_of = []
+    for source in sources:
+        uses_of.append([Use(img, source.dataset, split) for img, split, _ in source.records()])
+    uses = [use for uses in uses_of for use in uses]
+    cache = args.output.with_name(CACHE)
     problems, leaks = check_images(uses, folders, cache, args.keep_duplicates)
+
     for split, other, names in leaks:
         print(
-            f"leakage: {len(names)} {split} images have the bytes of {other} images: {listed(names)}"
+            f"leakage: {len(names)} {split} images have the bytes of {other} images: "
+            f"{listed(names)}"
         )
-    imgs, dropped = {use.img for use in uses}, {img for bad in problems.values() for img in bad}
+    imgs = {use.img for use in uses}
+    dropped = {img for bad in problems.values() for img in bad}
     if not dropped:
-        print(f"{len(imgs)} images opened and sound (kept for the next run in {cache})")
+        print(f"{len(imgs)} images opened without an error (kept for the next run in {cache})")
         return dropped
-    parts = [
-        f"{len(bad)} of {len(imgs)} images {kind}: {listed(list(bad.values()), 5 if len(bad) == len(imgs) else NAMED)}"
-        for kind, bad in problems.items()
-        if bad
-    ]
-    if problems["missing"]:
-        parts.append(f"looked {', then '.join(f'in {folder}' for folder in folders)}")
-    gone = [
-        source.root
-        for source, own in zip(sources, uses_of)
-        if all(use.img in problems["missing"] for use in own)
-    ]
+
+    parts = _problem_texts(problems, len(imgs), folders)
+    missing = problems["missing"]
+    gone = []
+    for source, own in zip(sources, uses_of):
+        if all(use.img in missing for use in own):
+            gone.append(source.root)
     if gone and len(sources) > 1:
         parts.append(f"not one image of {' and '.join(gone)} was found")
     here = [root for root in gone if Path(root).is_dir() and not os.path.isabs(root)]
     if here:
         parts.append(f"{' and '.join(here)} is in the current folder: give --image-root in full")
     if args.strict or gone or dropped == imgs:
-        raise StageError("; ".join([*parts, "check --image-root, or replace the files"]))
+        raise UserError("; ".join([*parts, "check --image-root, or replace the files"]))
+
     rows = sum(use.img in dropped for use in uses)
-    warn(
-        "; ".join(
-            [f"{rows} rows dropped", *parts, f"--strict stops instead (checks are kept in {cache})"]
-        )
-    )
+    parts.append(f"--strict stops instead (checks are kept in {cache})")
+    warn("; ".join([f"{rows} rows dropped", *parts]))
     return dropped
 
 
+def _problem_texts(problems, total, folders):
+    """One text for each kind of problem that occurs, and where was looked for missing images."""
+    parts = []
+    for kind, bad in problems.items():
+        if bad:
+            shown = 5 if len(bad) == total else MOST_NAMED
+            names = listed(list(bad.values()), shown)
+            parts.append(f"{len(bad)} of {total} images {kind}: {names}")
+    if problems["missing"]:
+        places = ", then ".join(f"in {folder}" for folder in folders)
+        parts.append(f"looked {places}")
+    return parts
+
+
 def convert(sources, folders, dropped, args):
-    """Write the pictures as PNG under --png; returns {img: img of its PNG}."""
-    folder, names, pictures = args.output.parent / args.png, {}, {}
+    """Write the images as PNG under --png; returns {img: img of its PNG}."""
+    folder, names, images = args.output.parent / args.png, {}, {}
     for source in sources:
+        # merged sets may have the same file names
         prefix = f"{source.path.stem.removesuffix('-zh')}/" if len(sources) > 1 else ""
         for img, _, record in source.records():
             if img in dropped or img in names:
                 continue
             name = prefix + str(Path(record["imged_id"]).with_suffix(".png"))
             file = find(img, folders)
-            if pictures.setdefault(folder / name, file) != file:
-                raise StageError(
-                    f"{file} and {pictures[folder / name]} would both be {name}: rename one of them"
-                )
+            other = images.setdefault(folder / name, file)
+            if other != file:
+                raise UserError(f"{file} and {other} would both be {name}: rename one of them")
             names[img] = f"{args.png}/{name}"
-    print(
-        f"{folder}: {exports.convert(pictures)} of {len(pictures)} images converted to PNG, the others were there"
-    )
+
+    converted = exports.convert(images)
+    print(f"{folder}: {converted} of {len(images)} images converted to PNG, the others were there")
     return names
+
+
+class Leaks:
+    """Descriptions of the validation and test set that also stand in an earlier split."""
+
+    def __init__(self, evaluated):
+        self.evaluated = evaluated
+        self.repeated = {split: set() for split in evaluated}
+        self.example = {}
+
+    def add(self, split, record):
+        """A record of `split`."""
+        caption = hash(record["caption"])
+        for other, captions in self.evaluated.items():
+            if split in SPLITS[: SPLITS.index(other)] and caption in captions:
+                self.repeated[other].add(caption)
+                self.example.setdefault(other, f"{record['imged_id']}: {record['caption'][:20]}...")
+
+    def report(self):
+        for split, captions in self.repeated.items():
+            if captions:
+                count = sum(self.evaluated[split][caption] for caption in captions)
+                print(
+                    f"leakage: {count} of {sum(self.evaluated[split].values())} {split} "
+                    "descriptions also stand in an earlier split, "
+                    f"e.g. {self.example[split]}"
+                )
 
 
 def generate(args):
     sources = sources_of(args)
     if args.format == "llamafactory":
-        exports.read_dataset_info(args.output.parent)  # whether it can be read, before the work
-    counts, held_out, statistics = survey(sources, args)
-    folders = (
-        [args.output.parent.absolute(), PROJECT]
-        if not all(os.path.isabs(source.root) for source in sources)
-        else []
-    )
-    folders = list(
-        dict.fromkeys(
-            [
-                *map(Path, (source.root for source in sources if os.path.isabs(source.root))),
-                *folders,
-            ]
-        )
-    )
-    dropped = check(sources, folders, args) if not args.no_image_check else set()
+        # whether it can be read, before the work
+        exports.read_dataset_info(args.output.parent)
+    seen = survey(sources, args)
+    folders = folders_of(sources, args)
+    dropped = set() if args.no_image_check else check(sources, folders, args)
     names = convert(sources, folders, dropped, args) if args.png else {}
 
-    written, repeated, example = Counter(), {split: set() for split in held_out}, {}
+    leaks = Leaks(seen.evaluated)
+    written = write_rows(sources, dropped, names, seen.statistics, leaks, args)
+
+    leaks.report()
+    for part, count in written.items():
+        print(f"{part_of(args.output, part)}: {count} rows")
+    if args.format == "llamafactory":
+        registry = exports.register([part_of(args.output, part) for part in written])
+        print(f"{registry}: {len(written)} data sets entered")
+    remove_stale(args.output, written)
+
+
+def write_rows(sources, dropped, names, statistics, leaks, args):
+    """Write all rows and those of each split; returns {split, None for all: rows}.
+
+    dropped: imgs left out; names: {img: img of its PNG}. All files or none appear. Raises UserError
+    where there is no row.
+    """
+    written = Counter()
     with ExitStack() as files:
         writers = {}
 
@@ -232,165 +303,165 @@ def generate(args):
             for img, split, record in source.records():
                 if img in dropped:
                     continue
-                rounds = [[(args.prompt, record["caption"])]]
-                if args.tasks:
-                    rounds = instructions.dialogues(
-                        source.facts(record),
-                        statistics,
-                        args.tasks,
-                        args.seed,
-                        record["imged_id"],
-                        args.negatives,
-                    )
-                for other in held_out:
-                    if (
-                        split in SPLITS[: SPLITS.index(other)]
-                        and hash(record["caption"]) in held_out[other]
-                    ):
-                        repeated[other].add(hash(record["caption"]))
-                        example.setdefault(
-                            other, f"{record['imged_id']}: {record['caption'][:20]}..."
-                        )
-                for one in rounds:
-                    row = exports.row(args.format, names.get(img, img), one)
+                leaks.add(split, record)
+                for rounds in dialogues_of(source, record, statistics, args):
+                    row = exports.row(args.format, names.get(img, img), rounds)
                     write(None, row)
                     if split:
                         write(split, row)
         if not written:
-            raise StageError(
+            raise UserError(
                 "no rows: the captions say too little for these --tasks; add description=1"
             )
-    for split, captions in repeated.items():
-        if captions:
-            count, total = (
-                sum(held_out[split][caption] for caption in captions),
-                sum(held_out[split].values()),
-            )
-            print(
-                f"leakage: {count} of {total} {split} descriptions also stand in an earlier split, e.g. {example[split]}"
-            )
-    for part in written:
-        print(f"{part_of(args.output, part)}: {written[part]} rows")
-    if args.format == "llamafactory":
-        print(
-            f"{exports.register([part_of(args.output, part) for part in written])}: {len(written)} data sets entered"
-        )
+    return written
+
+
+def dialogues_of(source, record, statistics, args):
+    """[[(question, answer), ...], ...]: one inner list a row."""
+    if not args.tasks:
+        return [[(args.prompt, record["caption"])]]
+    return instructions.dialogues(
+        source.facts(record),
+        statistics,
+        args.tasks,
+        args.seed,
+        record["imged_id"],
+        args.negatives,
+    )
+
+
+def remove_stale(output, written):
+    """Remove split files of an earlier run that this one has not written."""
     for split in SPLITS:
-        path = part_of(args.output, split)
+        path = part_of(output, split)
         if split not in written and path.exists():
             path.unlink()
             print(
-                f"{path}: removed; it was of an earlier run, {args.output} has no {split} rows any more"
+                f"{path}: removed; it was of an earlier run, {output} has no {split} rows any more"
             )
 
 
 def part_of(output, part):
-    return output.with_name(f"{output.stem}-{part}{output.suffix}") if part else output
+    """rows.json, "val" -> rows-val.json; None: the file of all rows."""
+    if part is None:
+        return output
+    return output.with_name(f"{output.stem}-{part}{output.suffix}")
 
 
 def task_shares(texts):
-    """["description=1", "existence=0.5"] -> {"description": 1.0, "existence": 0.5}; ValueError in a few words."""
+    """["description=1", "existence=0.5"] -> {"description": 1.0, "existence": 0.5}.
+
+    Raises UserError in a few words.
+    """
     shares = {}
     for text in texts:
         task, _, number = text.partition("=")
         if task not in instructions.TASKS:
-            raise ValueError(f"{text}: expected one of {', '.join(instructions.TASKS)}")
+            raise UserError(f"{text}: expected one of {', '.join(instructions.TASKS)}")
         try:
-            shares[task] = float(number or 1)
+            share = float(number or 1)
         except ValueError:
-            raise ValueError(f"{text}: expected a number after =") from None
-        if not 0 < shares[task] <= 100 or math.isnan(shares[task]):
-            raise ValueError(f"{text}: expected more than 0 and at most 100 per image")
+            raise UserError(f"{text}: expected a number after =") from None
+        if math.isnan(share) or not 0 < share <= 100:
+            raise UserError(f"{text}: expected more than 0 and at most 100 per image")
+        shares[task] = share
     return shares
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Pair each image with questions and their Chinese answers."
-    )
+def make_parser():
+    parser = Parser(__doc__)
     add_path_options(parser, "zh", "prompt", several=True)
     parser.add_argument(
         "--captions",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="the caption set as distributed "
-        "(dataset.json), one per input: gives their split to records without one, and its English sentences "
-        "to --tasks (default: records keep what they have)",
+        help="the caption set as distributed (dataset.json), one per input: gives their split to "
+        "records without one, and its English sentences to --tasks (default: records keep what "
+        "they have)",
     )
-    rows = parser.add_argument_group("rows")
-    rows.add_argument("--prompt", help=f"question of every row (default: {PROMPT})")
-    rows.add_argument(
+    add_row_options(parser.add_argument_group("rows").add_argument)
+    add_image_options(parser.add_argument_group("images").add_argument)
+    return parser
+
+
+def add_row_options(add):
+    add("--prompt", help=f"question of every row (default: {PROMPT})")
+    add(
         "--tasks",
         nargs="+",
         default=[],
         metavar="TASK=N",
-        help="instead of the one question: rows per image "
-        f"of each of {', '.join(instructions.TASKS)}; 0.5 asks every second image, =N left out is 1; "
-        "existence counts pairs, an object that is there and one that is not. Made from the captions, without "
-        "any LLM",
+        help=f"instead of the one question: rows per image of each of "
+        f"{', '.join(instructions.TASKS)}; 0.5 asks every second image, =N left out is 1; "
+        "existence counts pairs, an object that is there and one that is not. Made from the "
+        "captions, without any LLM",
     )
-    rows.add_argument(
+    add(
         "--negatives",
         choices=instructions.NEGATIVES,
         default="balanced",
-        help="objects asked for in vain: "
-        "drawn as often as they are there in the set (balanced), all alike (random), the commonest (popular), "
-        "those that usually go with what is there (adversarial) (default: %(default)s)",
+        help="negatives of existence, objects that are not there: drawn as often as they are there "
+        "in the set (balanced), all alike (random), the most frequent (popular), those that "
+        "usually go with what is there (adversarial) (default: %(default)s)",
     )
-    rows.add_argument(
+    add(
         "--seed",
         type=int,
         default=0,
-        help="of --tasks: another seed asks otherwise (default: %(default)s)",
+        help="of --tasks: another seed draws other questions (default: %(default)s)",
     )
-    rows.add_argument(
+    add(
         "--format",
         choices=exports.FORMATS,
         default="remoteglm",
-        help="form of the rows; llamafactory also "
-        "enters the files into dataset_info.json beside them (default: %(default)s)",
+        help="form of the rows; llamafactory also enters the files into dataset_info.json beside "
+        "them (default: %(default)s)",
     )
-    images = parser.add_argument_group("images")
-    images.add_argument(
+
+
+def add_image_options(add):
+    add(
         "--image-root",
         nargs="+",
         default=["images"],
-        help="folder written before each file name, one per "
-        "input; a relative one is looked for beside the output, then in the project root (default: images)",
+        help="folder written before each file name, one per input; a relative one is looked for "
+        "beside the output, then in the project root (default: images)",
     )
-    images.add_argument(
+    add(
         "--png",
         metavar="DIR",
-        help="convert the images to PNG in this folder (a relative one: beside the "
-        "output) and name those in the rows (default: the images as they are)",
+        help="convert the images to PNG in this folder (a relative one: beside the output), as "
+        "training reads them, and name those in the rows (default: the images as they are)",
     )
-    images.add_argument(
+    add(
         "--strict",
         action="store_true",
-        help="stop where an image is missing, damaged, of a wrong size or "
-        "a duplicate (default: drop its rows and say so)",
+        help="stop where an image is missing, damaged, of a wrong size or a duplicate (default: "
+        "drop its rows and report them)",
     )
-    images.add_argument(
+    add(
         "--keep-duplicates",
         action="store_true",
-        help="keep images whose bytes another one has (default: "
-        "keep one, in test before val before train)",
+        help="keep images whose bytes another one has (default: keep one, in test before val "
+        "before train)",
     )
-    images.add_argument(
+    add(
         "--no-image-check",
         action="store_true",
         help="do not open the images; missing or damaged ones then turn up in training",
     )
-    args = parser.parse_args(argv)
-    texts = [
-        ("--prompt", args.prompt),
-        ("--png", args.png),
-        *(("--image-root", root) for root in args.image_root),
-    ]
-    problems = [
-        f"{option} is empty" for option, text in texts if text is not None and not text.strip()
-    ]
+
+
+def contradictions(args):
+    """What is wrong with the options, each in one text; fills in args.tasks as {task: share}."""
+    problems = []
+    texts = [("--prompt", args.prompt), ("--png", args.png)]
+    texts += [("--image-root", root) for root in args.image_root]
+    for option, text in texts:
+        if text is not None and not text.strip():
+            problems.append(f"{option} is empty")
+
     inputs = len(args.input or [None])
     if inputs > 1 and args.dataset:
         problems.append(
@@ -401,26 +472,34 @@ def main(argv=None):
     for option, given in (("--image-root", args.image_root), ("--captions", args.captions)):
         if given and len(given) != inputs:
             problems.append(f"{option}: expected one per input, {inputs}, got {len(given)}")
+
     if args.prompt is not None and args.tasks:
         problems.append(
             "--prompt is the question of every row, --tasks asks many: leave one of them out"
         )
     if args.no_image_check and (args.png or args.strict):
-        problems.append(
-            f"{'--png' if args.png else '--strict'} opens the images: leave --no-image-check out"
-        )
+        option = "--png" if args.png else "--strict"
+        problems.append(f"{option} opens the images: leave --no-image-check out")
     if args.format == "ms-swift" and args.output and args.output.suffix != ".jsonl":
-        problems.append(
-            f"--format ms-swift is one row a line: name --output {args.output.with_suffix('.jsonl')}"
-        )
+        name = args.output.with_suffix(".jsonl")
+        problems.append(f"--format ms-swift is one row a line: name --output {name}")
     try:
         args.tasks = task_shares(args.tasks)
-    except ValueError as error:
+    except UserError as error:
         problems.append(f"--tasks {error}")
+    return problems
+
+
+def main(argv=None):
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    problems = contradictions(args)
     if problems:
         parser.error("; ".join(problems))
-    args.prompt = PROMPT if args.prompt is None else args.prompt
-    args.writes = "prompt" if args.format == "remoteglm" else args.format
+    if args.prompt is None:
+        args.prompt = PROMPT
+    if args.format != "remoteglm":
+        args.writes = args.format
     return run_stage(__file__, generate, args)
 
 

@@ -1,7 +1,8 @@
-"""Every picture of a set is opened once: missing, unreadable, truncated, of a wrong size, a duplicate.
+"""Every image of a set is opened once: missing, unreadable, truncated, wrong size, duplicate.
 
-Pictures are decoded in threads (Pillow decodes outside Python's lock). What was found is kept in CACHE beside the output, by
-path, size in bytes and modification time, so that the next run opens only what changed; the file may be removed at any time.
+Images are decoded in threads (Pillow decodes outside Python's lock). What was found is kept in
+CACHE beside the output, by path, size in bytes and modification time, so that the next run opens
+only what changed; the file may be removed at any time.
 """
 
 import hashlib
@@ -21,27 +22,20 @@ from data.caption_sets import CAPTION_SETS, SPLITS
 from data.records import write_records
 
 CACHE = ".image-check.jsonl"
+KINDS = ("missing", "unreadable", "truncated", "wrong size", "duplicate")
 # what Pillow raises on a damaged file
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-HUGE = (
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)  # over 90 megapixels: a mosaic, or a damaged header
-SIGNATURES = (
-    b"II*\0",
-    b"MM\0*",
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-)  # a cut TIFF may have lost its directory, not its first bytes
-LEAST_SIDE, MOST_SIDES = (
-    8,
-    10,
-)  # pixels; the longer side over the shorter: beyond them it is no picture to describe
+# over 90 megapixels: a mosaic, or a damaged header
+HUGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# a truncated TIFF may have lost its directory, not its first bytes
+SIGNATURES = (b"II*\0", b"MM\0*", b"\x89PNG", b"\xff\xd8\xff")
+# a shorter side in pixels, or a longer side over the shorter one, that no image to describe has
+LEAST_SIDE, MOST_ASPECT = 8, 10
 
 
 @dataclass(frozen=True)
 class Use:
-    """A row's picture: `img` as the row names it, the known set it belongs to or None, its split or None."""
+    """A row's image: `img` as the row names it, its known set or None, its split or None."""
 
     img: str
     dataset: str | None
@@ -49,38 +43,48 @@ class Use:
 
 
 def find(img, folders):
-    """The file of an `img`, the first of the folders that has it, or None. An absolute `img` ignores the folders."""
-    return next((folder / img for folder in folders if (folder / img).is_file()), None)
+    """The file of an `img`, in the first of the folders that has it, or None.
+
+    An absolute `img` ignores the folders.
+    """
+    for folder in folders:
+        if (folder / img).is_file():
+            return folder / img
+    return None
 
 
 def examine(path):
-    """Decode a picture: {"digest", "width", "height"} or {"digest", "kind", "text"} of what is wrong with it."""
+    """Decode an image: {"digest", "width", "height"}, or what is wrong: {"digest", "kind", "text"}.
+
+    Raises OSError where the file cannot be read at all.
+    """
     data = path.read_bytes()
-    found = {"digest": hashlib.md5(data, usedforsecurity=False).hexdigest()}
+    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
     kind = "unreadable"
     try:
         with Image.open(io.BytesIO(data)) as image:
-            kind = "truncated"  # it has a header: what fails from here on is the rest
+            # it has a header: what fails from here on is the rest
+            kind = "truncated"
             image.load()
-            return found | {"width": image.width, "height": image.height}
+            return {"digest": digest, "width": image.width, "height": image.height}
     except HUGE as error:
         kind, text = "wrong size", str(error)
     except UnidentifiedImageError:
-        kind = "truncated" if data.startswith(SIGNATURES) else "unreadable"
-        text = f"{len(data)} bytes, " + (
-            "only the beginning" if kind == "truncated" else "not a picture that Pillow knows"
-        )
+        if data.startswith(SIGNATURES):
+            kind, text = "truncated", f"{len(data)} bytes, only the beginning"
+        else:
+            kind, text = "unreadable", f"{len(data)} bytes, not an image that Pillow knows"
     except DAMAGED as error:
         text = f"{type(error).__name__}: {error}"
-    return found | {"kind": kind, "text": " ".join(text.split())[:100]}
+    return {"digest": digest, "kind": kind, "text": " ".join(text.split())[:100]}
 
 
 def read_cache(path):
-    """{(path, bytes, mtime in ns): entry}; whatever is no entry is left out, it costs one more look."""
+    """{(path, bytes, mtime in ns): entry}; whatever is no entry is left out: it is opened again."""
+    if not path.exists():
+        return {}
     known = {}
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ()
-    ):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
             if ("width" in entry) != ("kind" in entry) and isinstance(entry["digest"], str):
@@ -91,9 +95,11 @@ def read_cache(path):
 
 
 def examine_all(paths, cache_path):
-    """{path: what examine() found} of all files, from the cache where it knows them; it is written whatever happens."""
-    cache, found, new = read_cache(cache_path), {}, 0
-    keys = {}
+    """{path: what examine() found}, from the cache where it knows them.
+
+    The cache is written whatever happens.
+    """
+    cache, found, keys, new = read_cache(cache_path), {}, {}, 0
     for path in paths:
         stat = path.stat()
         keys[path] = str(path), stat.st_size, stat.st_mtime_ns
@@ -101,87 +107,96 @@ def examine_all(paths, cache_path):
             found[path] = cache[keys[path]]
     left = [path for path in paths if path not in found]
 
-    def look(path):
-        try:
-            return {**dict(zip(("path", "bytes", "mtime"), keys[path])), **examine(path)}
-        except OSError as error:  # no permission, a disk that fails: not to be remembered
-            return {"kind": "unreadable", "text": error.strerror or str(error)}
-
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with warnings.catch_warnings(), tqdm(total=len(left), unit="image", disable=None) as bar:
-            warnings.simplefilter(
-                "ignore"
-            )  # corrupt EXIF data and the like do not keep pixels from being read
+            # corrupt EXIF data and the like do not keep pixels from being read
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for path, entry in zip(left, pool.map(look, left)):
-                found[path] = entry
-                if "path" in entry:
+            for path, entry in zip(left, pool.map(_examined, left)):
+                if "digest" in entry:
+                    name, size, mtime = keys[path]
+                    entry = {"path": name, "bytes": size, "mtime": mtime, **entry}
                     cache[keys[path]] = entry
                     new += 1
+                found[path] = entry
                 bar.update()
     finally:
         pool.shutdown(cancel_futures=True)
         if new:
-            current = {
-                key[0]: entry for key, entry in cache.items()
-            }  # the last of a path: what it was before is gone
+            # the last entry of a path: what it was before is gone
+            current = {entry["path"]: entry for entry in cache.values()}
             write_records(cache_path, current.values())
     return found
 
 
+def _examined(path):
+    """examine(), or without a digest why the file cannot be read: that is not to be remembered."""
+    try:
+        return examine(path)
+    except OSError as error:
+        return {"kind": "unreadable", "text": error.strerror or str(error)}
+
+
 def size_problem(entry, dataset):
-    """What is wrong with the size of a picture of this set (None: any), or None."""
-    size = entry["width"], entry["height"]
-    if min(size) < LEAST_SIDE or max(size) > MOST_SIDES * min(size):
-        return "{}x{} pixels".format(*size)
-    if dataset and not CAPTION_SETS[dataset].fits_size(size):
-        other = next(
-            (f", as {name} has" for name, known in CAPTION_SETS.items() if known.size == size), ""
-        )
-        return "{}x{} pixels{}; {} has {}x{}".format(
-            *size, other, dataset, *CAPTION_SETS[dataset].size
-        )
-    return None
+    """What is wrong with the size of an image of this set (None: any), or None."""
+    width, height = size = entry["width"], entry["height"]
+    text = f"{width}x{height} pixels"
+    if min(size) < LEAST_SIDE or max(size) > MOST_ASPECT * min(size):
+        return text
+    if not dataset or CAPTION_SETS[dataset].fits_size(size):
+        return None
+
+    expected = "{}x{}".format(*CAPTION_SETS[dataset].size)
+    for name, known in CAPTION_SETS.items():
+        if known.size == size:
+            return f"{text}, as {name} has; {dataset} has {expected}"
+    return f"{text}; {dataset} has {expected}"
 
 
 def check_images(uses, folders, cache_path, keep_duplicates=False):
-    """What is wrong with the pictures of the rows.
+    """What is wrong with the images of the rows.
 
     uses: Use of every row, in order; folders: where relative ones are looked for.
-    Returns ({kind: {img: text}}, leaks): the rows to drop by kind, and the pictures that stand in several splits, as
-    [(split, other split, [img in the first, ...])]. Of equal bytes under several names the copy that is held out stays (test
-    before val before train), so that dropping the others also takes them out of training; with keep_duplicates all stay.
+
+    Returns ({kind: {img: text}}, leaks): the rows to drop by kind, and the images that stand in
+    several splits as [(split, other split, [img in the first, ...])]. Of equal bytes under several
+    names the copy of the last split stays (test before val before train), so that dropping the
+    others also takes them out of training; with keep_duplicates all stay.
     """
-    problems = {
-        kind: {} for kind in ("missing", "unreadable", "truncated", "wrong size", "duplicate")
-    }
+    problems = {kind: {} for kind in KINDS}
     files = {}
     for use in uses:
         if use.img not in files:
             files[use.img] = find(use.img, folders)
             if files[use.img] is None:
                 problems["missing"][use.img] = use.img
-    found = examine_all(list(dict.fromkeys(path for path in files.values() if path)), cache_path)
+    distinct_files = dict.fromkeys(path for path in files.values() if path)
+    entries = examine_all(list(distinct_files), cache_path)
+
     copies = defaultdict(list)
     for use in uses:
-        path = files[use.img]
-        if path is None or any(use.img in bad for bad in problems.values()):
+        if any(use.img in bad for bad in problems.values()):
             continue
-        entry = found[path]
+        path = files[use.img]
+        entry = entries[path]
         text = size_problem(entry, use.dataset) if "width" in entry else entry["text"]
         if text:
             problems[entry.get("kind", "wrong size")][use.img] = f"{path} ({text})"
         else:
             copies[entry["digest"]].append(use)
+
     leaks = defaultdict(dict)
     for group in copies.values():
-        held_out = sorted(
-            group, key=lambda use: -SPLITS.index(use.split) if use.split else 0
-        )  # the first of a split first
-        for use in held_out[1:]:
-            if use.split != held_out[0].split:
-                leaks[use.split, held_out[0].split][use.img] = None
-            if not keep_duplicates and files[use.img] != files[held_out[0].img]:
-                problems["duplicate"].setdefault(use.img, f"{use.img} (bytes of {held_out[0].img})")
+        # stable: of one split the first comes first
+        kept, *others = sorted(group, key=_split_rank, reverse=True)
+        for use in others:
+            if use.split != kept.split:
+                leaks[use.split, kept.split][use.img] = None
+            if not keep_duplicates and files[use.img] != files[kept.img]:
+                problems["duplicate"].setdefault(use.img, f"{use.img} (bytes of {kept.img})")
     return problems, [(*splits, list(names)) for splits, names in leaks.items()]
+
+
+def _split_rank(use):
+    return SPLITS.index(use.split) if use.split else 0

@@ -1,8 +1,10 @@
-"""Questions and answers about a picture, from its captions and the lexicon alone: no LLM, nothing that captions do not say.
+"""Questions and answers about an image, from its captions and the lexicon alone: no LLM.
 
-facts() reads the captions, dialogues() asks about them. What a picture is asked hangs on the seed and its file name, not on
-the order of the input. existence_questions() also makes the yes / no questions of POPE (Li et al. 2023, Evaluating Object
-Hallucination in Large Vision-Language Models): half about objects that are there, half about objects that are not.
+facts() reads the captions, dialogues() asks about them; nothing is said that the captions do not
+say. What is asked about an image depends on the seed and its file name, not on the order of the
+input. existence_questions() also makes the yes / no questions of POPE (Li et al. 2023, Evaluating
+Object Hallucination in Large Vision-Language Models): half about objects that are there, half
+about objects that are not.
 """
 
 import random
@@ -13,13 +15,12 @@ from functools import cache
 from data.lexicon import SOME, Mention, closure, find, language, load, named
 
 NEGATIVES = ("balanced", "random", "popular", "adversarial")
-COUNTED = "架个艘座辆台列把栋棵条"  # counters of what can be counted; 片 and 丛 are areas
-GENERAL = (
-    "building",
-    "plant",
-    "water",
-)  # need not be listed beside what is one or has one: 房屋, not 房屋和建筑物
-MOST = 20  # greater numbers are estimates
+# counters of what can be counted; 片 and 丛 are areas
+COUNTED = tuple("架个艘座辆台列把栋棵条")
+# need not be listed beside what is one or has one: 房屋, not 房屋和建筑物
+GENERAL = ("building", "plant", "water")
+# greater numbers are estimates
+MOST_COUNTED = 20
 
 QUESTIONS = {
     "description": [
@@ -65,13 +66,19 @@ TASKS = (*QUESTIONS, "dialogue")
 
 @dataclass(frozen=True)
 class Facts:
-    """What the captions of a picture say; objects and scenes by their names in the lexicon."""
+    """What the captions of an image say; objects and scenes by their names in the lexicon."""
 
-    caption: str  # the Chinese description
-    scene: str | None  # where the captions agree on one
-    present: tuple  # objects that are there
-    absent: tuple  # objects that are not: denied, or neither named nor akin to what is named nor likely in such a scene
-    counts: dict  # {object: number} where all that count it agree
+    # the Chinese description
+    caption: str
+    # the scene that the captions agree on, or None
+    scene: str | None
+    # objects that are there
+    present: tuple
+    # objects that are not: denied, or neither named nor related to what is named nor likely in
+    # such a scene
+    absent: tuple
+    # {object: number} where all that count it agree
+    counts: dict
 
 
 @cache
@@ -81,213 +88,274 @@ def kin(kind, name):
 
 
 def agreed_scene(chinese, english):
-    """The scene that more sentences name than any other, two of them or one and the description; of the description alone, the only one."""
-    votes = Counter(
-        scene for mentions in english or [chinese] for scene in named(mentions, "scene")
-    )
+    """The scene that most sentences name, or None.
+
+    chinese: mentions of the description; english: mentions of each sentence. Two sentences have to
+    name it, or one and the description; without sentences, the description no other.
+    """
+    votes = Counter()
+    for mentions in english or [chinese]:
+        votes.update(named(mentions, "scene"))
     best = votes.most_common(2)
-    if (
-        not best
-        or len(best) > 1
-        and best[0][1] == best[1][1]
-        or best[0][1] < 2
-        and best[0][0] not in closure(chinese)
-    ):
+    if not best:
         return None
-    return best[0][0]
+
+    scene, count = best[0]
+    tied = len(best) > 1 and best[1][1] == count
+    if tied or (count < 2 and scene not in closure(chinese)):
+        return None
+    return scene
 
 
 def agreed_counts(texts, english):
-    """{object: number} where every text that says how many says the same number, two of them where there are sentences."""
-    said = defaultdict(list)
+    """{object: number} where every text that says how many says the same number.
+
+    texts: mentions of each text, the description first; english: those of the sentences. Where
+    there are sentences, two texts have to say it.
+    """
+    stated = defaultdict(list)
     for mentions in texts:
         for name in named(mentions):
-            numbers = [
-                mention.count
-                for mention in mentions
-                if mention.name == name and mention.kind == "object"
-            ]
-            if any(number is not None for number in numbers):
-                said[name].append(
-                    numbers[0] if len(numbers) == 1 else SOME
-                )  # "a plane and two planes": not to be relied on
-    return {
-        name: numbers[0]
-        for name, numbers in said.items()
-        if len(set(numbers)) == 1
-        and len(numbers) >= (2 if english else 1)
-        and numbers[0] in range(1, MOST + 1)
-        and load()["objects"][name].get("counter") in tuple(COUNTED)
-    }
+            number = stated_count(mentions, name)
+            if number is not None:
+                stated[name].append(number)
+
+    least, agreed = 2 if english else 1, {}
+    for name, numbers in stated.items():
+        number = numbers[0]
+        same = len(set(numbers)) == 1 and len(numbers) >= least
+        countable = load()["objects"][name].get("counter") in COUNTED
+        if same and countable and number in range(1, MOST_COUNTED + 1):
+            agreed[name] = number
+    return agreed
+
+
+def stated_count(mentions, name):
+    """How many of an object one text says there are: a number, SOME, or None."""
+    numbers = [m.count for m in mentions if m.kind == "object" and m.name == name]
+    if all(number is None for number in numbers):
+        return None
+    # "a plane and two planes": not to be relied on
+    return numbers[0] if len(numbers) == 1 else SOME
 
 
 def facts(caption, sentences=()):
-    """Facts of a picture from its description and, where they are known, further sentences; Chinese or English, each by itself.
+    """Facts of an image from its description and, where they are known, further sentences.
 
-    Where there are sentences an object is there if two of them name it, or one and the description; and nothing is absent
-    that any text names. Without them the description alone is believed.
+    Each text is Chinese or English by itself. Where there are sentences an object is there if two
+    of them name it, or one and the description; and nothing is absent that any text names. Without
+    them the description alone is believed.
     """
-    objects = load()["objects"]
-    chinese, *english = texts = [find(text, language(text)) for text in (caption, *sentences)]
-    votes = Counter(name for mentions in english for name in named(mentions))
-    if english:
-        present = {name for name, count in votes.items() if count > 1 or name in closure(chinese)}
-    else:
-        present = named(chinese)
-    denied = {
-        mention.name
-        for mentions in texts
-        for mention in mentions
-        if mention.kind == "object" and mention.negated
-    }
-    present -= denied | set(load()["unasked"])
-    everything = [mention for mentions in texts for mention in mentions if not mention.negated]
-    granted, scenes = (
-        closure(everything),
-        {mention.name for mention in everything if mention.kind == "scene"},
-    )
-    # a scene or object whose usual surroundings nobody mentions: a car in a residential area
-    likely = {
-        name
-        for key in (scenes or {"unknown"}) | named(everything)
-        for name in load()["likely"].get(key, ())
-    }
-    absent = [
-        name
-        for name in objects
-        if name not in load()["unasked"]
-        and (
-            name not in granted if name in denied else not (granted | likely) & kin("object", name)
-        )
-    ]
+    texts = [find(text, language(text)) for text in (caption, *sentences)]
+    chinese, *english = texts
+    unasked = set(load()["unasked"])
+
+    denied = set()
+    for mentions in texts:
+        denied.update(m.name for m in mentions if m.kind == "object" and m.negated)
+    present = agreed_objects(chinese, english) - denied - unasked
+    absent = [name for name in not_there(texts, denied) if name not in unasked]
+
+    # in the order of the description
     first = {mention.name: mention.start for mention in reversed(chinese)}
     present = sorted(present, key=lambda name: (first.get(name, len(caption)), name))
-    counts = {
-        name: count for name, count in agreed_counts(texts, english).items() if name in present
-    }
+    agreed = agreed_counts(texts, english)
+    counts = {name: count for name, count in agreed.items() if name in present}
     return Facts(caption, agreed_scene(chinese, english), tuple(present), tuple(absent), counts)
 
 
+def agreed_objects(chinese, english):
+    """Names of the objects that the texts agree are there."""
+    if not english:
+        return named(chinese)
+    votes = Counter(name for mentions in english for name in named(mentions))
+    described = closure(chinese)
+    return {name for name, count in votes.items() if count > 1 or name in described}
+
+
+def not_there(texts, denied):
+    """Names of the objects that no text grants, in the order of the lexicon.
+
+    denied: what a text says is absent. Of the others, what is usual beside anything that is
+    mentioned is left out, though nobody names it: a car in a residential area.
+    """
+    mentions = [m for mentions in texts for m in mentions if not m.negated]
+    granted = closure(mentions)
+    scenes = {m.name for m in mentions if m.kind == "scene"} or {"unknown"}
+    likely = set()
+    for key in scenes | named(mentions):
+        likely.update(load()["likely"].get(key, ()))
+
+    found = []
+    for name in load()["objects"]:
+        if name in denied:
+            absent = name not in granted
+        else:
+            absent = not (granted | likely) & kin("object", name)
+        if absent:
+            found.append(name)
+    return found
+
+
 class Statistics:
-    """How often objects are there, alone and together, in a whole set: what popular and adversarial negatives need."""
+    """How often objects are there, alone and together, in a whole set.
+
+    What popular and adversarial negatives need.
+    """
 
     def __init__(self):
-        self.count, self.together = Counter(), defaultdict(Counter)
+        self.count = Counter()
+        self.together = defaultdict(Counter)
 
     def add(self, present):
+        """present: names of the objects of one image."""
         self.count.update(present)
         for name in present:
             self.together[name].update(other for other in present if other != name)
 
 
 def absent_objects(facts, statistics, rng, number, negatives):
-    """`number` objects (or as many as there are) that are not in the picture.
+    """`number` objects (or as many as there are) that are not in the image: POPE's negatives.
 
-    random: any; popular: those most often there in the set; adversarial: those most often together with what is there;
-    balanced: drawn as often as they are there in the set, so that the name of an object does not give the answer away.
+    random: any; popular: those most often there in the set; adversarial: those most often together
+    with what is there; balanced: drawn as often as they are there in the set, so that the name of
+    an object does not give the answer away.
     """
     left = list(facts.absent)
     if negatives in ("popular", "adversarial"):
-        beside = sum((statistics.together[name] for name in facts.present), Counter())
-        rank = statistics.count if negatives == "popular" else beside
-        return sorted(left, key=lambda name: (-rank[name], -statistics.count[name], name))[:number]
-    weight = (
-        (lambda name: statistics.count[name] + 0.1) if negatives == "balanced" else (lambda name: 1)
-    )
+        rank = statistics.count
+        if negatives == "adversarial":
+            rank = sum((statistics.together[name] for name in facts.present), Counter())
+        left.sort(key=lambda name: (-rank[name], -statistics.count[name], name))
+        return left[:number]
+
     drawn = []
     while left and len(drawn) < number:
-        drawn.append(rng.choices(left, [weight(name) for name in left])[0])
-        left.remove(drawn[-1])
+        weights = [1] * len(left)
+        if negatives == "balanced":
+            weights = [statistics.count[name] + 0.1 for name in left]
+        name = rng.choices(left, weights)[0]
+        drawn.append(name)
+        left.remove(name)
     return drawn
 
 
 def existence_questions(facts, statistics, rng, pairs=1, negatives="balanced"):
-    """[(object, True), (object, False), ...]: as many objects that are there as are not, `pairs` of each at most.
+    """[(object, True), (object, False), ...]: as many objects that are there as are not.
 
-    facts: of the picture; statistics: of the whole set; rng: random.Random; negatives: one of NEGATIVES.
+    facts: of the image; statistics: of the whole set; rng: random.Random; pairs: of them at most;
+    negatives: one of NEGATIVES.
     """
     absent = absent_objects(facts, statistics, rng, min(pairs, len(facts.present)), negatives)
-    asked = [(name, True) for name in rng.sample(facts.present, len(absent))] + [
-        (name, False) for name in absent
-    ]
+    asked = [(name, True) for name in rng.sample(facts.present, len(absent))]
+    asked += [(name, False) for name in absent]
     rng.shuffle(asked)
     return asked
 
 
 def word(name, kind="objects"):
+    """The first Chinese word of an object or scene."""
     return load()[kind][name]["zh"][0]
 
 
 def numeral(number):
-    """2 -> 两, as before a counter."""
-    tens, ones = divmod(number, 10)
-    digits = "一二三四五六七八九"
+    """1 to 99 in Chinese as before a counter: 2 -> 两, 12 -> 十二."""
     if number == 2:
         return "两"
-    return ("" if not tens else "十" if tens == 1 else digits[tens - 1] + "十") + (
-        digits[ones - 1] if ones else ""
-    )
+    digits = ("", *"一二三四五六七八九")
+    tens, ones = divmod(number, 10)
+    if tens == 0:
+        return digits[ones]
+    if tens == 1:
+        return "十" + digits[ones]
+    return digits[tens] + "十" + digits[ones]
 
 
 def joined(words):
-    return "、".join(words[:-1]) + "和" + words[-1] if len(words) > 1 else words[0]
+    """A Chinese list: 房屋、道路和树木."""
+    if len(words) == 1:
+        return words[0]
+    return "、".join(words[:-1]) + "和" + words[-1]
 
 
 def ask_existence(name, there, rng):
     """(question, answer) whether an object is there; the answer begins with 有 or 没有."""
     question = rng.choice(QUESTIONS["existence"])
-    if "只回答" in question:
-        answer = "有。" if there else "没有。"
-    else:
-        answer = f"有，图中有{word(name)}。" if there else f"没有，图中没有{word(name)}。"
-    return question.format(name=word(name)), answer
+    answer = "有" if there else "没有"
+    if "只回答" not in question:
+        answer += f"，图中{answer}{word(name)}"
+    return question.format(name=word(name)), answer + "。"
+
+
+def ask_counts(facts, rng, number):
+    """Up to `number` (question, answer) about how many of an object there are."""
+    rounds = []
+    for name in rng.sample(sorted(facts.counts), min(number, len(facts.counts))):
+        counter = load()["objects"][name]["counter"]
+        question = rng.choice(QUESTIONS["counting"]).format(name=word(name), counter=counter)
+        rounds.append((question, f"{numeral(facts.counts[name])}{counter}。"))
+    return rounds
+
+
+def listed_objects(facts):
+    """The objects that an answer lists: those that are not implied by a more specific one."""
+    found = []
+    for name in facts.present:
+        others = [other for other in facts.present if other != name]
+        implied = any(name in kin("object", other) for other in others)
+        if name not in GENERAL or not implied:
+            found.append(name)
+    return found
 
 
 def ask(task, facts, statistics, rng, number, negatives):
-    """Up to `number` (question, answer) of a task, pairs of them for existence; fewer where the captions say too little."""
+    """Up to `number` (question, answer) of a task, pairs of them for existence.
+
+    Fewer where the captions say too little.
+    """
     if task == "existence":
         asked = existence_questions(facts, statistics, rng, number, negatives)
         return [ask_existence(name, there, rng) for name, there in asked]
     if task == "counting":
-        names = rng.sample(sorted(facts.counts), min(number, len(facts.counts)))
-        counters = {name: load()["objects"][name]["counter"] for name in names}
-        return [
-            (
-                rng.choice(QUESTIONS[task]).format(name=word(name), counter=counters[name]),
-                f"{numeral(facts.counts[name])}{counters[name]}。",
-            )
-            for name in names
-        ]
-    answer = facts.caption
-    if task == "scene":
-        answer = facts.scene and word(facts.scene, "scenes") + "。"
+        return ask_counts(facts, rng, number)
+
+    answer = None
+    if task == "description":
+        answer = facts.caption
+    if task == "scene" and facts.scene:
+        answer = word(facts.scene, "scenes") + "。"
     if task == "objects":
-        told = [
-            name
-            for name in facts.present
-            if name not in GENERAL
-            or not any(name in kin("object", other) for other in facts.present if other != name)
-        ]
-        answer = told and f"图中有{joined(list(map(word, told)))}。"
+        names = listed_objects(facts)
+        if names:
+            answer = f"图中有{joined([word(name) for name in names])}。"
+
     questions = rng.sample(QUESTIONS[task], min(number, len(QUESTIONS[task])))
-    return [(question, answer) for question in questions] if answer else []
+    if not answer:
+        return []
+    return [(question, answer) for question in questions]
 
 
 def dialogue(facts, statistics, rng, negatives):
     """Two to four rounds of different tasks, from the whole to the detail, or none."""
-    description, scene, *others = (
-        ask(task, facts, statistics, rng, 1, negatives)
-        for task in ("description", "scene", "objects", "counting", "existence")
-    )
-    opening, rest = description if not scene or rng.random() < 0.5 else scene, sum(others, [])
+    tasks = ("description", "scene", "objects", "counting", "existence")
+    rounds = [ask(task, facts, statistics, rng, 1, negatives) for task in tasks]
+    description, scene, *others = rounds
+    opening = scene
+    if not scene or rng.random() < 0.5:
+        opening = description
+
+    rest = [round_ for part in others for round_ in part]
     kept = sorted(rng.sample(range(len(rest)), min(len(rest), rng.randint(1, 3))))
-    return opening + [rest[place] for place in kept] if kept else []
+    if not kept:
+        return []
+    return opening + [rest[place] for place in kept]
 
 
 def dialogues(facts, statistics, tasks, seed, name, negatives="balanced"):
-    """Everything asked about a picture: [[(question, answer), ...], ...], one inner list a row.
+    """Everything asked about an image: [[(question, answer), ...], ...], one inner list a row.
 
-    tasks: {task: rows per picture}, where 0.5 asks every second picture; seed and name (its file name) decide all draws.
+    tasks: {task: rows per image}, where 0.5 asks every second image; seed and name (its file name)
+    decide all draws.
     """
     rows = []
     for task, share in tasks.items():

@@ -1,134 +1,19 @@
-"""What the data stages share: default paths, reading, checking and atomic writing. Standard library only."""
+"""Record files, JSON arrays or .jsonl: reading, checking every record, writing atomically."""
 
 import json
-import os
 import reprlib
-import sys
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from data.caption_sets import CAPTION_SETS, SPLITS, nwpu_images
+from data.caption_sets import SPLITS, nwpu_images
+from model.errors import UserError
+from model.files import replacing
 
-DATA = Path(__file__).resolve().parent
-PROJECT = DATA.parent
-DEFAULT_SET = "UCM"
-MAKER = {
-    "en": "transform.py",
-    "zh": "translation_en2zh.py",
-}  # who writes <dataset>-en.json and <dataset>-zh.json
-
-
-class StageError(Exception):
-    """An error for the user: one line naming the value seen, the value expected and what to do."""
-
-
-def run_stage(script, stage, args):
-    """Run `stage(args)` and return the exit status; what a user can mend is one line on stderr, never a traceback."""
-    try:
-        stage(args)
-    except (
-        StageError,
-        OSError,
-    ) as error:  # OSError: disk full, permissions, a folder that went away
-        print(f"{Path(script).name}: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"{Path(script).name}: interrupted; the same command continues from what is saved",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
-
-
-def add_path_options(parser, reads, writes, several=False):
-    """--dataset, --input and --output of a stage from `reads` ("captions", "en", "zh") to `writes` ("en", "zh", "prompt").
-
-    With `several`, args.input is a list or None, to be given to resolve_paths one by one.
-    """
-    files = parser.add_argument_group("files")
-    files.add_argument(
-        "--dataset",
-        choices=CAPTION_SETS,
-        help="caption set whose folder data/<dataset>/ holds the default "
-        f"paths (default: {DEFAULT_SET}; none is assumed where only --input is given)",
-    )
-    default = (
-        "dataset.json or dataset_<dataset>.json"
-        if reads == "captions"
-        else f"<dataset>-{reads}.json"
-    )
-    files.add_argument(
-        "--input",
-        type=Path,
-        nargs="+" if several else None,
-        help="JSON, or .jsonl with one record a line"
-        f"{', or several of them in the order to merge' * several} (default: data/<dataset>/{default})",
-    )
-    files.add_argument(
-        "--output",
-        type=Path,
-        help="JSON, or .jsonl for one record a line (default: data/<dataset>/"
-        f"<dataset>-{writes}.json; where --input is given without --dataset: NAME-{writes} beside it)",
-    )
-    parser.set_defaults(reads=reads, writes=writes)
-
-
-def resolve_paths(args):
-    """Fill in args.dataset, .input and .output; StageError where the input is missing or the output cannot be written."""
-    hint = "check --input"
-    if args.input is None:
-        args.dataset = args.dataset or DEFAULT_SET
-        folder, names = DATA / args.dataset, [f"{args.dataset}-{args.reads}.json"]
-        maker = (
-            f"{MAKER[args.reads]} --dataset {args.dataset}"
-            if args.reads in MAKER
-            else "synthetic/demo_scenes.py"
-        )
-        hint = f"run data/{maker} first, or give --input"
-        if args.reads == "captions":
-            names = [
-                "dataset.json",
-                f"dataset_{args.dataset.lower()}.json",
-                f"dataset_{args.dataset}.json",
-            ]
-            source = CAPTION_SETS[args.dataset].source
-            hint = (
-                hint
-                if args.dataset == "demo"
-                else f"get the {args.dataset} captions from {source}, or give --input"
-            )
-        args.input = next(
-            (folder / name for name in names if (folder / name).exists()), folder / names[0]
-        )
-    if args.output is None and args.dataset:
-        args.output = DATA / args.dataset / f"{args.dataset}-{args.writes}.json"
-    elif (
-        args.output is None
-    ):  # x-en.json -> x-zh.json -> x-prompt.json: one's own corpus chains beside its input
-        stem = args.input.stem.removesuffix(f"-{args.reads}")
-        args.output = args.input.with_name(f"{stem}-{args.writes}{args.input.suffix}")
-    if not args.input.exists():
-        raise StageError(f"input {args.input} does not exist: {hint}")
-    if args.output.is_dir() or args.output.exists() and args.output.samefile(args.input):
-        raise StageError(
-            f"output {args.output} is a folder or the input itself: name another file by --output"
-        )
-    try:  # before the heavy work
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary_beside(args.output).touch()
-        temporary_beside(args.output).unlink()
-    except OSError as error:
-        raise StageError(
-            f"cannot write output {args.output}: {error.strerror}; choose another --output"
-        ) from None
-
-
-def listed(problems, shown=5):
-    return "; ".join(problems[:shown]) + (
-        f"; and {len(problems) - shown} more" if len(problems) > shown else ""
-    )
+# problems of a file that are listed: all that a person would fix by hand
+MOST_LISTED = 1000
+# as many problems share one line; more stand one a line
+ON_ONE_LINE = 5
 
 
 def text_problem(record, key):
@@ -141,97 +26,138 @@ def text_problem(record, key):
 
 
 def split_problem(record):
-    known = record.get("split", SPLITS[0]) in SPLITS
-    return (
-        None
-        if known
-        else f"expected 'split' train, val or test, got {reprlib.repr(record['split'])}"
-    )
+    """What is wrong with the split of a record, or None; it may have none."""
+    if record.get("split", SPLITS[0]) in SPLITS:
+        return None
+    return f"expected 'split' train, val or test, got {reprlib.repr(record['split'])}"
 
 
 def read_records(path):
-    """Yield (where, record) of a JSON array, of {"images": [...]}, or of a .jsonl line by line; UTF-8, BOM and CRLF allowed.
+    """Yield (where, record) of a JSON array, of {"images": [...]}, or of a .jsonl line by line.
 
-    The record of a line that is not JSON is the JSONDecodeError, so that one bad line does not hide the next.
+    UTF-8, a BOM and CRLF are allowed. The record of a line that is not JSON is the
+    JSONDecodeError, so that one bad line does not hide the next. Raises UserError.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
             if path.suffix == ".jsonl":
-                for line, text in enumerate(file, 1):
-                    if text.strip():
-                        try:
-                            record = json.loads(text)
-                        except json.JSONDecodeError as error:
-                            if line == 1:  # not a bad line but another kind of file
-                                raise
-                            record = error
-                        yield f"line {line}", record
+                yield from _lines(file)
                 return
             data = json.load(file)
     except json.JSONDecodeError as error:
-        hint = (
-            "; one record a line needs a name ending in .jsonl" if error.msg == "Extra data" else ""
-        )
-        where = f"line {error.lineno} column {error.colno}"
-        if path.suffix == ".jsonl":
-            where, hint = "line 1", "; an array needs a name ending in .json"
-        raise StageError(f"{path} is not JSON: {where}: {error.msg}{hint}") from None
+        raise UserError(f"{path} is not JSON: {_json_problem(path, error)}") from None
     except UnicodeDecodeError as error:
-        raise StageError(f"{path} is not UTF-8 (at byte {error.start}): save it as UTF-8") from None
+        raise UserError(f"{path} is not UTF-8 (at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
-        raise StageError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
     if isinstance(data, dict):
         data = data["images"] if "images" in data else nwpu_images(data)
     if not isinstance(data, list):
-        raise StageError(f'{path}: expected an array of records or {{"images": [...]}} at the top')
-    yield from ((f"record {index}", record) for index, record in enumerate(data))
+        raise UserError(f'{path}: expected an array of records or {{"images": [...]}} at the top')
+    for index, record in enumerate(data):
+        yield f"record {index}", record
 
 
-ALL = 1000  # problems of a file that are named: all that a person would mend by hand
+def _lines(file):
+    for number, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            # not a bad line but another kind of file
+            if number == 1:
+                raise
+            record = error
+        yield f"line {number}", record
+
+
+def _json_problem(path, error):
+    if path.suffix == ".jsonl":
+        return f"line 1: {error.msg}; an array needs a name ending in .json"
+    text = f"line {error.lineno} column {error.colno}: {error.msg}"
+    if error.msg == "Extra data":
+        text += "; one record a line needs a name ending in .jsonl"
+    return text
+
+
+class _Problems:
+    """The bad records of a file: their count, and the first of them in words."""
+
+    def __init__(self, path):
+        self.path = path
+        self.count = 0
+        self.without_key = 0
+        self.last = None
+        self.listed = []
+
+    def add(self, where, name, problem, without_key):
+        self.count += 1
+        self.without_key += without_key
+        self.last = problem
+        if len(self.listed) < MOST_LISTED:
+            named = "" if name is None else f" ({reprlib.repr(name)})"
+            self.listed.append(f"{where}{named}: {problem}")
+
+    def report(self, good):
+        """Raises UserError if there are any, or no `good` records. One line, or one a record."""
+        if self.count > ON_ONE_LINE:
+            # a file of another kind: the same once for all
+            if self.without_key == self.count and not good:
+                raise UserError(f"{self.path}: all {self.count} records: {self.last}")
+
+            lines = [f"{self.path}: {self.count} bad records:", *self.listed]
+            if self.count > MOST_LISTED:
+                lines.append(f"and {self.count - MOST_LISTED} more")
+            raise UserError("\n  ".join(lines))
+
+        if self.count:
+            raise UserError(f"{self.path}: {self.count} bad records: {'; '.join(self.listed)}")
+        if not good:
+            raise UserError(f"{self.path} holds no records")
 
 
 def checked_records(path, key, problem_of, limit=None, unique=True):
-    """Yield the good records, named by the text under `key`; after the last, StageError if any was bad or there is none.
+    """Yield the good records of a file; after the last, raise UserError naming every bad one.
 
-    It names all bad records, one a line where there are many; of a file of another kind, whose every record lacks the key, once
-    for all. Of a .jsonl, memory holds one record at a time and a hash of each name, to find duplicates.
+    key: under which a record has its name; problem_of(record): what is wrong with it, or None;
+    limit: of the first so many records; unique: a name may occur once. Raises UserError as well
+    where there is no record at all. Of a .jsonl, memory holds one record at a time and a hash of
+    each name, to find duplicates.
     """
-    bad, count, lacking, good, names = [], 0, 0, 0, set()
-    for where, record in islice(read_records(path), limit):
-        name = record.get(key) if isinstance(record, dict) else None
+    problems, good, names = _Problems(path), 0, set()
+
+    def problem_with(record):
         if isinstance(record, json.JSONDecodeError):
-            problem = f"not JSON from column {record.colno}: {record.msg}"
-        elif not isinstance(record, dict):
-            problem = f"expected an object, got {type(record).__name__}"
-        else:
-            problem = text_problem(record, key) or (
-                "duplicate" if unique and hash(name) in names else problem_of(record)
-            )
+            return f"not JSON from column {record.colno}: {record.msg}"
+        if not isinstance(record, dict):
+            return f"expected an object, got {type(record).__name__}"
+        problem = text_problem(record, key)
+        if problem is None and unique and hash(record[key]) in names:
+            problem = "duplicate"
+        return problem or problem_of(record)
+
+    for where, record in islice(read_records(path), limit):
+        problem = problem_with(record)
         if problem:
-            count += 1
-            lacking += isinstance(record, dict) and key not in record
-            if len(bad) < ALL:
-                bad.append(
-                    f"{where}{f' ({reprlib.repr(name)})' if name is not None else ''}: {problem}"
-                )
+            is_object = isinstance(record, dict)
+            name = record.get(key) if is_object else None
+            problems.add(where, name, problem, is_object and key not in record)
             continue
+
         good += 1
         if unique:
-            names.add(hash(name))
+            names.add(hash(record[key]))
         yield record
-    if count > 5 and lacking == count and not good:
-        raise StageError(f"{path}: all {count} records: {problem}")
-    if count > 5:
-        more = [f"and {count - ALL} more"] if count > ALL else []
-        raise StageError("\n  ".join([f"{path}: {count} bad records:", *bad, *more]))
-    if bad or not good:
-        raise StageError(
-            f"{path}: {count} bad records: {'; '.join(bad)}" if bad else f"{path} holds no records"
-        )
+    problems.report(good)
 
 
 def caption_records(path, limit=None, unique=True):
-    """What transform and translation write: {"imged_id": file name, "caption": text, "split": optional}."""
+    """What transform and translation write; see checked_records.
+
+    {"imged_id": file name, "caption": text, "split": optional}
+    """
 
     def problem(record):
         return text_problem(record, "caption") or split_problem(record)
@@ -239,50 +165,45 @@ def caption_records(path, limit=None, unique=True):
     return checked_records(path, "imged_id", problem, limit, unique)
 
 
-def temporary_beside(path):
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 @contextmanager
 def record_writer(path):
-    """A context whose value writes one record after another to `path`, as a JSON array or by its name as .jsonl.
+    """A context whose value writes one record after another to `path`, all or nothing.
 
-    All or nothing: temporary file, fsync, rename at the end of the context, and no file at all where that ends by an error.
+    A JSON array as json.dump(list, indent=4, ensure_ascii=False) writes it, or by its name .jsonl.
+    Raises UserError for text that UTF-8 cannot store, OSError.
     """
-    path = Path(os.path.realpath(path))  # a link stays a link
-    temporary, lines, count = temporary_beside(path), path.suffix == ".jsonl", 0
+    lines, count = Path(path).suffix == ".jsonl", 0
 
-    def write(record):
-        nonlocal count
-        count += 1
+    def text_of(record):
         if lines:
-            text = json.dumps(record, ensure_ascii=False) + "\n"
-        else:  # what json.dump(list, indent=4) writes, a record at a time
-            text = json.dumps(record, ensure_ascii=False, indent=4).replace("\n", "\n    ")
-            text = ("[\n    " if count == 1 else ",\n    ") + text
-        try:
-            file.write(text)
-        except UnicodeEncodeError:
-            raise StageError(
-                f"record {count} for {path} holds half a surrogate pair, which UTF-8 cannot store"
-            ) from None
+            return json.dumps(record, ensure_ascii=False) + "\n"
+        text = json.dumps(record, ensure_ascii=False, indent=4).replace("\n", "\n    ")
+        return ("[\n    " if count == 1 else ",\n    ") + text
 
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            yield write
-            if not lines:
-                file.write("\n]\n" if count else "[]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+
+        def write(record):
+            nonlocal count
+            count += 1
+            try:
+                file.write(text_of(record))
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"record {count} for {path} holds half a surrogate pair, "
+                    "which UTF-8 cannot store"
+                ) from None
+
+        yield write
+
+        if not lines:
+            file.write("\n]\n" if count else "[]\n")
 
 
 def write_records(path, records):
     """Write all of `records` or nothing; returns their count."""
     count = 0
     with record_writer(path) as write:
-        for count, record in enumerate(records, 1):
+        for record in records:
             write(record)
+            count += 1
     return count

@@ -1,31 +1,37 @@
-"""The data stages, against expectations written out here; translation itself is in test_translation.py."""
+"""The data stages, against expectations written out here; translation: test_translation.py."""
 
 import json
 import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tracemalloc
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-DATA = Path(__file__).resolve().parents[1] / "data"
-from data import (
-    exports,
-    generate_prompt,
-    image_check,
-    records,
-    transform,
-    translation_en2zh,
-)
+from data import exports, generate_prompt, image_check, records, stage, transform, translation_en2zh
+from data.caption_sets import CAPTION_SETS
 from data.image_check import CACHE
+from data.synthetic import demo_scenes, tiny_pictures
+from model.errors import UserError
+from model.images import read_image
+
+PROJECT = Path(__file__).resolve().parents[1]
+DATA = PROJECT / "data"
 
 QUESTION = "这张遥感图像展现了什么场景？"
+
+
+def call(script, *options):
+    """The exit status of a script with these options, here in this process."""
+    return script.main([str(option) for option in options])
 
 
 def image(name, split=None, raws=("A lake .", "There is a lake .")):
@@ -62,7 +68,7 @@ def load(path):
     )
 
 
-def pictures(folder, *names, size=(16, 16)):
+def save_images(folder, *names, size=(16, 16)):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         Image.new("RGB", size, tuple(zlib.crc32(name.encode()).to_bytes(4, "big")[:3])).save(
@@ -82,7 +88,10 @@ def no_key(monkeypatch):
 def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
     project = tmp_path / "project"
     (project / "data").mkdir(parents=True)
-    for file in (*DATA.glob("*.py"), DATA / "lexicon.json"):
+    for name in ("command_line.py", "model/__init__.py", "model/errors.py", "model/files.py"):
+        (project / name).parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / name, project / name)
+    for file in (*DATA.glob("*.py"), *DATA.glob("*.json")):
         shutil.copy(file, project / "data")
     folder = project / "data" / "Sydney"
     names = {"1.tif": "train", "2.tif": "train", "3.tif": "val", "4.tif": "test"}
@@ -94,7 +103,7 @@ def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
         folder / "memory.jsonl",
         [{"source": f"Lake {n[0]} .  Blue .", "target": f"蓝色的湖{n[0]}。"} for n in names],
     )
-    pictures(folder / "images", *names, size=(500, 500))
+    save_images(folder / "images", *names, size=(500, 500))
 
     def run_all():
         for script, *options in (
@@ -139,24 +148,21 @@ def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
 
 
 def test_default_dataset_is_ucm_and_own_corpora_chain_beside_their_input(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "DATA", tmp_path / "data")
+    monkeypatch.setattr(stage, "DATA", tmp_path / "data")
     save(tmp_path / "data" / "UCM" / "dataset.json", {"images": [image("1.tif", "val")]})
-    assert transform.main([]) == 0
+    assert call(transform) == 0
     assert load(tmp_path / "data" / "UCM" / "UCM-en.json")[0]["imged_id"] == "1.tif"
 
     mine = save(tmp_path / "mine" / "port.jsonl", [image("1.png"), image("2.png")])
     memory = save(
         tmp_path / "memory.json", [{"source": "A lake .  There is a lake .", "target": "湖。"}]
     )
-    pictures(mine.parent / "images", "1.png", "2.png")
-    assert transform.main(["--input", str(mine)]) == 0
+    save_images(mine.parent / "images", "1.png", "2.png")
+    assert call(transform, "--input", mine) == 0
     assert (
-        translation_en2zh.main(
-            ["--input", str(mine.with_name("port-en.jsonl")), "--memory", str(memory)]
-        )
-        == 0
+        call(translation_en2zh, "--input", mine.with_name("port-en.jsonl"), "--memory", memory) == 0
     )
-    assert generate_prompt.main(["--input", str(mine.with_name("port-zh.jsonl"))]) == 0
+    assert call(generate_prompt, "--input", mine.with_name("port-zh.jsonl")) == 0
     expected = [{"img": f"images/{n}.png", "prompt": QUESTION, "label": "湖。"} for n in (1, 2)]
     assert load(mine.with_name("port-prompt.jsonl")) == expected
     assert {path.name for path in mine.parent.iterdir()} == {
@@ -191,7 +197,7 @@ def test_transform_reads_bom_and_crlf_and_writes_what_json_dump_writes(tmp_path,
     ]
     plain, lines = tmp_path / "new" / "folder" / "out.json", tmp_path / "out.jsonl"
     for output in (plain, lines):
-        assert transform.main(["--input", str(source), "--output", str(output)]) == 0
+        assert call(transform, "--input", source, "--output", output) == 0
     assert (
         plain.read_text(encoding="utf-8")
         == json.dumps(expected, indent=4, ensure_ascii=False) + "\n"
@@ -206,7 +212,7 @@ def test_transform_no_split_leaves_exactly_the_two_published_keys(tmp_path):
         save(tmp_path / "in.json", {"images": [image("1.tif", "train")]}),
         tmp_path / "out.json",
     )
-    assert transform.main(["--input", str(source), "--output", str(output), "--no-split"]) == 0
+    assert call(transform, "--input", source, "--output", output, "--no-split") == 0
     assert [list(row.items()) for row in load(output)] == [
         [("imged_id", "1.tif"), ("caption", "A lake .  There is a lake .  ")]
     ]
@@ -216,14 +222,13 @@ def run_transform(folder, capsys, images, *options):
     """Exit status, records written or None, what was printed and what was complained of."""
     output = folder / "out.json"
     output.unlink(missing_ok=True)
-    status = transform.main(
-        [
-            "--input",
-            str(save(folder / "in.json", {"images": images})),
-            "--output",
-            str(output),
-            *options,
-        ]
+    status = call(
+        transform,
+        "--input",
+        save(folder / "in.json", {"images": images}),
+        "--output",
+        output,
+        *options,
     )
     printed = capsys.readouterr()
     return status, load(output) if output.exists() else None, printed.out, printed.err
@@ -307,18 +312,18 @@ def test_transform_reads_nwpu_captions_as_distributed(tmp_path, capsys):
             "sea": [{"filename": "sea_002.jpg", **entry}],
         },
     )
-    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 0
+    assert call(transform, "--input", source, "--output", tmp_path / "out.json") == 0
     assert load(tmp_path / "out.json") == [
         {"imged_id": name, "caption": "A lake .  Blue .  ", "split": "val"}
         for name in ("lake/lake_001.jpg", "sea/sea_002.jpg")
     ]
-    assert records.CAPTION_SETS["NWPU"].fits_name("lake/lake_001.jpg")
+    assert CAPTION_SETS["NWPU"].fits_name("lake/lake_001.jpg")
 
 
-def test_an_array_named_jsonl_is_told_once(tmp_path, capsys):
+def test_an_array_named_jsonl_is_reported_once(tmp_path, capsys):
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps([image("1.tif")], indent=1))
-    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
+    assert call(transform, "--input", source, "--output", tmp_path / "out.json") == 1
     message = capsys.readouterr().err
     assert (
         "is not JSON: line 1:" in message
@@ -329,7 +334,7 @@ def test_an_array_named_jsonl_is_told_once(tmp_path, capsys):
 
 def test_of_very_many_problems_the_first_thousand_are_listed(tmp_path, capsys):
     source = save(tmp_path / "in.json", [{"filename": f"{i}.tif"} for i in range(1203)])
-    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
+    assert call(transform, "--input", source, "--output", tmp_path / "out.json") == 1
     lines = capsys.readouterr().err.splitlines()
     assert (
         "1203 bad records" in lines[0]
@@ -343,11 +348,9 @@ def test_a_file_of_another_kind_is_one_line(tmp_path, capsys):
         tmp_path / "in.json",
         [{"img": f"{i}.tif", ("prompt", "label")[i % 2]: "?"} for i in range(20)],
     )
-    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
-    assert (
-        capsys.readouterr().err
-        == f"transform.py: error: {source}: all 20 records: no 'filename' among its keys (img, label)\n"
-    )
+    assert call(transform, "--input", source, "--output", tmp_path / "out.json") == 1
+    problem = "all 20 records: no 'filename' among its keys (img, label)"
+    assert capsys.readouterr().err == f"transform.py: error: {source}: {problem}\n"
 
 
 @pytest.mark.parametrize("suffix", (".json", ".jsonl"))
@@ -359,7 +362,7 @@ def test_all_problems_of_a_file_are_listed_at_once(tmp_path, capsys, suffix):
         with open(source, "a") as file:
             file.write("{broken\n[]\n")
         expected += ["line 41: not JSON", "line 42: expected an object, got list"]
-    assert transform.main(["--input", str(source), "--output", str(tmp_path / "out.json")]) == 1
+    assert call(transform, "--input", source, "--output", tmp_path / "out.json") == 1
     lines = capsys.readouterr().err.splitlines()
     assert f"{len(expected)} bad records" in lines[0]
     assert len(lines) == 1 + len(expected) and all(
@@ -369,13 +372,16 @@ def test_all_problems_of_a_file_are_listed_at_once(tmp_path, capsys, suffix):
 
 
 def test_jsonl_is_streamed(tmp_path):
-    """The first records reach the writer before the last line is read: a bad last line stops a run, but only at the end."""
+    """The first records reach the writer before the last line is read.
+
+    A bad last line stops a run, but only at the end.
+    """
     source = save(tmp_path / "in.jsonl", [image("1.tif"), image("2.tif")])
     with open(source, "a", encoding="utf-8") as file:
         file.write("{broken\n")
     stream = records.checked_records(source, "filename", transform.image_problem)
     assert [next(stream)["filename"], next(stream)["filename"]] == ["1.tif", "2.tif"]
-    with pytest.raises(records.StageError, match="line 3: not JSON from column 2"):
+    with pytest.raises(UserError, match="line 3: not JSON from column 2"):
         next(stream)
 
 
@@ -393,24 +399,23 @@ def test_prompt_image_root_and_splits_from_captions(tmp_path, monkeypatch):
         tmp_path / "dataset.json",
         {"images": [image("1.png", "val"), image("2.png", "train"), image("9.png", "val")]},
     )
-    pictures(tmp_path / "out" / "a b", "1.png")  # beside the output
-    pictures(tmp_path / "project" / "a b", "2.png")  # in the project root
+    save_images(tmp_path / "out" / "a b", "1.png")  # beside the output
+    save_images(tmp_path / "project" / "a b", "2.png")  # in the project root
     output = tmp_path / "out" / "rows.json"
     stale = save(tmp_path / "out" / "rows-train.json", [])
     assert (
-        generate_prompt.main(
-            [
-                "--input",
-                str(source),
-                "--captions",
-                str(captions),
-                "--image-root",
-                "a b/",
-                "--prompt",
-                "图里有什么？",
-                "--output",
-                str(output),
-            ]
+        call(
+            generate_prompt,
+            "--input",
+            source,
+            "--captions",
+            captions,
+            "--image-root",
+            "a b/",
+            "--prompt",
+            "图里有什么？",
+            "--output",
+            output,
         )
         == 0
     )
@@ -423,19 +428,18 @@ def test_prompt_image_root_and_splits_from_captions(tmp_path, monkeypatch):
     assert not stale.exists()  # no training rows any more
 
     root = tmp_path / "project" / "a b"
-    pictures(root, "1.png")
+    save_images(root, "1.png")
     assert (
-        generate_prompt.main(
-            [
-                "--input",
-                str(source),
-                "--captions",
-                str(captions),
-                "--image-root",
-                str(root),
-                "--output",
-                str(output.with_suffix(".jsonl")),
-            ]
+        call(
+            generate_prompt,
+            "--input",
+            source,
+            "--captions",
+            captions,
+            "--image-root",
+            root,
+            "--output",
+            output.with_suffix(".jsonl"),
         )
         == 0
     )
@@ -447,16 +451,16 @@ def test_prompt_image_root_and_splits_from_captions(tmp_path, monkeypatch):
 
 def test_no_image_check_opens_nothing(tmp_path):
     source, output = save(tmp_path / "zh.json", english(2)), tmp_path / "out.json"
-    assert (
-        generate_prompt.main(["--input", str(source), "--output", str(output), "--no-image-check"])
-        == 0
-    )
+    assert call(generate_prompt, "--input", source, "--output", output, "--no-image-check") == 0
     assert [row["img"] for row in load(output)] == ["images/0.png", "images/1.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"zh.json", "out.json"}
 
 
 def prompt(folder, *options, records_=None, output="rows.json"):
-    """Run generate_prompt on `records_` ({file name: split or None}) in `folder`: (status, rows by file name, out)."""
+    """Run generate_prompt on `records_` in `folder`: (status, rows by file name).
+
+    records_: {file name: split or None}
+    """
     source = folder / "zh.json"
     if records_ is not None:
         save(
@@ -466,15 +470,13 @@ def prompt(folder, *options, records_=None, output="rows.json"):
                 for name, split in records_.items()
             ],
         )
-    status = generate_prompt.main(
-        ["--input", str(source), "--output", str(folder / output), *options]
-    )
+    status = call(generate_prompt, "--input", source, "--output", folder / output, *options)
     rows = load(folder / output) if (folder / output).exists() else []
     return status, {row["img"].split("/", 1)[1]: row for row in rows if "img" in row}
 
 
 def damaged(folder):
-    """One picture of each kind: {file name: kind, None for sound ones}."""
+    """One image of each kind: {file name: kind, None for good ones}."""
     rng = random.Random(0)
     noise = Image.frombytes("RGB", (64, 64), rng.randbytes(64 * 64 * 3))
     folder.mkdir(parents=True)
@@ -503,16 +505,15 @@ def damaged(folder):
             **options,
         )
         data = (folder / "whole").read_bytes()
-        # a TIFF of libtiff has its directory at the end: keep it, and blank the pixels after the first half
+        # a TIFF of libtiff has its directory at the end: keep it, and blank half of the pixels
         (folder / name).write_bytes(
             data[: len(data) // 2]
             if not name.endswith("tif") or name == "raw.tif"
             else data[:8] + bytes(len(data) // 2) + data[8 + len(data) // 2 :]
         )
         kinds[name] = "truncated"
-    (folder / "head.tif").write_bytes(
-        (folder / "lzw.tif").read_bytes()[:900]
-    )  # its directory is gone
+    # its directory is gone
+    (folder / "head.tif").write_bytes((folder / "lzw.tif").read_bytes()[:900])
     (folder / "whole").unlink()
     Image.new("RGB", (7, 90)).save(folder / "small.png")
     Image.new("RGB", (90, 8)).save(folder / "stripe.png")
@@ -526,7 +527,7 @@ def damaged(folder):
     }
 
 
-def test_each_kind_of_bad_picture_drops_its_row_and_strict_stops(tmp_path, capsys):
+def test_each_kind_of_bad_image_drops_its_row_and_strict_stops(tmp_path, capsys):
     kinds = damaged(tmp_path / "images")
     status, rows = prompt(tmp_path, records_=dict.fromkeys(kinds))
     message = capsys.readouterr().err
@@ -544,9 +545,9 @@ def test_each_kind_of_bad_picture_drops_its_row_and_strict_stops(tmp_path, capsy
     assert status == 0 and "twin.png" in rows and "cut.jpg" not in rows
 
 
-def test_a_huge_picture_is_dropped_without_a_traceback(tmp_path, capsys, monkeypatch):
-    pictures(tmp_path / "images", "1.png")
-    pictures(tmp_path / "images", "2.png", size=(40, 40))
+def test_a_huge_image_is_dropped_without_a_traceback(tmp_path, capsys, monkeypatch):
+    save_images(tmp_path / "images", "1.png")
+    save_images(tmp_path / "images", "2.png", size=(40, 40))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     status, rows = prompt(tmp_path, records_={"1.png": None, "2.png": None})
     message = capsys.readouterr().err
@@ -558,18 +559,18 @@ def test_a_huge_picture_is_dropped_without_a_traceback(tmp_path, capsys, monkeyp
     )
 
 
-def test_pictures_of_another_set_are_named_as_such(tmp_path, capsys):
-    """The known mishap: a folder named UCM with Sydney's pictures. UCM's own sizes vary by some pixels."""
-    pictures(tmp_path / "images", "1.tif", size=(500, 500))
-    pictures(tmp_path / "images", "2.tif", size=(247, 257))
+def test_images_of_another_set_are_named_as_such(tmp_path, capsys):
+    """A known mishap: a folder named UCM with Sydney's images; UCM's own sizes vary a little."""
+    save_images(tmp_path / "images", "1.tif", size=(500, 500))
+    save_images(tmp_path / "images", "2.tif", size=(247, 257))
     save(tmp_path / "UCM-zh.json", [{"imged_id": f"{i}.tif", "caption": "湖。"} for i in (1, 2)])
-    assert generate_prompt.main(["--input", str(tmp_path / "UCM-zh.json")]) == 0
+    assert call(generate_prompt, "--input", tmp_path / "UCM-zh.json") == 0
     assert "1.tif (500x500 pixels, as Sydney has; UCM has 256x256)" in capsys.readouterr().err
     assert [row["img"] for row in load(tmp_path / "UCM-prompt.json")] == ["images/2.tif"]
 
 
 def test_all_missing_stops_even_where_rows_may_be_dropped(tmp_path, capsys, monkeypatch):
-    pictures(tmp_path / "images", "1.png")
+    save_images(tmp_path / "images", "1.png")
     for name in ("UCM-zh", "Sydney-zh"):
         save(tmp_path / f"{name}.json", [{"imged_id": "1.png", "caption": "湖。"}])
     inputs = [
@@ -579,16 +580,22 @@ def test_all_missing_stops_even_where_rows_may_be_dropped(tmp_path, capsys, monk
         "--output",
         str(tmp_path / "rows.json"),
     ]
-    assert generate_prompt.main([*inputs, "--image-root", "images", "elsewhere"]) == 1
+    assert call(generate_prompt, *inputs, "--image-root", "images", "elsewhere") == 1
     assert (
         "not one image of elsewhere was found" in capsys.readouterr().err
         and not (tmp_path / "rows.json").exists()
     )
-    pictures(tmp_path / "pics", "1.png")
+    save_images(tmp_path / "pics", "1.png")
     monkeypatch.chdir(tmp_path)
     assert (
-        generate_prompt.main(
-            ["--input", "UCM-zh.json", "--image-root", "pics", "--output", "out/rows.json"]
+        call(
+            generate_prompt,
+            "--input",
+            "UCM-zh.json",
+            "--image-root",
+            "pics",
+            "--output",
+            "out/rows.json",
         )
         == 1
     )
@@ -597,7 +604,7 @@ def test_all_missing_stops_even_where_rows_may_be_dropped(tmp_path, capsys, monk
 
 def test_checks_are_kept_and_only_what_changed_is_opened_again(tmp_path, capsys, monkeypatch):
     names = [f"{i}.png" for i in range(6)]
-    pictures(tmp_path / "images", *names)
+    save_images(tmp_path / "images", *names)
     opened, examine = [], image_check.examine
     monkeypatch.setattr(
         image_check, "examine", lambda path: opened.append(path.name) or examine(path)
@@ -630,7 +637,7 @@ def test_checks_are_kept_and_only_what_changed_is_opened_again(tmp_path, capsys,
 
 def test_an_interrupted_check_keeps_what_it_has_seen(tmp_path, monkeypatch):
     names = [f"{i}.png" for i in range(9)]
-    pictures(tmp_path / "images", *names)
+    save_images(tmp_path / "images", *names)
     examine = image_check.examine
 
     def interrupted(path):
@@ -647,10 +654,13 @@ def test_an_interrupted_check_keeps_what_it_has_seen(tmp_path, monkeypatch):
 
 
 def merged(folder):
-    """Two sets with the same file names; the bytes of UCM/1.png (train) are those of Sydney/2.png (test)."""
+    """Two sets with the same file names.
+
+    The bytes of UCM/1.png (train) are those of Sydney/2.png (test).
+    """
     for number, name in enumerate(("UCM", "Sydney")):
         for size, file in zip((20, 30, 40), ("1.png", "2.png", "3.png")):
-            pictures(folder / name, file, size=(size + number, size))
+            save_images(folder / name, file, size=(size + number, size))
     shutil.copy(folder / "UCM" / "1.png", folder / "Sydney" / "2.png")
     for name, captions in {
         "mine": ("湖。", "海。", "河。"),
@@ -675,9 +685,9 @@ def merged(folder):
     ]
 
 
-def test_sets_are_merged_in_the_order_given_and_leaks_are_told(tmp_path, capsys):
+def test_sets_are_merged_in_the_order_given_and_leaks_are_reported(tmp_path, capsys):
     command = merged(tmp_path)
-    assert generate_prompt.main([*command, "--keep-duplicates"]) == 0
+    assert call(generate_prompt, *command, "--keep-duplicates") == 0
     rows = [
         ("./UCM/1.png", "湖。"),
         ("./UCM/2.png", "海。"),
@@ -697,7 +707,7 @@ def test_sets_are_merged_in_the_order_given_and_leaks_are_told(tmp_path, capsys)
         "leakage: 1 of 2 val descriptions also stand in an earlier split, e.g. 1.png: 湖。" in out
     )
     assert "test descriptions" not in out
-    # without --keep-duplicates the copy that is held out stays
+    # without --keep-duplicates the copy in the test set stays
     assert generate_prompt.main(command) == 0
     assert [row["img"] for row in load(tmp_path / "both-train.json")] == ["./Sydney/1.png"]
     assert [row["img"] for row in load(tmp_path / "both-test.json")] == [
@@ -707,22 +717,21 @@ def test_sets_are_merged_in_the_order_given_and_leaks_are_told(tmp_path, capsys)
     assert "1 of 6 images duplicate" in capsys.readouterr().err
 
 
-def test_two_descriptions_of_one_picture_are_no_duplicate(tmp_path, capsys):
-    pictures(tmp_path / "images", "1.png")
+def test_two_descriptions_of_one_image_are_no_duplicate(tmp_path, capsys):
+    save_images(tmp_path / "images", "1.png")
     for name in ("a", "b"):
         save(tmp_path / f"{name}-zh.json", [{"imged_id": "1.png", "caption": f"湖{name}。"}])
     assert (
-        generate_prompt.main(
-            [
-                "--input",
-                str(tmp_path / "a-zh.json"),
-                str(tmp_path / "b-zh.json"),
-                "--image-root",
-                "images",
-                "images",
-                "--output",
-                str(tmp_path / "rows.json"),
-            ]
+        call(
+            generate_prompt,
+            "--input",
+            tmp_path / "a-zh.json",
+            tmp_path / "b-zh.json",
+            "--image-root",
+            "images",
+            "images",
+            "--output",
+            tmp_path / "rows.json",
         )
         == 0
     )
@@ -750,8 +759,13 @@ def test_an_input_is_never_overwritten_by_a_split_file(tmp_path, capsys):
     source = save(tmp_path / "rows-val.json", [{"imged_id": "1.png", "caption": "湖。"}])
     before = source.read_bytes()
     assert (
-        generate_prompt.main(
-            ["--input", str(source), "--output", str(tmp_path / "rows.json"), "--no-image-check"]
+        call(
+            generate_prompt,
+            "--input",
+            source,
+            "--output",
+            tmp_path / "rows.json",
+            "--no-image-check",
         )
         == 1
     )
@@ -781,18 +795,17 @@ def test_rows_in_the_forms_of_other_trainers(tmp_path):
             ],
         )
         assert (
-            generate_prompt.main(
-                [
-                    "--input",
-                    str(tmp_path / "zh.json"),
-                    "--image-root",
-                    "UCM",
-                    "--no-image-check",
-                    "--format",
-                    form,
-                    "--output",
-                    str(tmp_path / output),
-                ]
+            call(
+                generate_prompt,
+                "--input",
+                tmp_path / "zh.json",
+                "--image-root",
+                "UCM",
+                "--no-image-check",
+                "--format",
+                form,
+                "--output",
+                tmp_path / output,
             )
             == 0
         )
@@ -855,10 +868,10 @@ def test_a_dialogue_has_one_image_mark_in_its_first_turn(form):
 
 
 def test_default_outputs_of_other_forms_leave_the_trainers_rows_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "DATA", tmp_path)
+    monkeypatch.setattr(stage, "DATA", tmp_path)
     save(tmp_path / "UCM" / "UCM-zh.json", [{"imged_id": "1.tif", "caption": "湖。"}])
     for form in exports.FORMATS:
-        assert generate_prompt.main(["--no-image-check", "--format", form]) == 0
+        assert call(generate_prompt, "--no-image-check", "--format", form) == 0
     assert {path.name for path in (tmp_path / "UCM").iterdir()} == {
         "UCM-zh.json",
         "UCM-prompt.json",
@@ -886,16 +899,15 @@ def test_dataset_info_keeps_other_entries_and_a_broken_one_stops_first(tmp_path,
     for text in ("{broken", "[]"):
         info.write_text(text)
         assert (
-            generate_prompt.main(
-                [
-                    "--input",
-                    str(tmp_path / "zh.json"),
-                    "--output",
-                    str(tmp_path / "b.json"),
-                    "--no-image-check",
-                    "--format",
-                    "llamafactory",
-                ]
+            call(
+                generate_prompt,
+                "--input",
+                tmp_path / "zh.json",
+                "--output",
+                tmp_path / "b.json",
+                "--no-image-check",
+                "--format",
+                "llamafactory",
             )
             == 1
         )
@@ -930,12 +942,10 @@ def test_png_on_demand(tmp_path, capsys):
     assert made["colour.png"].tobytes() == colour.tobytes() and set(
         made["clear.png"].tobytes()
     ) == {255}
-    import numpy
+    low, high = np.percentile(deep, (2, 98))
+    expected = np.clip((np.array(deep) - low) / (high - low), 0, 1) * 255
+    assert abs(np.asarray(made["deep.png"])[..., 0].ravel() - expected).max() <= 1
 
-    low, high = numpy.percentile(deep, (2, 98))
-    expected = numpy.clip((numpy.array(deep) - low) / (high - low), 0, 1) * 255
-    # the percentiles here are values of the picture, numpy's lie between two
-    assert abs(numpy.asarray(made["deep.png"])[..., 0].ravel() - expected).max() <= 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "png").iterdir()}
     os.utime(tmp_path / "images" / "deep.tif")
     assert (
@@ -949,8 +959,77 @@ def test_png_on_demand(tmp_path, capsys):
     assert "would both be deep.png" in capsys.readouterr().err
 
 
+def exports_of(folder, *names):
+    """{file name: pixels of its exported PNG}, [H, W, 3] of 8 bits."""
+    status, rows = prompt(folder, "--png", "png", records_=dict.fromkeys(names))
+    assert status == 0 and len(rows) == len(names)
+    return {name: np.asarray(Image.open(folder / "png" / f"{name[:-4]}.png")) for name in names}
+
+
+def test_exported_images_are_what_training_reads(tmp_path):
+    """Against read_image, and against what each file means, computed here."""
+    rng, folder = np.random.default_rng(0), tmp_path / "images"
+    folder.mkdir()
+    rgb = rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)
+
+    # near infrared, which TIFF calls alpha: there only 0 is transparent
+    infrared = rng.integers(1, 256, (16, 24, 1), dtype=np.uint8)
+    infrared[:, :3] = 0
+    Image.fromarray(np.concatenate([rgb, infrared], axis=2)).save(folder / "infrared.tif")
+    infrared_seen = np.where(infrared > 0, rgb, 255)
+
+    # 16 bits, a fifth of it nodata: white, and no part of the percentiles
+    band = rng.integers(1000, 5000, (20, 20)).astype(np.uint16)
+    band[:4] = 0
+    Image.fromarray(band).save(folder / "nodata.tif", tiffinfo={42113: "0"})
+    low, high = np.percentile(band[band > 0], (2, 98))
+    stretched = np.clip((band.astype(float) - low) / (high - low), 0, 1) * 255
+    nodata_seen = np.where(band > 0, stretched, 255)[..., None]
+
+    # an ordinary alpha channel: on white
+    alpha = rng.integers(0, 256, (16, 24, 1), dtype=np.uint8)
+    Image.fromarray(np.concatenate([rgb, alpha], axis=2)).save(folder / "alpha.png")
+    share = alpha / 255
+    alpha_seen = share * rgb + (1 - share) * 255
+
+    expected = {
+        "infrared.tif": infrared_seen,
+        "nodata.tif": nodata_seen,
+        "alpha.png": alpha_seen,
+    }
+    exported = exports_of(tmp_path, *expected)
+    for name, seen in expected.items():
+        assert np.array_equal(exported[name], np.asarray(read_image(folder / name))), name
+        assert abs(exported[name] - seen).max() <= 1, name
+
+
+def save_deep_rgb(path, width=16, height=16):
+    """A TIFF of three bands of 16 bits, of which Pillow reads the upper 8."""
+    pixels = bytes(width * height * 3 * 2)
+    tags = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 278: height, 279: len(pixels)}
+    # after the header, the directory of 9 entries and 3 numbers of bits
+    bits = 8 + 2 + 9 * 12 + 4
+    entries = [(258, 3, 3, bits), (273, 4, 1, bits + 6)]
+    entries += [(tag, 4, 1, value) for tag, value in tags.items()]
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
+    path.write_bytes(head + struct.pack("<3H", 16, 16, 16) + pixels)
+
+
+def test_an_image_that_training_cannot_read_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    save_images(tmp_path / "images", "1.png")
+    save_deep_rgb(tmp_path / "images" / "2.tif")
+    status, rows = prompt(tmp_path, "--png", "png", records_={"1.png": None, "2.tif": None})
+    message = capsys.readouterr().err
+    assert status == 1 and not rows and message.count("\n") == 1 and "Traceback" not in message
+    image_ = tmp_path / "images" / "2.tif"
+    assert message.startswith(f"generate_prompt.py: error: image {image_}: several bands")
+    assert {path.name for path in (tmp_path / "png").iterdir()} <= {"1.png"}
+
+
 def test_png_of_merged_sets_do_not_overwrite_each_other(tmp_path):
-    assert generate_prompt.main([*merged(tmp_path), "--png", "png", "--format", "llava"]) == 0
+    assert call(generate_prompt, *merged(tmp_path), "--png", "png", "--format", "llava") == 0
     rows = load(tmp_path / "both.json")
     names = ("mine/2", "mine/3", "other/1", "other/2", "other/3")
     assert [row["image"] for row in rows] == [f"png/{name}.png" for name in names]
@@ -962,7 +1041,10 @@ def test_png_of_merged_sets_do_not_overwrite_each_other(tmp_path):
 
 
 def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
-    """10 times the records, nearly the same peak; whole, they would take more than that. benchmarks/data.py has a million."""
+    """10 times the records, nearly the same peak; whole, they would take more than that.
+
+    benchmarks/data.py has a million.
+    """
     peaks = {}
     for count in (1000, 10000):
         source = tmp_path / f"{count}.jsonl"
@@ -972,28 +1054,27 @@ def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
                     json.dumps(image(f"{i}.tif", "train", [f"A lake {i} " + "x" * 2000])) + "\n"
                 )
         tracemalloc.start()
-        assert transform.main(["--input", str(source), "--output", str(tmp_path / "en.jsonl")]) == 0
+        assert call(transform, "--input", source, "--output", tmp_path / "en.jsonl") == 0
         assert (
-            generate_prompt.main(
-                [
-                    "--input",
-                    str(tmp_path / "en.jsonl"),
-                    "--output",
-                    str(tmp_path / "rows.jsonl"),
-                    "--no-image-check",
-                ]
+            call(
+                generate_prompt,
+                "--input",
+                tmp_path / "en.jsonl",
+                "--output",
+                tmp_path / "rows.jsonl",
+                "--no-image-check",
             )
             == 0
         )
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert sum(1 for _ in open(tmp_path / "rows-train.jsonl", encoding="utf-8")) == count
-    assert (
-        peaks[10000] - peaks[1000] < 9000 * 200
-    )  # a hash of each name, where a record takes 2,000 and more
+    # a hash of each name, where a record takes 2,000 and more
+    assert peaks[10000] - peaks[1000] < 9000 * 200
 
 
-# ---- what users get wrong: (script, input, options, words of the one line); "@name" is a path in the test's folder
+# ---- what users get wrong
+# (script, input, options, words of the one line); "@name" is a path in the test's folder
 
 BAD_SPLIT = image("1.tif", "dev")
 BAD = {
@@ -1022,15 +1103,7 @@ BAD = {
         ("--input=",),
         ("UCM-zh.json", "run data/translation_en2zh.py"),
     ),
-    "input is a folder": (
-        "transform",
-        None,
-        (
-            "--input",
-            "@.",
-        ),
-        ("cannot read", "directory"),
-    ),
+    "input is a folder": ("transform", None, ("--input", "@."), ("cannot read", "directory")),
     "not JSON": (
         "transform",
         b'{"images": [\n  {"filename": 1,}]}',
@@ -1169,7 +1242,7 @@ BAD = {
         (
             "1 of 3 images missing: images/2.png",
             "1 of 3 images unreadable",
-            "@images/1.png (22 bytes, not a picture",
+            "@images/1.png (22 bytes, not an image",
         ),
     ),
     "absolute image root": (
@@ -1202,14 +1275,14 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(case, tmp_path, monkeypatch, capsys):
     script, content, options, words = BAD[case]
-    monkeypatch.setattr(records, "DATA", tmp_path / "data")
+    monkeypatch.setattr(stage, "DATA", tmp_path / "data")
     monkeypatch.setattr(generate_prompt, "PROJECT", tmp_path / "project")
     source, output = tmp_path / "in.json", tmp_path / "out.json"
     if content is not None:
         source.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     save(tmp_path / "en-zh.json", [{"source": "Lake", "zh": "湖"}])
     save(tmp_path / "captions.json", {"images": [image("0.png", "val")]})
-    pictures(tmp_path / "images", "0.png", "1.png")
+    save_images(tmp_path / "images", "0.png", "1.png")
     (tmp_path / "images" / "1.png").write_bytes(b"<html>not found</html>")
     options = [re.sub("^@", f"{tmp_path}/", option) for option in options]
     argv = [] if "--input=" in options else ["--input", str(source), "--output", str(output)]
@@ -1270,6 +1343,40 @@ def test_options_that_make_no_sense_are_refused_at_parse_time(script, options, w
     assert word in capsys.readouterr().err
 
 
+# every option of more than one word, with a value
+SPELLINGS = {
+    transform: (["--no-split"],),
+    translation_en2zh: (
+        ["--memory-out", "x.json"],
+        ["--no-gate"],
+        ["--base-url", "http://localhost/v1"],
+        ["--max-retries", "1"],
+        ["--dry-run"],
+        ["--price-in", "1"],
+        ["--price-out", "1"],
+        ["--max-cost", "1", "--price-in", "1"],
+    ),
+    generate_prompt: (["--image-root", "x"], ["--keep-duplicates"], ["--no-image-check"]),
+    demo_scenes: (),
+    tiny_pictures: (),
+}
+
+
+@pytest.mark.parametrize("script", SPELLINGS, ids=lambda script: script.__name__)
+def test_both_spellings_of_every_option(script, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(script, "run_stage", lambda file, stage, args: seen.append(vars(args)))
+    for options in SPELLINGS[script]:
+        call(script, *options)
+        call(script, options[0].replace("-", "_").replace("__", "--", 1), *options[1:])
+        assert seen[-2] == seen[-1] != {}
+
+    with pytest.raises(SystemExit, match="0"):
+        call(script, "--help")
+    long = set(re.findall(r"^ +(--\w+-[\w-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert long == {options[0] for options in SPELLINGS[script]}
+
+
 def test_an_interrupted_writer_leaves_the_old_file_and_no_other(tmp_path):
     output = tmp_path / "out.json"
     output.write_text("old")
@@ -1292,9 +1399,11 @@ def test_an_interrupted_writer_leaves_the_old_file_and_no_other(tmp_path):
     )
 
 
-def test_known_sets_add_up_and_stand_in_the_readme():
-    table = (DATA / "README.md").read_text(encoding="utf-8")
-    for name, known in records.CAPTION_SETS.items():
+@pytest.mark.parametrize("readme", ("README.md", "README_en.md"))
+def test_known_sets_add_up_and_stand_in_the_readme(readme):
+    table = (DATA / readme).read_text(encoding="utf-8")
+    table = table.replace("由参数定", "").replace("by options", "")
+    for name, known in CAPTION_SETS.items():
         if known.splits:
             assert sum(known.splits) == known.images
         counts = [
@@ -1303,18 +1412,41 @@ def test_known_sets_add_up_and_stand_in_the_readme():
         ]
         size = f"{known.size[0]}×{known.size[1]}"
         cells = " | ".join([name, *counts, str(known.sentences), size])
-        assert f"| {cells} |".replace("  ", " ") in table.replace("由参数定", "").replace("  ", " ")
+        assert f"| {cells} |".replace("  ", " ") in table.replace("  ", " ")
         assert not known.example or known.fits_name(known.example)
     for script in ("transform", "translation_en2zh", "generate_prompt"):
         assert f"python data/{script}.py" in table
 
 
-def test_the_stages_import_nothing_beyond_the_standard_library_pillow_openai_tqdm():
-    for file in DATA.glob("*.py"):
-        imports = re.findall(
-            r"^\s*(?:import|from) (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE
-        )
-        names = {name.split(".")[0] for name in imports}
-        assert names <= set(sys.stdlib_module_names) | {"PIL", "openai", "tqdm", "data"} | {
-            path.stem for path in DATA.glob("*.py")
-        }
+ALLOWED = {"PIL", "numpy", "openai", "tqdm", "command_line", "data"}
+ALLOWED_OF_MODEL = {"model.errors", "model.files", "model.images"}
+
+
+def test_data_imports_only_what_is_light():
+    """The standard library, Pillow, numpy, openai, tqdm, and what never loads torch."""
+    for file in (*DATA.glob("*.py"), *(DATA / "synthetic").glob("*.py")):
+        # it drives the trainer
+        if file.name == "make_tiny_base.py":
+            continue
+        text = file.read_text(encoding="utf-8")
+        imports = set(re.findall(r"^\s*(?:import|from) ([\w.]+)", text, re.MULTILINE))
+        ours = {name for name in imports if name.partition(".")[0] == "model"}
+        assert ours <= ALLOWED_OF_MODEL, file.name
+        names = {name.partition(".")[0] for name in imports - ours}
+        assert names <= set(sys.stdlib_module_names) | ALLOWED, file.name
+
+
+def test_a_stage_never_loads_torch(tmp_path):
+    """Whatever it does: here it reads and converts an image."""
+    save_images(tmp_path / "images", "1.png")
+    save(tmp_path / "zh.json", [{"imged_id": "1.png", "caption": "湖。"}])
+    code = (
+        "import sys; from data import generate_prompt, transform, translation_en2zh; "
+        "from data.synthetic import demo_scenes, tiny_pictures; "
+        f"options = ['--input', {str(tmp_path / 'zh.json')!r}, '--png', 'png']; "
+        "assert generate_prompt.main(options) == 0; "
+        "assert 'model.images' in sys.modules and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "png" / "1.png").exists()

@@ -1,14 +1,12 @@
-"""Questions made from captions and lexicon, against what a person reads in the captions; no lexicon is consulted here."""
+"""Questions made from captions and lexicon, against what a person reads in the captions."""
 
 import json
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
-
-PROJECT = Path(__file__).resolve().parents[1]
+from test_data import call
 
 from data import generate_prompt, instructions
 
@@ -83,17 +81,16 @@ def run(folder, tasks, *options, names=None, sentences=True):
     ]
     (folder / "dataset.json").write_text(json.dumps({"images": captions}))
     options = [*options, *(("--captions", str(folder / "dataset.json")) if sentences else ())]
-    status = generate_prompt.main(
-        [
-            "--input",
-            str(folder / "zh.json"),
-            "--output",
-            str(folder / "rows.json"),
-            "--no-image-check",
-            "--tasks",
-            *tasks,
-            *options,
-        ]
+    status = call(
+        generate_prompt,
+        "--input",
+        folder / "zh.json",
+        "--output",
+        folder / "rows.json",
+        "--no-image-check",
+        "--tasks",
+        *tasks,
+        *options,
     )
     assert status == 0
     rows = {name: [] for name in names}
@@ -116,10 +113,8 @@ def test_scene_objects_and_counts_are_what_the_sentences_agree_on(tmp_path):
     rows = run(tmp_path, ["scene", "objects", "counting=9"])
     answers = {name: [row["label"] for row in part] for name, part in rows.items()}
     assert answers["1.tif"][:2] == ["机场。", "图中有飞机和跑道。"]
-    assert sorted(answers["1.tif"][2:]) == [
-        "一条。",
-        "两架。",
-    ]  # two sentences have a runway, four two planes
+    # two sentences have a runway, four two planes
+    assert sorted(answers["1.tif"][2:]) == ["一条。", "两架。"]
     assert answers["2.tif"] == ["住宅区。", "图中有屋顶和房屋。"]  # many is no number
     assert answers["3.tif"] == ["海滩。", "图中有海浪和海。"]
     assert not any("艘" in text for text in answers["4.tif"])  # three and four: nobody knows
@@ -135,11 +130,12 @@ def test_scene_objects_and_counts_are_what_the_sentences_agree_on(tmp_path):
 @pytest.mark.parametrize(
     "description, sentences, scene",
     (
+        # one, and the description
         (
             "灌木丛里有许多植物。",
             ("This is a chaparral .", "Many plants are on the ground ."),
             "chaparral",
-        ),  # one, and the description
+        ),
         ("地上有许多植物。", ("This is a chaparral .", "Many plants are on the ground ."), None),
         (
             "房屋周围有农田。",
@@ -151,11 +147,8 @@ def test_scene_objects_and_counts_are_what_the_sentences_agree_on(tmp_path):
             ),
             "residential area",
         ),
-        (
-            "河流旁是海滩。",
-            ("A beach .", "A river ."),
-            None,
-        ),  # as many for the one as for the other
+        # as many for the one as for the other
+        ("河流旁是海滩。", ("A beach .", "A river ."), None),
         ("移动房屋公园。", ("A mobile home park .", "Many mobile homes ."), "mobile home park"),
     ),
 )
@@ -164,7 +157,10 @@ def test_the_scene_is_what_most_sentences_name(description, sentences, scene):
 
 
 def test_yes_and_no_are_balanced_and_no_is_honest(tmp_path):
-    """Over many seeds: as many 有 as 没有 for each picture, and nothing denied that a text names, implies or makes likely."""
+    """Over many seeds: as many 有 as 没有 for each image.
+
+    Nothing is denied that a text names, implies or makes likely.
+    """
     seen = {name: Counter() for name in SET}
     for seed in range(40):
         for name, part in run(tmp_path, ["existence=2"], "--seed", str(seed)).items():
@@ -234,17 +230,16 @@ def test_phrasings_vary_and_shares_are_kept(tmp_path):
     captions = [{"imged_id": f"{i}.tif", "caption": "湖边停着一辆汽车。"} for i in range(400)]
     (tmp_path / "zh.json").write_text(json.dumps(captions))
     assert (
-        generate_prompt.main(
-            [
-                "--input",
-                str(tmp_path / "zh.json"),
-                "--output",
-                str(tmp_path / "rows.json"),
-                "--no-image-check",
-                "--tasks",
-                "description=0.5",
-                "existence=1.25",
-            ]
+        call(
+            generate_prompt,
+            "--input",
+            tmp_path / "zh.json",
+            "--output",
+            tmp_path / "rows.json",
+            "--no-image-check",
+            "--tasks",
+            "description=0.5",
+            "existence=1.25",
         )
         == 0
     )
@@ -288,7 +283,7 @@ def test_dialogues_are_what_the_trainer_reads(tmp_path):
 
 
 def test_negatives_by_strategy():
-    """popular: by how often it is there; adversarial: by how often with what is there; balanced: in that proportion."""
+    """popular: the most frequent first; adversarial: by how often together; balanced: as often."""
     statistics = instructions.Statistics()
     for names in (
         ("boat", "river"),
@@ -332,10 +327,8 @@ def test_negatives_by_strategy():
     asked_ = instructions.existence_questions(
         lake, statistics, random.Random(1), pairs=3, negatives="popular"
     )
-    assert sorted(asked_) == [
-        ("airplane", False),
-        ("river", True),
-    ]  # one is there, so one is asked in vain
+    # one is there, so one negative
+    assert sorted(asked_) == [("airplane", False), ("river", True)]
 
 
 @pytest.mark.parametrize("negatives", instructions.NEGATIVES)
@@ -370,16 +363,15 @@ def test_tasks_that_make_no_sense_are_refused_at_parse_time(options, words, caps
 def test_captions_that_say_nothing_give_no_rows(tmp_path, capsys):
     (tmp_path / "zh.json").write_text(json.dumps([{"imged_id": "1.tif", "caption": "看不清楚。"}]))
     assert (
-        generate_prompt.main(
-            [
-                "--input",
-                str(tmp_path / "zh.json"),
-                "--output",
-                str(tmp_path / "rows.json"),
-                "--no-image-check",
-                "--tasks",
-                "counting",
-            ]
+        call(
+            generate_prompt,
+            "--input",
+            tmp_path / "zh.json",
+            "--output",
+            tmp_path / "rows.json",
+            "--no-image-check",
+            "--tasks",
+            "counting",
         )
         == 1
     )

@@ -1,4 +1,4 @@
-"""The bilingual lexicon: every rule of matching on sentences made for it, and the data against itself."""
+"""The bilingual lexicon: each rule of matching on made sentences, the data against itself."""
 
 import pytest
 
@@ -203,10 +203,8 @@ def test_the_data_hold_together():
         ), name
     for name, entry in data["objects"].items():
         assert len(entry["counter"]) == 1, name
-        for lang in (
-            "zh",
-            "en",
-        ):  # every word names its own object, whatever longer words the lexicon has
+        # every word names its own object, whatever longer words the lexicon has
+        for lang in ("zh", "en"):
             assert all(
                 name in objects_of
                 for objects_of in (named(find(word, lang)) for word in entry[lang])

@@ -1,14 +1,17 @@
 """The quality gate: for each reason sentences that it must flag and sentences that it must pass."""
 
+import json
 import random
 
 import pytest
 
 from data import quality
 from data.synthetic import demo_scenes
+from model.errors import UserError
 
 ENGLISH = (
-    "Two white airplanes are parked at the airport .  There are two planes and some cars beside a building .  "
+    "Two white airplanes are parked at the airport .  "
+    "There are two planes and some cars beside a building .  "
     "Many trees are around the airport .  "
 )
 
@@ -104,19 +107,16 @@ def test_an_echo_of_the_instruction_and_the_allowance_of_a_style():
     assert "length" in reasons(long) and "length" not in reasons(long, allowance=2)
 
 
+# nothing passes, or too little
 @pytest.mark.parametrize(
     "target, kept",
     (
         ("机场上停着两架白色飞机。整个画面给人宁静的感觉。", "机场上停着两架白色飞机。"),
         ("机场位于北京。两架飞机停在机场。", "两架飞机停在机场。"),
-        (
-            "机场位于北京。此外，两架飞机停在机场。",
-            "两架飞机停在机场。",
-        ),  # what linked it to the sentence before goes
-        (
-            "机场位于北京。它们停在建筑旁。机场周围有许多树木。",
-            "机场周围有许多树木。",
-        ),  # "they" would be nobody
+        # what linked it to the sentence before goes
+        ("机场位于北京。此外，两架飞机停在机场。", "两架飞机停在机场。"),
+        # "they" would be nobody
+        ("机场位于北京。它们停在建筑旁。机场周围有许多树木。", "机场周围有许多树木。"),
         ("两架飞机停在机场。它们停在建筑旁。", "两架飞机停在机场。它们停在建筑旁。"),
         (
             "两架飞机停在机场。" + "机场周围有许多树木，旁边有一座建筑物和一些汽车。" * 6,
@@ -124,17 +124,15 @@ def test_an_echo_of_the_instruction_and_the_allowance_of_a_style():
         ),
         ("机场里有飞机（给人宁静的感觉。）机场周围有许多树木。", "机场周围有许多树木。"),
         ("机场位于北京。周围还有许多树木。", ""),
-        (
-            "机场旁停着飞机。周围还有许多树木。",
-            "机场旁停着飞机。周围还有许多树木。",
-        ),  # in mid-thought
+        # in mid-thought
+        ("机场旁停着飞机。周围还有许多树木。", "机场旁停着飞机。周围还有许多树木。"),
         ("这是一个宁静的机场。图中停着两架飞机。", ""),  # the scene would be lost
         ("机场位于北京。最后，两架飞机停在机场。", "两架飞机停在机场。"),
         ("机场位于北京，停着三架飞机。", ""),
         ("飞机。机场位于北京。", ""),
     ),
-)  # nothing sound, or too little
-def test_trimming_keeps_the_sound_sentences(target, kept):
+)
+def test_trimming_keeps_the_sentences_that_pass(target, kept):
     assert quality.trimmed(target, ENGLISH) == kept
     assert not kept or quality.problems(kept, ENGLISH) == []
 
@@ -142,21 +140,23 @@ def test_trimming_keeps_the_sound_sentences(target, kept):
 @pytest.mark.parametrize(
     "target, source, kept",
     (
+        # a park is another scene
         (
             "移动房屋公园周围有飞机。公园内有道路穿过。",
             "mobile homes and a road in the mobile home park",
             "",
-        ),  # a park is another scene
+        ),
         (
             "移动房屋公园内有道路穿过。公园里有飞机。",
             "mobile homes and a road in the mobile home park",
             "移动房屋公园内有道路穿过。",
         ),
+        # no more was named
         (
             "公园周围有飞机。公园内有道路穿过。",
             "mobile homes and a road in the mobile home park",
             "公园内有道路穿过。",
-        ),  # no more was named
+        ),
         (
             "住宅区里停着飞机。房屋被灌木丛环绕。",
             "a house surrounded by bushes in the residential area",
@@ -172,11 +172,12 @@ def test_trimming_to_a_number_of_sentences():
     target = (
         "机场。机场里有飞机，环境宁静。机场上停着两架白色飞机。附近有汽车。机场周围有许多树木。"
     )
+    # 机场 alone would be too short
     assert [quality.trimmed(target, ENGLISH, sentences=number) for number in (1, 2, 3)] == [
         "机场。机场上停着两架白色飞机。",
         "机场。机场上停着两架白色飞机。",
         "机场。机场上停着两架白色飞机。附近有汽车。",
-    ]  # 机场 alone would be too short
+    ]
 
 
 def test_the_complaint_names_every_problem_in_chinese():
@@ -190,12 +191,40 @@ def test_the_complaint_names_every_problem_in_chinese():
         "scene",
         "colour",
         "count",
-        *(reason for reason, _, _ in quality.RULES),
+        *(reason for reason, _, _ in quality.rules()),
     }
 
 
+RULE = {"reason": "unseen", "chinese": ["北京"], "english": []}
+
+
+@pytest.mark.parametrize(
+    "entries, words",
+    (
+        ({}, "expected a JSON list"),
+        ([RULE, "x"], "rule 1: expected the keys reason, chinese and english"),
+        ([{**RULE, "reason": "mood"}], "rule 0: reason 'mood': expected one of chinese, length"),
+        ([{**RULE, "chinese": "北京"}], "chinese: expected a list of patterns, got '北京'"),
+        ([{**RULE, "chinese": []}], "chinese: expected at least one pattern"),
+        ([{**RULE, "english": [1]}], "english: expected a list of patterns, got [1]"),
+        ([{**RULE, "chinese": ["(北京"]}], "rule 0: missing ), unterminated subpattern"),
+    ),
+)
+def test_a_broken_file_of_rules_is_one_line(tmp_path, entries, words):
+    path = tmp_path / "rules.json"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        quality.read_rules(path)
+    assert words in str(caught.value) and str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_rules_are_read_once():
+    assert quality.rules() is quality.rules() and len(quality.rules()) >= 40
+
+
 def test_drawn_scenes_pass_where_the_description_says_what_the_captions_say():
-    """Descriptions and captions of the demo come from the same facts: only facts that no caption names may be flagged."""
+    """Both come from the same facts: only facts that no caption names may be flagged."""
     flagged = [
         quality.problems(demo_scenes.describe_zh(facts), "  ".join(demo_scenes.describe_en(facts)))
         for scene in demo_scenes.SCENES

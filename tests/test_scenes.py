@@ -1,4 +1,4 @@
-"""The drawn sets: the same seed gives the same bytes, captions say what the facts say, nothing leaks between splits."""
+"""The drawn sets: same seed, same bytes; captions state the facts; nothing leaks between splits."""
 
 import hashlib
 import json
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_data import call
 
-DATA = Path(__file__).resolve().parents[1] / "data"
 from data import transform
 from data.synthetic import demo_scenes, tiny_pictures
+
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 QUESTION = "这张遥感图像展现了什么场景？"
 # Written out again, so that a slip in the tables of demo_scenes.py shows.
@@ -72,7 +74,7 @@ SIDES = {
 
 
 def draw(folder, *options):
-    assert demo_scenes.main(["--output", str(folder), *map(str, options)]) == 0
+    assert call(demo_scenes, "--output", folder, *options) == 0
     return json.loads((folder / "dataset.json").read_text("utf-8"))
 
 
@@ -90,7 +92,7 @@ def small(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    assert tiny_pictures.main(["--output", str(folder), "--pictures", "120"]) == 0
+    assert call(tiny_pictures, "--output", folder, "--pictures", "120") == 0
     return folder
 
 
@@ -113,14 +115,13 @@ def test_layout_of_the_set(small):
         assert len(image["sentences"]) == 5 and all(
             s["raw"].endswith(" .") for s in image["sentences"]
         )
-        with Image.open(small / "images" / image["filename"]) as picture:
-            assert (picture.format, picture.size, picture.mode) == ("TIFF", (128, 128), "RGB")
+        with Image.open(small / "images" / image["filename"]) as drawn:
+            assert (drawn.format, drawn.size, drawn.mode) == ("TIFF", (128, 128), "RGB")
 
 
 def test_same_seed_same_bytes_whatever_the_numbers_and_processes(small, tmp_path):
-    draw(
-        tmp_path / "more", "--train", 9, "--val", 1, "--test", 0
-    )  # above 100 pictures: drawn by several processes
+    # above 100 images: drawn by several processes
+    draw(tmp_path / "more", "--train", 9, "--val", 1, "--test", 0)
     some, more = files(small), files(tmp_path / "more")
     shared = set(some) & set(more)
     assert len(shared) == 12 * 3 and all(some[name] == more[name] for name in shared)
@@ -128,14 +129,14 @@ def test_same_seed_same_bytes_whatever_the_numbers_and_processes(small, tmp_path
     assert not set(files(tmp_path / "other").values()) & set(some.values())
 
 
-def test_no_picture_twice(small):
+def test_no_image_twice(small):
     hashes = [
         hashlib.sha256(Image.open(path).tobytes()).digest() for path in (small / "images").iterdir()
     ]
     assert len(set(hashes)) == len(hashes)
 
 
-def test_second_run_does_nothing_and_a_lost_picture_comes_back(small, capsys):
+def test_second_run_does_nothing_and_a_lost_image_comes_back(small, capsys):
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
     draw(small, "--train", 2, "--val", 1, "--test", 1)
     assert "nothing to do" in capsys.readouterr().out
@@ -144,7 +145,7 @@ def test_second_run_does_nothing_and_a_lost_picture_comes_back(small, capsys):
     content = lost.read_bytes()
     lost.unlink()
     draw(small, "--train", 2, "--val", 1, "--test", 1)
-    assert "1 pictures drawn" in capsys.readouterr().out and lost.read_bytes() == content
+    assert "1 images drawn" in capsys.readouterr().out and lost.read_bytes() == content
 
 
 def test_other_settings_draw_again(tmp_path):
@@ -155,9 +156,10 @@ def test_other_settings_draw_again(tmp_path):
 
 
 def test_memory_translates_what_transform_writes(small, tmp_path):
-    assert transform.main(
-        ["--input", str(small / "dataset.json"), "--output", str(tmp_path / "en.json")]
-    ) in (0, None)
+    assert call(transform, "--input", small / "dataset.json", "--output", tmp_path / "en.json") in (
+        0,
+        None,
+    )
     captions = {row["caption"] for row in json.loads((tmp_path / "en.json").read_text("utf-8"))}
     memory = [json.loads(line) for line in (small / "memory.jsonl").read_text("utf-8").splitlines()]
     assert {record["source"] for record in memory} == captions and len(memory) == len(captions)
@@ -188,6 +190,7 @@ def test_captions_say_what_the_facts_say(scene):
         assert said <= roads | {english_word for english_word, _ in counts.values()}
         known = {COLOURS[v] for v in f.values() if v in COLOURS}
         stated = set(re.findall("深绿色|[白红灰蓝绿棕黄]色", chinese))
+        # what every image of the scene shows
         constant = {
             "beach": {"蓝色"},
             "runway": {"灰色", "白色"},
@@ -195,15 +198,14 @@ def test_captions_say_what_the_facts_say(scene):
             "tennis": {"白色"},
             "baseball": {"绿色"},
             "harbour": {"白色"},
-        }.get(scene, set())  # what every picture of the scene shows
+        }.get(scene, set())
         loose = {"棕色", "绿色"} if "green" in str(f.get("ground")) else set()
         assert stated <= known | constant | loose
         for side in SIDES:
             if side in (f.get("sea"), f.get("land")):
                 assert not any(SIDES[s][0] in chinese for s in SIDES if s != side)
-        assert (
-            targets.setdefault("".join(english), chinese) == chinese
-        )  # a source has one translation
+        # a source has one translation
+        assert targets.setdefault("".join(english), chinese) == chinese
 
 
 @pytest.mark.parametrize(
@@ -223,15 +225,13 @@ def test_each_count_and_colour_is_said_somewhere(scene, colour, count):
 
 def test_the_sea_lies_where_the_captions_say():
     for k in range(12):
-        picture, f = demo_scenes.render("beach", random.Random(k))
-
-        def blueness(side):
-            red, _, blue = (
-                picture.crop(SIDES[side][1]).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
-            )
-            return blue - red
-
-        assert max(SIDES, key=blueness) == f["sea"]
+        image, f = demo_scenes.render("beach", random.Random(k))
+        blueness = {}
+        for side, (_, box) in SIDES.items():
+            mean = image.crop(box).resize((1, 1), Image.Resampling.BOX)
+            red, _, blue = mean.getpixel((0, 0))
+            blueness[side] = blue - red
+        assert max(blueness, key=blueness.get) == f["sea"]
 
 
 def test_render_repeats_itself_and_keeps_the_facts():
@@ -247,21 +247,21 @@ def test_render_repeats_itself_and_keeps_the_facts():
 )
 def test_impossible_numbers_are_refused(tmp_path, options, capsys):
     with pytest.raises(SystemExit):
-        demo_scenes.main(["--output", str(tmp_path), *options])
-    assert "expected numbers of pictures" in capsys.readouterr().err
+        call(demo_scenes, "--output", tmp_path, *options)
+    assert "expected numbers of images" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert demo_scenes.main(["--output", str(tmp_path / "file"), "--train", "1"]) == 1
-    assert tiny_pictures.main(["--output", str(tmp_path / "file"), "--pictures", "1"]) == 1
+    assert call(demo_scenes, "--output", tmp_path / "file", "--train", "1") == 1
+    assert call(tiny_pictures, "--output", tmp_path / "file", "--pictures", "1") == 1
     assert all("error:" in line for line in capsys.readouterr().err.splitlines())
 
 
 def test_default_output_is_where_the_next_stage_looks(monkeypatch):
     seen = []
     monkeypatch.setattr(demo_scenes, "draw_set", seen.append)
-    demo_scenes.main([])
+    call(demo_scenes)
     assert seen[0].output == DATA / "demo" and (seen[0].train, seen[0].val, seen[0].test) == (
         48,
         8,
@@ -281,9 +281,9 @@ def test_tiny_rows_are_well_formed(tiny):
     )
     named = {row["img"] for row in every if "img" in row}
     assert named == {f"pictures/{k:06d}.jpg" for k in range(120)}
-    for name in list(sorted(named))[:20]:
-        with Image.open(tiny / name) as picture:
-            assert (picture.format, picture.size, picture.mode) == ("JPEG", (128, 128), "RGB")
+    for name in sorted(named)[:20]:
+        with Image.open(tiny / name) as drawn:
+            assert (drawn.format, drawn.size, drawn.mode) == ("JPEG", (128, 128), "RGB")
     assert not {row.get("img", 0) for row in rows["train"] if "img" in row} & {
         row.get("img", 0) for row in rows["val"]
     }
@@ -307,10 +307,7 @@ def test_tiny_rows_show_no_aerial_scene(tiny):
 def test_tiny_pictures_are_a_subset_byte_for_byte(tiny, tmp_path):
     for seed, same in ((1, True), (2, False)):
         folder = tmp_path / str(seed)
-        assert (
-            tiny_pictures.main(["--output", str(folder), "--pictures", "12", "--seed", str(seed)])
-            == 0
-        )
+        assert call(tiny_pictures, "--output", folder, "--pictures", "12", "--seed", seed) == 0
         drawn = sorted((folder / "pictures").iterdir())
         assert len(drawn) == 12
         assert all(
@@ -320,7 +317,7 @@ def test_tiny_pictures_are_a_subset_byte_for_byte(tiny, tmp_path):
 
 
 def test_tiny_answers_agree_with_descriptions(tiny):
-    """Short answers about a picture occur in its description."""
+    """Short answers about an image occur in its description."""
     described, short = {}, []
     for row in sum(tiny_rows(tiny).values(), []):
         if "img" in row and row["prompt"] in tiny_pictures.ASK["describe"]:
@@ -370,7 +367,7 @@ def test_vocabulary_holds_every_text(tiny):
             assert demo_scenes.describe_zh(f) in have and set(demo_scenes.describe_en(f)) <= have
 
 
-def test_tiny_refuses_no_pictures(tmp_path, capsys):
+def test_tiny_refuses_no_images(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        tiny_pictures.main(["--output", str(tmp_path), "--pictures", "0"])
+        call(tiny_pictures, "--output", tmp_path, "--pictures", "0")
     assert "1 or more" in capsys.readouterr().err

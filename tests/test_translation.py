@@ -1,4 +1,4 @@
-"""Translation against a stub server on this machine that counts what it is asked and can be told to fail."""
+"""Translation against a stub server on this machine, which counts requests and fails on demand."""
 
 import email.utils
 import json
@@ -15,7 +15,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from test_data import DATA, english, load, no_key, save  # noqa: F401  (no_key is a fixture)
+from test_data import DATA, call, english, load, no_key, save  # noqa: F401  (no_key is a fixture)
 
 from data import endpoint, translation_en2zh
 
@@ -23,13 +23,16 @@ KEY = "sk-secret-0123456789"
 
 
 def chinese(text):
-    """A faithful description of "Lake 12 .": the number comes back, so that answers and captions can be matched."""
+    """A faithful description of "Lake 12 .": the number matches answer and caption."""
     return f"图中有{re.search(r'[0-9]+', text)[0]}个湖泊。"
 
 
 class Stub:
-    """An OpenAI-compatible endpoint. `answer(text, nth request)`, text being the caption, gives a description, or (status,
-    headers, body), or None for a connection that is reset. `asked`: the captions in order of arrival."""
+    """An OpenAI-compatible endpoint.
+
+    `answer(text, nth request)`, text being the caption, gives a description, or (status, headers,
+    body), or None for a connection that is reset. `asked`: the captions in order of arrival.
+    """
 
     def __init__(self):
         self.asked, self.bodies, self.answer = [], [], lambda text, nth: chinese(text)
@@ -120,8 +123,8 @@ def stub(monkeypatch):
 
 
 def translate(source, target, *options):
-    return translation_en2zh.main(
-        ["--input", str(source), "--output", str(target), "--backoff", "0.01", *map(str, options)]
+    return call(
+        translation_en2zh, "--input", source, "--output", target, "--backoff", "0.01", *options
     )
 
 
@@ -195,9 +198,8 @@ def test_memory_in_needs_neither_network_nor_key_nor_client_and_leaves_no_journa
         "b.jsonl",
     }
     save(journal_of(output), [{"source": "Lake 1 .", "target": "图中有1个旧湖。", "model": "m"}])
-    assert (
-        translate(source, output, "--memory", first) == 0
-    )  # a correction by hand wins over an answer
+    # a correction by hand wins over an answer
+    assert translate(source, output, "--memory", first) == 0
     assert [row["caption"] for row in load(output)] == ["湖0", "湖1", "湖2"]
 
 
@@ -315,9 +317,8 @@ def test_what_stays_bad_is_rejected_paid_once_and_asked_again_only_by_a_larger_r
     printed = capsys.readouterr().out
     assert "3 rows, 1 passed, 2 rejected" in printed and "refusal" in printed and "1.png" in printed
 
-    assert (
-        translate(source, output, "--reask", 1) == 0 and len(stub.asked) == 3
-    )  # a known rejection costs nothing
+    # a known rejection costs nothing
+    assert translate(source, output, "--reask", 1) == 0 and len(stub.asked) == 3
     assert "2 distinct captions, 1 known, 1 rejected, 0 to ask" in capsys.readouterr().out
     assert translate(source, output, "--reask", 2) == 0 and stub.asked[3:] == ["Lake 1 ."]
     assert (
@@ -351,7 +352,7 @@ def test_check_runs_the_gate_on_an_existing_file(tmp_path, capsys):
         save(tmp_path / "dataset.json", {"images": images}),
         save(tmp_path / "en.json", english(2)),
     ):
-        assert translation_en2zh.main(["--check", str(file), "--input", str(captions)]) == 0
+        assert call(translation_en2zh, "--check", file, "--input", captions) == 0
         assert load(tmp_path / "old-checked.json") == rows[:1]
         assert load(tmp_path / "old-checked-rejected.json")[0]["problems"] == [
             ["object", "house"],
@@ -363,18 +364,15 @@ def test_check_runs_the_gate_on_an_existing_file(tmp_path, capsys):
         assert "2 rows, 1 passed, 1 rejected" in capsys.readouterr().out
     assert load(file) == rows
     unknown = save(tmp_path / "x.json", [{"imged_id": "9.png", "caption": "湖"}])
-    assert translation_en2zh.main(["--check", str(unknown), "--input", str(captions)]) == 1
+    assert call(translation_en2zh, "--check", unknown, "--input", captions) == 1
     assert "1 images of" in (message := capsys.readouterr().err) and "9.png" in message
     assert (
-        translation_en2zh.main(["--check", str(file), "--input", str(file)]) == 1
+        call(translation_en2zh, "--check", file, "--input", file) == 1
         and "is Chinese: --input takes" in capsys.readouterr().err
     )
     before = unknown.read_bytes()
     assert (
-        translation_en2zh.main(
-            ["--check", str(unknown), "--input", str(captions), "--output", str(unknown)]
-        )
-        == 1
+        call(translation_en2zh, "--check", unknown, "--input", captions, "--output", unknown) == 1
     )
     assert (
         unknown.read_bytes() == before
@@ -382,7 +380,7 @@ def test_check_runs_the_gate_on_an_existing_file(tmp_path, capsys):
     )
 
 
-def test_trim_keeps_the_sound_sentences_of_what_stays_bad(tmp_path, stub, capsys):
+def test_trim_keeps_the_sentences_that_pass_of_what_stays_bad(tmp_path, stub, capsys):
     stub.answer = lambda text, nth: (
         {"Lake 0 .": "图中有一个湖泊。湖面宁静。", "Lake 1 .": "湖边有汽车。"}.get(text)
         or chinese(text)
@@ -391,9 +389,8 @@ def test_trim_keeps_the_sound_sentences_of_what_stays_bad(tmp_path, stub, capsys
     assert translate(source, output, "--reask", 0) == 0 and [
         row["imged_id"] for row in load(output)
     ] == ["2.png"]
-    assert (
-        translate(source, output, "--reask", 0, "--trim") == 0 and len(stub.asked) == 3
-    )  # what was paid for is trimmed, not asked again
+    # what was paid for is trimmed, not asked again
+    assert translate(source, output, "--reask", 0, "--trim") == 0 and len(stub.asked) == 3
     assert [(row["imged_id"], row["caption"]) for row in load(output)] == [
         ("0.png", "图中有一个湖泊。"),
         ("2.png", "图中有2个湖泊。"),
@@ -407,35 +404,29 @@ def test_trim_keeps_the_sound_sentences_of_what_stays_bad(tmp_path, stub, capsys
         tmp_path / "old.json",
         [{"imged_id": "0.png", "caption": "湖面宁静。图中有一个湖泊。", "split": "val"}],
     )
-    assert translation_en2zh.main(["--check", str(file), "--input", str(source), "--trim"]) == 0
+    assert call(translation_en2zh, "--check", file, "--input", source, "--trim") == 0
     assert load(tmp_path / "old-checked.json") == [
         {"imged_id": "0.png", "caption": "图中有一个湖泊。", "split": "val"}
     ]
     assert not (tmp_path / "old-checked-rejected.json").exists()
-    save(
-        file, [{"imged_id": "0.png", "caption": "图中有一个湖泊。湖边是水面。", "split": "val"}]
-    )  # passes as a whole
+    # passes as a whole
+    save(file, [{"imged_id": "0.png", "caption": "图中有一个湖泊。湖边是水面。", "split": "val"}])
     for number, kept in ((1, "图中有一个湖泊。"), (2, "图中有一个湖泊。湖边是水面。")):
-        assert (
-            translation_en2zh.main(
-                ["--check", str(file), "--input", str(source), "--trim", str(number)]
-            )
-            == 0
-        )
+        assert call(translation_en2zh, "--check", file, "--input", source, "--trim", number) == 0
         assert load(tmp_path / "old-checked.json")[0]["caption"] == kept
         assert load(tmp_path / "old-checked-report.json")["passed"] == 1
 
 
 def test_check_finds_the_captions_of_a_set_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(translation_en2zh, "DATA", tmp_path)
-    monkeypatch.setattr("data.records.DATA", tmp_path)
+    monkeypatch.setattr("data.stage.DATA", tmp_path)
     images = [{"filename": "0.png", "sentences": [{"raw": "There is a lake ."}]}]
     save(tmp_path / "UCM" / "dataset.json", {"images": images})
     file = save(
         tmp_path / "UCM" / "UCM-zh.json", [{"imged_id": "0.png", "caption": "图中有一个湖泊。"}]
     )
     assert (
-        translation_en2zh.main(["--check", str(file)]) == 0
+        call(translation_en2zh, "--check", file) == 0
         and len(load(tmp_path / "UCM" / "UCM-zh-checked.json")) == 1
     )
 
@@ -526,12 +517,15 @@ def test_tokens_are_estimated_where_the_server_counts_none(tmp_path, stub, capsy
 
 def test_requests_and_tokens_per_minute(tmp_path, stub):
     source = save(tmp_path / "en.json", english(6))
-    for options, least in (
-        (("--rpm", 1200), 0.25),
-        (("--tpm", 72000), 0.25),
-    ):  # 20 a second; 60 of 1200 tokens a second
+    # 20 a second; 60 of 1200 tokens a second
+    for options, least in ((("--rpm", 1200), 0.25), (("--tpm", 72000), 0.25)):
         starts = []
-        stub.answer = lambda text, nth: starts.append(time.monotonic()) or chinese(text)
+
+        def answer(text, nth, starts=starts):
+            starts.append(time.monotonic())
+            return chinese(text)
+
+        stub.answer = answer
         assert translate(source, tmp_path / f"{options[0]}.json", *options, "--concurrency", 6) == 0
         assert least * 0.9 <= starts[-1] - starts[0] < 5
 
@@ -577,9 +571,8 @@ def test_retry_after_holds_all_workers_back(tmp_path, stub):
         == 0
     )
     assert len(stub.asked) == 5 and times[-1] - times[0] >= 1.0
-    assert (
-        sum(t < times[0] + 1 for t in times) <= 2
-    )  # the request refused and the one then under way
+    # the request refused and the one then under way
+    assert sum(t < times[0] + 1 for t in times) <= 2
 
 
 def test_backoff_doubles_with_jitter_and_ends_with_the_last_retry(tmp_path, stub, capsys):
@@ -652,7 +645,7 @@ def test_failures_keep_the_journal_and_the_old_output(tmp_path, stub, capsys):
     ),
     ids=("401", "402", "403", "404", "quota"),
 )
-def test_hopeless_errors_stop_at_once_with_one_line(tmp_path, stub, capsys, reply):
+def test_non_retryable_errors_stop_at_once_with_one_line(tmp_path, stub, capsys, reply):
     stub.answer = lambda text, nth: chinese(text) if nth <= 2 else reply
     source, output = save(tmp_path / "en.json", english(40)), tmp_path / "zh.json"
     assert translate(source, output, "--concurrency", 2) == 1
@@ -702,7 +695,7 @@ def test_timeout_and_no_listener_are_failures(tmp_path, stub, capsys):
 
 
 def test_2000_records_with_every_fault_finish_complete_and_in_order(tmp_path, stub):
-    """Each fault is scripted by caption and nth time; what is asked beyond once must be exactly the faults met."""
+    """Each fault is scripted by caption and nth time; requests beyond one are the faults."""
     rng, lock, times, faults = random.Random(6), threading.Lock(), Counter(), Counter()
     kinds = ("429", "500", "hang", "reset", "torn", "short", "empty", "refusal", "cut")
     script = {
@@ -760,9 +753,10 @@ def load_journal(path):
 
 
 def killed_runs(tmp_path, stub, kills, count, concurrency, sent=signal.SIGKILL):
-    """Kill a run `kills` times at random moments, then let it finish; returns how many requests were repeated.
+    """Kill a run `kills` times at random moments, then let it finish.
 
-    Checked for each kill: nothing journaled before it is asked after it, and no more is lost than was under way.
+    Returns how many requests were repeated. Checked for each kill: nothing journaled before it is
+    asked after it, and no more is lost than was in flight.
     """
     rng, lock = random.Random(kills), threading.Lock()
     source, output = save(tmp_path / "en.json", english(count)), tmp_path / "zh.json"
@@ -810,9 +804,8 @@ def killed_runs(tmp_path, stub, kills, count, concurrency, sent=signal.SIGKILL):
             len(stub.asked) - before - (len(load_journal(journal_of(output))) - len(journaled))
             <= concurrency
         )
-        with open(
-            journal_of(output), "ab"
-        ) as file:  # a line torn in the middle of a character, as a full disk leaves it
+        # a line torn in the middle of a character, as a full disk leaves it
+        with open(journal_of(output), "ab") as file:
             file.write('{"source": "Lake 3 .", "target": "湖'.encode()[:-1] + b"\n" * (kill % 2))
     before = len(stub.asked)
     journaled = {entry["source"] for entry in load_journal(journal_of(output))}
@@ -825,9 +818,8 @@ def killed_runs(tmp_path, stub, kills, count, concurrency, sent=signal.SIGKILL):
         and 0 <= again <= kills * concurrency
     )
     asked = len(stub.asked)
-    assert (
-        translate(source, output) == 0 and len(stub.asked) == asked
-    )  # the torn lines did not spoil those after them
+    # the torn lines did not spoil those after them
+    assert translate(source, output) == 0 and len(stub.asked) == asked
     return again
 
 
@@ -838,9 +830,8 @@ def test_killed_twice_asks_only_the_rest(tmp_path, stub, sent):
 
 @pytest.mark.slow
 def test_killed_ten_times_asks_only_the_rest(tmp_path, stub):
-    print(
-        f"\n{killed_runs(tmp_path, stub, kills=10, count=2000, concurrency=32)} requests repeated after 10 kills"
-    )
+    repeated = killed_runs(tmp_path, stub, kills=10, count=2000, concurrency=32)
+    print(f"\n{repeated} requests repeated after 10 kills")
 
 
 @pytest.mark.parametrize(

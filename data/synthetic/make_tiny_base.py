@@ -1,158 +1,134 @@
-"""Make the bundled tiny base from nothing: the same architecture as VisualGLM-6B, small numbers. Half an hour on 2 cores.
+"""Train the bundled tiny base from scratch: VisualGLM-6B's architecture with small numbers.
 
     python data/synthetic/make_tiny_base.py
 
-Draws pictures that are not aerial scenes and writes texts about them (data/synthetic/tiny_pictures.py), trains a small vocabulary,
-trains all parameters with finetune_RemoteGLM.py, and stores the result in half precision beside this file.
+Draws images that are not aerial scenes and writes texts about them (tiny_pictures.py), trains a
+small vocabulary, trains all parameters with finetune_RemoteGLM.py, and stores the result in half
+precision in model/tiny/base. Half an hour on 2 cores.
 """
 
-import argparse
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from command_line import Parser
+from model.family import open_checkpoint
+from model.files import PROJECT, write_text
+from model.visualglm.layouts import read_config
+from model.visualglm.tokenizer import VOCABULARY, train_vocabulary
+from model.weight_files import CONFIG
+
 HERE = PROJECT / "model" / "tiny"
-sys.path.insert(0, str(PROJECT))
-
-from model import checkpoint  # noqa: E402
-from model.visualglm.tokenizer import VOCABULARY, train_vocabulary  # noqa: E402
-
-CONTROL_TOKENS = 8  # ids kept free above the pieces: [MASK], [gMASK], <sop>, <eop> and room
+# ids kept free above the pieces: [MASK], [gMASK], <sop>, <eop> and four more
+CONTROL_TOKENS = 8
 KEYWORDS = "用关键词描述这张图片。"
 FILLER = re.compile("背景是|画面|图中有|上面有|图中是|边界是|的|，|。|是|远处|一条")
-SHORT_ANSWER, ONE_SENTENCE = (
-    12,
-    "请用一句话回答。",
-)  # rows that describe only a part of their picture
+# rows that describe only a part of their image: characters, end of the question
+SHORT_ANSWER, ONE_SENTENCE = 12, "请用一句话回答。"
+# of every run of the trainer
+TRAINING = """
+    --method full --overwrite --keep 1 --batch-size 16 --eval-batch-size 32 --eval-iters 4
+    --lr 4e-4 --warmup 0.05 --clip-grad 1
+"""
 
 
 def keyword_rows(rows):
-    """Whole descriptions without their filler. Nearly every token of these depends on the picture, so a network that
-    knows nothing yet learns to look; among whole sentences it would only learn the language for a long time."""
-    return [
-        {"img": row["img"], "prompt": KEYWORDS, "label": FILLER.sub("", row["label"])}
-        for row in rows
-        if "img" in row
-        and len(row["label"]) >= SHORT_ANSWER
-        and not row["prompt"].endswith(ONE_SENTENCE)
-    ]
+    """Whole descriptions without their filler.
+
+    Nearly every token of these depends on the image, so a network with random weights learns to
+    look; among whole sentences it would only learn the language for a long time.
+    """
+    found = []
+    for row in rows:
+        whole = len(row["label"]) >= SHORT_ANSWER and not row["prompt"].endswith(ONE_SENTENCE)
+        if "img" in row and whole:
+            label = FILLER.sub("", row["label"])
+            found.append({"img": row["img"], "prompt": KEYWORDS, "label": label})
+    return found
 
 
 def write(path, rows):
-    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(rows, ensure_ascii=False))
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def run(script, *words):
+    """Run a script of this project. Raises CalledProcessError."""
+    subprocess.run([sys.executable, PROJECT / script, *map(str, words)], check=True)
+
+
+def make_rows(work):
+    """keywords-{train,val}.json and all-{train,val}.json from what tiny_pictures.py has written."""
+    for split in ("train", "val"):
+        rows = json.loads((work / f"base-{split}.json").read_text(encoding="utf-8"))
+        keywords, alone = keyword_rows(rows), [row for row in rows if "img" not in row]
+        write(work / f"keywords-{split}.json", keywords + alone)
+        write(work / f"all-{split}.json", rows + keywords)
+
+
+def train(work, name, rows, iters, *more):
+    """One run of the trainer over work/<rows>-train.json, to work/<name>."""
+    run(
+        "finetune_RemoteGLM.py",
+        *("--train-data", work / f"{rows}-train.json"),
+        *("--save", work, "--experiment-name", name),
+        *("--train-iters", iters, "--eval-interval", max(1, iters // 8)),
+        *TRAINING.split(),
+        *more,
     )
+
+
+def make_parser():
+    parser = Parser(__doc__)
     parser.add_argument(
         "--work",
         type=Path,
         default=PROJECT / "data" / "tiny",
-        help="folder of pictures, rows and runs",
+        help="folder of images, rows and runs (default: data/tiny)",
     )
     parser.add_argument(
-        "--output", type=Path, default=HERE / "base", help="folder of the finished base"
+        "--output",
+        type=Path,
+        default=HERE / "base",
+        help="folder of the finished base (default: model/tiny/base)",
     )
     parser.add_argument(
-        "--pictures", type=int, default=12000, help="pictures to draw (%(default)s)"
+        "--pictures", type=int, default=12000, help="images to draw (default: %(default)s)"
     )
     parser.add_argument(
         "--iters",
         type=int,
         nargs=3,
         default=(1000, 2400, 2400),
-        help="steps on keywords, on everything, and once more in another order (%(default)s)",
+        help="steps on keywords, on everything, and once more in another order "
+        "(default: 1000 2400 2400)",
     )
-    args = parser.parse_args(argv)
-    work = args.work
+    return parser
 
-    subprocess.run(
-        [
-            sys.executable,
-            PROJECT / "data" / "synthetic" / "tiny_pictures.py",
-            "--output",
-            work,
-            "--pictures",
-            str(args.pictures),
-        ],
-        check=True,
-    )
-    for split in ("train", "val"):
-        rows = json.loads((work / f"base-{split}.json").read_text(encoding="utf-8"))
-        keywords = keyword_rows(rows)
-        write(work / f"keywords-{split}.json", keywords + [row for row in rows if "img" not in row])
-        write(work / f"all-{split}.json", rows + keywords)
-    config = checkpoint.read_config(HERE / checkpoint.CONFIG)
+
+def main(argv=None):
+    args = make_parser().parse_args(argv)
+    work = args.work
+    run("data/synthetic/tiny_pictures.py", "--output", work, "--pictures", args.pictures)
+    make_rows(work)
+
+    config = read_config(HERE / CONFIG)
     texts = (work / "vocabulary.txt").read_text(encoding="utf-8").splitlines() + [KEYWORDS] * 50
     train_vocabulary(texts, work / VOCABULARY, config["vocab_size"] - CONTROL_TOKENS)
 
-    def train(name, rows, iters, *more):
-        subprocess.run(
-            [
-                sys.executable,
-                PROJECT / "finetune_RemoteGLM.py",
-                "--mode",
-                "pretrain",
-                "--train-data",
-                work / f"{rows}-train.json",
-                "--train-iters",
-                str(iters),
-                "--experiment-name",
-                name,
-                "--save",
-                work,
-                "--overwrite",
-                "--keep",
-                "1",
-                "--batch-size",
-                "16",
-                "--lr",
-                "4e-4",
-                "--warmup",
-                "0.05",
-                "--clip-grad",
-                "1",
-                "--eval-batch-size",
-                "32",
-                "--eval-iters",
-                "4",
-                "--eval-interval",
-                str(max(1, iters // 8)),
-                *more,
-            ],
-            check=True,
-        )
+    first, second, third = args.iters
+    new = ("--model_config", HERE / CONFIG, "--tokenizer", work / VOCABULARY)
+    train(work, "keywords", "keywords", first, "--lr-decay-style", "constant", *new)
+    train(work, "all", "all", second, "--from_pretrained", work / "keywords")
+    train(work, "again", "all", third, "--from_pretrained", work / "all", "--seed", 4321)
 
-    train(
-        "keywords",
-        "keywords",
-        args.iters[0],
-        "--lr-decay-style",
-        "constant",
-        "--model_config",
-        HERE / checkpoint.CONFIG,
-        "--tokenizer",
-        work / VOCABULARY,
-    )
-    train("all", "all", args.iters[1], "--from_pretrained", work / "keywords")
-    train("again", "all", args.iters[2], "--from_pretrained", work / "all", "--seed", "4321")
-
-    network, tokenizer, card = checkpoint.load(work / "again", device="cpu", dtype="float16")
-    checkpoint.write_folder(
-        args.output,
-        config=config,
-        tokenizer=tokenizer,
-        tensors=network.state_dict(),
-        card={"format": card["format"], "method": card["method"], "base": None},
-    )
-    print(
-        f"{args.output}: {sum(p.numel() for p in network.parameters()):,} parameters in half precision"
-    )
+    family = open_checkpoint(work / "again", device="cpu", dtype="float16")
+    kept = {key: family.card[key] for key in ("format", "method")}
+    family.save(args.output, kept | {"base": None})
+    parameters = sum(p.numel() for p in family.network.parameters())
+    print(f"{args.output}: {parameters:,} parameters in half precision")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Answers on disk, so that what is paid for is asked once."""
+
+import asyncio
+import json
+import os
+import sys
+
+
+def normalized(text):
+    """Captions that differ in white space only are one caption."""
+    return " ".join(text.split())
+
+
+class Journal:
+    """One line of JSON an answer. `add` returns when its entry is on disk (fsync).
+
+    Entries that arrive meanwhile share the next fsync.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.file = None
+        # [(line, future of who waits for it)]; the task that writes them, or None
+        self.pending = []
+        self.flushing = None
+
+    def read(self, style):
+        """{caption: [answers of earlier runs in this style, in order]}.
+
+        A line torn by a kill costs one more question.
+        """
+        answers = {}
+        if not self.path.exists():
+            return answers
+        for line in self.path.read_bytes().split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                # the journals of earlier versions knew one style
+                if entry.get("style", "detailed") == style:
+                    answer = entry["target"].strip()
+                    answers.setdefault(normalized(entry["source"]), []).append(answer)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                print(
+                    f"translation_en2zh.py: skipped an unreadable line of {self.path}",
+                    file=sys.stderr,
+                )
+        return answers
+
+    async def add(self, entry):
+        """entry: {"source": English, "target": Chinese, ...}. Raises OSError."""
+        done = asyncio.get_running_loop().create_future()
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        self.pending.append((line, done))
+        if self.flushing is None:
+            self.flushing = asyncio.create_task(self._flush())
+        await done
+
+    async def _flush(self):
+        try:
+            while self.pending:
+                batch, self.pending = self.pending, []
+                error = None
+                try:
+                    await asyncio.to_thread(self._write, [line for line, _ in batch])
+                # for those who wait: they end the run
+                except OSError as full:
+                    error = full
+                for _, done in batch:
+                    if done.done():
+                        continue
+                    if error:
+                        done.set_exception(error)
+                    else:
+                        done.set_result(None)
+        finally:
+            self.flushing = None
+
+    def _write(self, lines):
+        # not before there is something to keep
+        if self.file is None:
+            self.file = open(self.path, "ab+")
+            if self.file.tell():
+                self.file.seek(-1, os.SEEK_END)
+                if self.file.read(1) != b"\n":
+                    # keeps what comes apart from a torn last line
+                    self.file.write(b"\n")
+        self.file.write(b"".join(lines))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    async def close(self):
+        # what an interrupt found between answer and disk is kept
+        if self.flushing:
+            await self.flushing
+        if self.file:
+            self.file.close()
