@@ -55,7 +55,7 @@ def add_input_options(add):
         "--base",
         nargs="?",
         const=True,
-        help="evaluate the untuned base as well; with a value that checkpoint as the base",
+        help="let the untuned base answer as well; with a value: that checkpoint as the base",
     )
     add(
         "--predictions",

@@ -598,10 +598,8 @@ class TestRowsOfAFile:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(Assistant, "answer_batch", refuse)
-        assert re.search(
-            "too little memory for 2 rows together; lower --batch-size, the same command goes on$",
-            self.run(argv),
-        )
+        advice = "lower --batch-size, the same command continues"
+        assert re.search(f"too little memory for 2 rows together; {advice}$", self.run(argv))
 
     @pytest.mark.parametrize(
         "rows_of_it, words",
