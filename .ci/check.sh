@@ -5,4 +5,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . .ci/venv.sh
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m mypy model evaluation
+"$python" -m mypy

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -42,11 +43,11 @@ LARGE = 1e9
 # numpy's random state, which upstream's training script stores, and where numpy 1 kept the
 # function that restores it
 RANDOM_STATE = [
-    np._core.multiarray._reconstruct,
+    _reconstruct,
     np.ndarray,
     np.dtype,
     np.dtypes.UInt32DType,
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
 ]
 
 
