@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model import Sampling, UserError, load_assistant
-from model.visualglm import checkpoint
+from model.visualglm import checkpoint, quantization
 from model.visualglm.answer_text import stable_prefix, tidy
 from model.visualglm.decoder import Decoder
 from model.visualglm.generate import filter_logits, generate
@@ -283,6 +283,21 @@ def test_decoder_computes_what_the_network_computes(method, std, dtype, toleranc
 @pytest.mark.parametrize("bits", [8, 4])
 def test_decoder_over_quantized_layers(bits):
     assert decoder_error(checkpoint.load_base(TINY, bits=bits)[0]) <= 3e-2
+
+
+@pytest.mark.parametrize("with_bfloat16", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_products_of_few_and_many_rows(dtype, with_bfloat16, monkeypatch):
+    """Each way of multiplying, on a CPU with and without instructions for bfloat16."""
+    monkeypatch.setattr(quantization, "bfloat16_products", lambda: with_bfloat16)
+    torch.manual_seed(5)
+    stored = quantization.quantize(torch.randn(96, 64), 8)
+    x = torch.randn(40, 64)
+    wanted = quantization.Dequantized(stored)(x)
+    product = quantization.TorchInt8(stored)
+    for rows in (1, 8, 9, 32, 33):
+        got = product(x[:rows].to(dtype))
+        assert largest_difference(got, wanted[:rows]) <= 0.02 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])

@@ -184,18 +184,15 @@ class Decoder:
         """
         start, self.filled = self.filled, self.filled + count
         cos, sin = self.cos[:, start : self.filled], self.sin[:, start : self.filled]
+        end = self.ptuning_length + self.filled  # S
 
-        # Views of all layers at once: to slice within the loop costs a small network NN %.
-        readable = self.cache[..., : self.ptuning_length + self.filled, :]  # [L, B, 2, H, S, d]
-        keys, values = readable[:, :, 0].unbind(), readable[:, :, 1].unbind()  # L x [B, H, S, d]
-        new = readable[..., -count:, :].unbind()  # L x [B, 2, H, T, d]
-
-        for layer, layer_keys, layer_values, layer_new in zip(self.layers, keys, values, new):
+        for layer, cache in zip(self.layers, self.cache):  # cache: [B, 2, H, C, d]
             x = layer.input_norm(hidden)
             qkv = self._rotated_qkv(layer.qkv(x), count, cos, sin)  # [B, H, 3, T, d]
-            layer_new.copy_(qkv[:, :, 1:].transpose(1, 2))
-            query = qkv[:, :, 0].to(layer_keys.dtype)
-            out = F.scaled_dot_product_attention(query, layer_keys, layer_values, visible)
+            cache[:, :, :, end - count : end] = qkv[:, :, 1:].transpose(1, 2)
+            keys, values = cache[:, :, :, :end].unbind(1)  # each [B, H, S, d]
+            query = qkv[:, :, 0].to(cache.dtype)
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
             out = out.transpose(1, 2).reshape(x.shape).to(x.dtype)  # [B, H, T, d] -> [M, D]
             hidden = torch.add(layer.dense(out), x, alpha=self.residual_scale)
 

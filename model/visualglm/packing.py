@@ -33,8 +33,9 @@ class PackedLinear(torch.nn.Module):
 
 
 def bfloat16_products() -> bool:
-    """Whether oneDNN multiplies bfloat16 matrices on this CPU without a detour by float32."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether this CPU has instructions for oneDNN's products in bfloat16."""
+    available = torch.backends.mkldnn.is_available()
+    return available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def pack(

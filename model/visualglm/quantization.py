@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from model.errors import UserError
+from model.visualglm.packing import bfloat16_products
 
 GROUP = 32
 BITS = (8, 4)
@@ -135,23 +136,26 @@ class Dequantized:
 
 
 class TorchInt8:
-    """torch's int8 weight-only product."""
+    """torch's int8 weight-only product, and for many rows the weight computed again."""
 
-    # Rows up to which the kernel beats computing the weight again, on a CPU with bfloat16.
-    few = 8
     # Weights computed again at a time: memory for more is given back to the system, and cleared,
     # at every product.
     piece = 2**22
 
     def __init__(self, stored: Stored):
         self.weight, self.scale = stored["weight"], stored["scale"]
+        # The rows up to which the kernel is faster, and the dtype of the other product.
+        self.few, self.dtype = 8, torch.bfloat16
+        if self.weight.device.type == "cpu" and not bfloat16_products():
+            # Without instructions for bfloat16 its products take four times as long as float32's.
+            self.few, self.dtype = 32, torch.float32
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(SCALE_DTYPE)
         if x.size(0) <= self.few:
-            return torch._weight_int8pack_mm(x, self.weight, self.scale)
+            return torch._weight_int8pack_mm(x.to(SCALE_DTYPE), self.weight, self.scale)
+        x, scale = x.to(self.dtype), self.scale.to(self.dtype)
         pieces = self.weight.split(max(1, self.piece // self.weight.size(1)))
-        return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in pieces], 1) * self.scale
+        return torch.cat([F.linear(x, piece.to(self.dtype)) for piece in pieces], 1) * scale
 
 
 class TorchInt4:
