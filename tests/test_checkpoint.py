@@ -482,7 +482,7 @@ class TestQuantized:
         network.keep_on_cpu()
         lent = []
         layer = network.mixins["eva"].model.vit.transformer.layers[1]
-        layer.attention.register_forward_pre_hook(lambda *_: lent.append(layer.kept))
+        layer.attention.register_forward_pre_hook(lambda *_: lent.append(layer.on_cpu_data))
         assert (
             torch.equal(logits(network), wanted)
             and len(lent) == 1

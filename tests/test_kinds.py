@@ -33,7 +33,7 @@ from model.weight_files import CARD
 
 TRAINED = {
     "lora": "--use_lora --lora_rank 2 --lora_targets attention mlp",
-    "sight": "--lora_targets vision projection --lora_alpha 4 --train projection --bf16",
+    "sight": "--lora_targets vision projection --lora_alpha 4 --trainable projection --bf16",
     "qlora": "--use_qlora --layer_range 0 2",
     "ptuning": "--use_ptuning --pre_seq_len 3 --lr 1",
     "full": "--mode pretrain --lr 0.002",

@@ -76,8 +76,8 @@ class RowDataset(torch.utils.data.Dataset):
             image,
             random.Random(f"{seed} {index}"),
             least_share,
-            turn=not DIRECTION.search(text),
-            tint=not COLOR.search(text),
+            rotate=not DIRECTION.search(text),
+            color_jitter=not COLOR.search(text),
         )
 
 

@@ -37,7 +37,7 @@ class Processes:
         """Whether the flag is set in any process."""
         if self.world == 1:
             return bool(flag)
-        value = torch.tensor(float(flag), device=self.device)
+        value = torch.tensor(float(bool(flag)), device=self.device)
         torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
         return bool(value.item())
 
