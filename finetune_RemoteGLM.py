@@ -348,7 +348,11 @@ def train(options, ignored=()):
 
 def make_trainer(options, family, processes, run, inputs, cache, card, existing_steps, start_time):
     """Data, engine and log around the network, put where the run stands."""
-    limits = Limits(options.max_source_length or None, options.max_target_length, options.english)
+    limits = Limits(
+        options.max_source_length or None,
+        options.max_target_length or None,
+        options.english,
+    )
     augmentation = (options.seed, options.augment) if options.augment else None
     dataset = rendered_dataset(family, inputs.samples, limits, cache, augmentation)
     workers = options.num_workers
@@ -459,7 +463,8 @@ def finish(trainer):
         f"done in {seconds:.0f} s; losses: {folder / 'loss.png'}\n"
         f"talk with it: python cli_demo.py --from_pretrained {shlex.quote(str(folder))}"
     )
-    if best and best["step"] not in (0, step):
+    is_saved = best and (folder / str(best["step"])).is_dir()
+    if is_saved and best["step"] != step:
         best_folder = shlex.quote(str(folder / str(best["step"])))
         say(
             "the step with the lowest validation loss: python cli_demo.py --from_pretrained "

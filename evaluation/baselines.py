@@ -14,6 +14,9 @@ DIRECTIONS = 12
 SIDE = 96
 EDGE_STRENGTHS = (4, 12, 36)  # gray levels per pixel: between flat, weak, middling and strong edges
 
+# Names of their columns in every table
+HUMAN, LABEL, CONSTANT, NEAREST = BASELINES = ("human", "label", "constant", "nearest")
+
 
 def constant_caption(captions: list[str]) -> str:
     """The commonest training caption.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from model.errors import UserError
 
+from .baselines import BASELINES
+
 BLANK_IMAGES = "blank images"
 SHUFFLED_IMAGES = "shuffled images"
 
@@ -192,8 +194,8 @@ def _differing_keys(groups: list[dict]) -> list[str]:
 
 
 def number_equal_names(systems: list[System]) -> None:
-    """Names that more than one system has get its number: base (1), base (2)."""
+    """Names that more than one system has, or a baseline, get its number: base (1), base (2)."""
     names = [system.name for system in systems]
     for number, system in enumerate(systems, 1):
-        if names.count(system.name) > 1:
+        if names.count(system.name) > 1 or system.name in BASELINES:
             system.name += f" ({number})"

@@ -11,7 +11,15 @@ from tqdm import tqdm
 
 from data.lexicon import language
 
-from .baselines import constant_caption, leave_one_out, nearest
+from .baselines import (
+    CONSTANT,
+    HUMAN,
+    LABEL,
+    NEAREST,
+    constant_caption,
+    leave_one_out,
+    nearest,
+)
 from .hallucination import (
     SETTINGS,
     ExistenceQuestion,
@@ -29,7 +37,6 @@ SIGNIFICANT = 0.05
 COPIES = "copies of a training caption"
 UNSEEN = "unseen captions"
 # Columns that are no systems
-HUMAN, LABEL, CONSTANT, NEAREST = BASELINES = ("human", "label", "constant", "nearest")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,15 @@
 """The file of a run's answers: appended to as they come, so that a second run continues."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from model.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 BEGINNING = b'{"img": '  # of every line
 
@@ -25,13 +31,16 @@ class AnswerFile:
         return self if self._file else self.open()
 
     def __exit__(self, *_):
-        self._file.close()
+        # What could not be written has been reported; closing would only try it again
+        with suppress(OSError):
+            self._file.close()
 
     def open(self):
         """Read the earlier entries; a last line torn by a crash is cut off."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab+")
+            self._lock()
             self._file.seek(0)
             lines = self._file.read().splitlines(keepends=True)
         except OSError as error:
@@ -50,6 +59,18 @@ class AnswerFile:
         if self.entries and lines[-1].endswith(b"}"):
             self._file.write(b"\n")
         return self
+
+    def _lock(self):
+        """Keep other processes out while this file is open."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"output {self.path}: another run is writing there; wait for it, or name another "
+                "file"
+            ) from None
 
     def append(self, entries):
         """Write entries, each on its line, before the next batch is asked."""

@@ -1,7 +1,7 @@
 """A family of networks: what the rest of the house knows of one, and which a folder belongs to.
 
-Trainer, assistant, batch answers, evaluation and pages hold a `Family` and nothing of its inside.
-A new family is a subclass of it and one line in FAMILIES.
+The trainer and the assistant hold a `Family` and nothing of its inside; batch answers, evaluation
+and pages hold an assistant. A new family is a subclass of it and one line in FAMILIES.
 """
 
 from abc import ABC, abstractmethod
@@ -57,6 +57,8 @@ class Family(ABC):
     network(**batch) of a collated batch is (logits or None, mean loss over the trained tokens).
     A rendered row has `length` and `target_tokens` (in tokens) and `cut` (a limit left something
     out). Every method that reads a user's file or option raises UserError.
+    Keys of the card that others read: "method" and "base" (of an adapter), "prompt" (the question
+    it was trained on), "quantization" (such weights cannot be trained).
     """
 
     parts: ClassVar[tuple[str, ...]]  # what can be trained in full, by name
@@ -107,12 +109,19 @@ class Family(ABC):
     def load_adapter(
         self, method: dict[str, Any], tensors: dict[str, torch.Tensor], source: str
     ) -> None:
-        """Put trained tensors over the base. source: their folder, for messages."""
+        """Add the modules of the method and put their tensors, on the network's device and dtype.
+
+        tensors: by the names that `save` wrote; source: their folder, for the UserError that lists
+        what is missing or does not fit. Leaves the network in evaluation mode.
+        """
 
     @property
     @abstractmethod
     def base_fingerprint(self) -> str:
-        """Distinguishes the weights of a base on disk, whatever its layout."""
+        """Distinguishes the weights of the base that was opened.
+
+        The same whatever its layout, dtype or quantization, and with an adapter over it.
+        """
 
     # Training
 
@@ -124,7 +133,8 @@ class Family(ABC):
 
         method: name lora with rank, alpha, layers (None: all), dropout, targets; name ptuning with
         length; name full. "parts": parts trained in full beside an adapter, with full the only
-        ones ([]: all). nf4: the frozen linear layers in 4 bits. Returns the method for the card.
+        ones ([]: all). nf4: the frozen linear layers in 4 bits; the network was then opened on the
+        CPU and moves to `device` here. Returns the method as `load_adapter` needs it, for the card.
         """
 
     @abstractmethod
@@ -180,7 +190,12 @@ class Family(ABC):
 
     @abstractmethod
     def save(self, folder: Path, card: dict[str, Any]) -> None:
-        """Write a full checkpoint, or the trained tensors as an adapter (by card["method"])."""
+        """Write a checkpoint folder, which appears complete or not at all.
+
+        By card["method"] all weights in FULL, or the trained tensors alone in ADAPTER, under the
+        names that `load_adapter` takes; the card in CARD; a CONFIG with this family's model_type;
+        and what `open` needs of the tokenizer (names: model/weight_files.py).
+        """
 
     def close(self) -> None:  # noqa: B027  (most families hold nothing)
         """Release process groups of its own, before torch.distributed ends."""
@@ -216,9 +231,10 @@ class Family(ABC):
     ) -> Iterator[list[str]]:
         """Answer a batch of questions; yields for each a further piece of its answer, maybe "".
 
-        images: those of the samples, RGB; stream: pieces as they come, else all at once at the
-        end. Where a dialogue does not fit, its oldest rounds are left out, then the question's end,
-        and on_cut(index, rounds, tokens) is called before the first piece.
+        images: one for each sample, RGB or None; of a sample only question and history are read.
+        stream: pieces as they come, else all at once at the end. Where a dialogue does not fit,
+        its oldest rounds are left out, then the question's end, and on_cut(index, rounds, tokens)
+        is called before the first piece.
         """
 
     # For other programs

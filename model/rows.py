@@ -111,10 +111,21 @@ def _rounds(row, answered=True):
         needed = []
     else:
         needed = [prompt]
-    if not all(isinstance(text, str) and text.strip() for text in needed):
+    if not all(_is_text(text) for text in needed):
         keys = ", ".join(row) or "none"
         raise ValueError(f"has keys {keys}; prompt and label must be non-empty texts")
     return [(prompt, label)]
+
+
+def _is_text(value):
+    """Whether it is text with anything in it, which UTF-8 can store (half a surrogate cannot)."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rounds_of_dialogue(turns, answered):
@@ -123,7 +134,7 @@ def _rounds_of_dialogue(turns, answered):
     for index, turn in enumerate(turns):
         role = ("user", "assistant")[index % 2]
         fits = isinstance(turn, dict) and turn.get("role") == role
-        if not fits or not str(turn.get("content") or "").strip():
+        if not fits or not _is_text(turn.get("content")):
             raise ValueError(
                 "conversations must alternate user, assistant with content; "
                 f"expected {role}, got {turn}"
@@ -143,8 +154,11 @@ def find_image(name, row_file, image_root=None, missing_ok=False):
     roots = [Path(image_root)] if image_root else [Path(row_file).parent, PROJECT]
     tried = [name] if name.is_absolute() else [root / name for root in roots]
     for path in tried:
-        if path.is_file():
-            return path
+        try:
+            if path.is_file():
+                return path
+        except OSError as error:  # a name that no file system takes
+            raise ValueError(f"image {str(name)[:60]}...: {error.strerror}") from None
     if missing_ok:
         return tried[0]
     raise ValueError(f"image not found at {' or '.join(map(str, tried))}")

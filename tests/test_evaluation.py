@@ -38,7 +38,13 @@ from evaluation.metrics import (
     tokens,
 )
 from evaluation.page import marked
-from evaluation.predictions import SHUFFLED_IMAGES, System, labels, read_predictions
+from evaluation.predictions import (
+    SHUFFLED_IMAGES,
+    System,
+    labels,
+    number_equal_names,
+    read_predictions,
+)
 from evaluation.report import write_report
 from evaluation.score import COPIES, EvaluationSet, score, worst_first
 from model import Sampling, UserError, load_assistant, read_image
@@ -851,3 +857,10 @@ def test_lexicon_names_each_scene_of_the_demo():
         for key in demo_scenes.SCENES
     ]
     assert len(set(scenes)) == 12 and None not in scenes
+
+
+def test_a_system_never_takes_the_name_of_a_baseline():
+    """`nearest.jsonl` would otherwise disappear behind the baseline's column."""
+    systems = [System("nearest", ["a"]), System("tuned", ["b"])]
+    number_equal_names(systems)
+    assert [system.name for system in systems] == ["nearest (1)", "tuned"]

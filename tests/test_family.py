@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 import cli_demo
 import evaluate_RemoteGLM
 import web_demo
-from model import load_assistant, read_image
+from model import UserError, load_assistant, read_image
+from model.answer_file import AnswerFile
 from model.family import FAMILIES, family_of
 from model.weight_files import ADAPTER, FULL
 
@@ -114,7 +115,7 @@ def test_the_trainer_validates_with_the_image_ablation(trained):
     assert [set(entry) for entry in valid] == [{"real", "blank", "shuffled"}] * 4
     assert valid[-1]["real"] < 0.2
     assert min(valid[-1]["blank"], valid[-1]["shuffled"]) > 5 * valid[-1]["real"]
-    assert "the vision part is trained" in printed
+    assert "features cannot be cached" in printed
 
 
 def test_resuming_is_exact(trained, rows, tmp_path):
@@ -172,6 +173,13 @@ def test_batch_answers(trained, rows, tmp_path):
     entries = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [entry["answer"] for entry in entries] == [entry["label"] for entry in entries]
     assert len(entries) == 6
+
+
+def test_one_run_writes_an_answer_file(tmp_path):
+    with AnswerFile(tmp_path / "a.jsonl").open():
+        with pytest.raises(UserError, match="another run is writing there"):
+            AnswerFile(tmp_path / "a.jsonl").open()
+    AnswerFile(tmp_path / "a.jsonl").open()
 
 
 def test_page(trained, rows):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -26,8 +27,10 @@ from model.training import feature_cache, run_folder
 from model.training.dataset import COLOR, DIRECTION, rendered_dataset
 from model.training.engine import CheckedAdamW
 from model.training.feature_cache import FeatureCache
+from model.training.log import Meter
+from model.training.loop import Trainer
 from model.training.options import layers
-from model.training.resume import check_resumable
+from model.training.resume import Progress, check_resumable
 from model.training.run_folder import RunFolder
 from model.training.sampler import DistributedBatchSampler, plan_epoch, validation_batches
 from model.visualglm.family import VisualGLMFamily
@@ -525,6 +528,31 @@ def test_a_full_disk_leaves_the_last_step(tmp_path, monkeypatch):
         folder.check_space(11)
     folder.drop([1])
     assert folder.steps() == [] and not list(folder.folder.glob(".saving-*"))
+
+
+def test_old_steps_are_removed_but_never_the_newest(tmp_path):
+    """A resumed run went back before a damaged step, whose number is higher than the new ones'."""
+    folder = RunFolder(tmp_path / "x").prepare()
+    for step in (100, 200, 250, 300):
+        (folder.folder / str(step)).mkdir()
+    folder.keep(1, newest=250, best=100)
+    assert folder.steps() == [100, 250]
+
+
+def test_a_first_loss_of_nan_is_not_the_best():
+    losses = iter([float("nan"), 2.0, 3.0])
+    processes = SimpleNamespace(say=lambda *_: None)
+    trainer = SimpleNamespace(
+        validation=lambda: {"real": next(losses)},
+        progress=Progress(),
+        processes=processes,
+        log=None,
+        meter=Meter(),
+    )
+    for step in range(3):
+        trainer.progress.step = step
+        Trainer.validate(trainer)
+    assert trainer.progress.best == {"step": 1, "loss": 2.0} and trainer.progress.waited == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -1326,6 +1354,19 @@ class TestRows:
             '{"role": "user", "content": "b"}]}]',
             "expected assistant",
         ),
+        "content in parts": (
+            '[{"conversations": [{"role": "user", "content": [{"type": "text"}]}, '
+            '{"role": "assistant", "content": "a"}]}]',
+            "expected user",
+        ),
+        "half a surrogate pair": (
+            '[{"prompt": "\\ud800", "label": "b"}]',
+            "row 0: has keys prompt, label",
+        ),
+        "long name": (
+            '[{"img": "' + "x" * 300 + '", "prompt": "b", "label": "c"}]',
+            "row 0: image x+...: File name too long",
+        ),
         "odd turns": (
             '[{"conversations": [{"role": "user", "content": "a"}]}]',
             "list of user and assistant turns",
@@ -1389,6 +1430,7 @@ class TestRows:
             "--patch_dropout 1.0: must be below 1; --augment 1.5: a share of each side",
         ),
         ("--label_smoothing 1", "--label_smoothing 1.0: must be below 1"),
+        ("--max_target_length 1", "--max_target_length 1: must be at least 3"),
         (
             "--augment nan --lr inf",
             "--augment nan: must be a finite number; --lr inf: must be a finite number",

@@ -13,6 +13,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -134,17 +135,20 @@ class FeatureCache:
         Never what a run used in the last `idle` seconds, nor files that are not the cache's own.
         """
         for file in self.files.values():
-            os.utime(file)
+            with suppress(FileNotFoundError):  # removed by another run, which `read` reports
+                os.utime(file)
         found = []
         for file in self.folder.glob("??/*"):
-            if NAME.fullmatch(file.name) and file.is_file():
-                found.append((file.stat().st_mtime, file))
-        over = sum(file.stat().st_size for _, file in found) - limit
-        for used, file in sorted(found):
+            with suppress(FileNotFoundError):
+                if NAME.fullmatch(file.name) and file.is_file():
+                    status = file.stat()
+                    found.append((status.st_mtime, status.st_size, file))
+        over = sum(size for _, size, _ in found) - limit
+        for used, size, file in sorted(found):
             if over <= 0 or used > time.time() - idle:
                 break
-            over -= file.stat().st_size
-            file.unlink()
+            over -= size
+            file.unlink(missing_ok=True)
 
 
 def _checksum(content):
@@ -192,7 +196,7 @@ def _scanned_cache(options, family, samples, processes):
         processes.say("images or their patches vary: they are encoded in every step")
         return None
     if spec is None:
-        processes.say("the vision part is trained: images are encoded in every step")
+        processes.say("features cannot be cached: images are encoded in every step")
         return None
 
     cache = FeatureCache(options.vision_cache, spec).scan(images)

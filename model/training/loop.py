@@ -146,7 +146,8 @@ class Trainer:
         self.processes.say(line)
 
         best = self.progress.best
-        if best is None or losses["real"] < best["loss"]:
+        # A first loss of NaN is never the best: nothing would be below it
+        if best is None or not best["loss"] <= losses["real"]:
             self.progress.best = {"step": step, "loss": losses["real"]}
             self.progress.waited = 0
         else:
@@ -171,7 +172,7 @@ class Trainer:
             if best and best["step"] == step:
                 self.run.point("best", step)
             if self.options.keep:
-                self.run.keep(self.options.keep, best and best["step"])
+                self.run.keep(self.options.keep, step, best and best["step"])
             self.processes.say(f"saved {self.run.folder / str(step)}")
         self.saved_step = step
         self.meter.restart()

@@ -43,7 +43,9 @@ class Options:
     )
     max_source_length: int = option(DATA, 0, "tokens of image and question together; 0: no limit")
     max_target_length: int = option(
-        DATA, 256, "tokens of an answer; longer ones are cut, counted and reported"
+        DATA,
+        256,
+        "tokens of an answer; longer ones are cut, counted and reported; 0: no limit",
     )
     english: bool = option(DATA, False, "frame questions with Q: / A: instead of 问： / 答：")
     num_workers: int = option(DATA, -1, "processes that read images; -1: 4 with a GPU, else 0")
@@ -298,6 +300,11 @@ def _out_of_range(options):
     for name in BELOW_ONE:
         if getattr(options, name) >= 1:
             yield f"--{name} {getattr(options, name)}: must be below 1"
+    if options.max_target_length in (1, 2):
+        yield (
+            f"--max_target_length {options.max_target_length}: must be at least 3 (two tokens "
+            "frame the answer), or 0 for no limit"
+        )
     if options.augment > 1:
         yield f"--augment {options.augment}: a share of each side, at most 1"
 

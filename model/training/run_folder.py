@@ -109,8 +109,13 @@ class RunFolder:
                 return name
         return None
 
-    def keep(self, count, best=None):
-        """Remove all but the last `count` steps and the best one."""
-        for step in self.steps()[:-count]:
-            if step != best:
+    def keep(self, count, newest, best=None):
+        """Remove all but the last `count` steps up to the newest, and the best one.
+
+        Steps beyond the newest one are what a resumed run went back from: they are removed, too.
+        """
+        steps = [step for step in self.steps() if step <= newest]
+        kept = {*steps[-count:], best}
+        for step in self.steps():
+            if step not in kept:
                 shutil.rmtree(self.folder / str(step))

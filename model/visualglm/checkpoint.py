@@ -75,7 +75,11 @@ class Stored:
 
     @property
     def dtype(self):
-        return self.readers["transformer.final_layernorm.weight"]().dtype
+        """Of the weights that are never quantized. Raises UserError where they are missing."""
+        name = "transformer.final_layernorm.weight"
+        if name not in self.readers:
+            raise UserError(f"checkpoint {self.folder}: 1 tensors do not fit: missing {name}")
+        return self.readers[name]().dtype
 
     def shape(self, name):
         return self.readers[name]().shape
