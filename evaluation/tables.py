@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from .baselines import BASELINES
 from .hallucination import SETTINGS
-from .score import BASELINES, Scores
+from .score import Scores
 
 DISTINCT = "distinct outputs"
 # What is printed; the files have everything
