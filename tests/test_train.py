@@ -124,7 +124,7 @@ def pretrained(rows, config_file, vocabulary, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(pretrained, rows, tmp_path_factory):
-    """LoRA with the ancestor's whole command line."""
+    """LoRA with upstream's whole command line."""
     save = tmp_path_factory.mktemp("lora")
     legacy = (
         "--experiment-name finetune-visualglm-6b --model-parallel-size 1 --mode finetune "
