@@ -9,7 +9,7 @@ from model.errors import UserError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 BEGINNING = b'{"img": '  # of every line
 
