@@ -16,6 +16,8 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from model.errors import UserError
@@ -23,6 +25,8 @@ from model.files import replacing, write_text
 
 FORMATS = ("remoteglm", "llamafactory", "ms-swift", "llava")
 DATASET_INFO = "dataset_info.json"
+# in each PNG: the source it was made of, and the reader
+ORIGIN = "RemoteGLM source"
 
 
 def row(form, img, rounds):
@@ -89,33 +93,47 @@ def register(paths):
     return path
 
 
-def to_png(source, target):
+def to_png(source, target, bands=None):
     """Write the image of `source` as a PNG, as training reads it; returns whether it was written.
 
-    Nothing is done where `target` exists and is not older. Raises UserError.
+    Nothing is done where `target` was made of this very source by the reader of today. bands: see
+    read_image. Raises UserError.
     """
     # only here: it loads numpy and lowers Pillow's limit of pixels for the whole process
-    from model.images import read_image
+    from model.images import read_image, reader_of
 
-    if target.exists() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns:
+    stat = source.stat()
+    made_of = f"{source.name} {stat.st_size} {stat.st_mtime_ns} {reader_of(bands)}"
+    if _made_of(target) == made_of:
         return False
-    image = read_image(source)
+    image = read_image(source, bands)
+    origin = PngInfo()
+    origin.add_itxt(ORIGIN, made_of)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # not synced: a lost PNG costs one more conversion
         with replacing(target, "wb", sync=False) as file:
-            image.save(file, format="PNG")
+            image.save(file, format="PNG", pnginfo=origin)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error}") from None
     return True
 
 
-def convert(images):
+def _made_of(target):
+    """What an earlier run wrote into its PNG; None where there is none."""
+    try:
+        with Image.open(target) as image:
+            return image.info.get(ORIGIN)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def convert(images, bands=None):
     """Convert {PNG: source}; returns how many were written. Raises UserError naming the first that
     cannot be read or written."""
 
     def one(target):
-        return to_png(images[target], target)
+        return to_png(images[target], target, bands)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(one, images)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from command_line import Parser
+from command_line import Parser, add_bands_option
 from data import exports, instructions
 from data.caption_sets import CAPTION_SETS, SPLITS
 from data.image_check import CACHE, Use, check_images, find
@@ -166,7 +166,7 @@ def check(sources, folders, args):
         uses_of.append([Use(img, source.dataset, split) for img, split, _ in source.records()])
     uses = [use for uses in uses_of for use in uses]
     cache = args.output.with_name(CACHE)
-    problems, leaks = check_images(uses, folders, cache, args.keep_duplicates)
+    problems, leaks = check_images(uses, folders, cache, args.keep_duplicates, args.bands)
 
     for split, other, names in leaks:
         print(
@@ -187,9 +187,6 @@ def check(sources, folders, args):
             gone.append(source.root)
     if gone and len(sources) > 1:
         parts.append(f"not one image of {' and '.join(gone)} was found")
-    here = [root for root in gone if Path(root).is_dir() and not os.path.isabs(root)]
-    if here:
-        parts.append(f"{' and '.join(here)} is in the current folder: give --image-root in full")
     if args.strict or gone or dropped == imgs:
         raise UserError("; ".join([*parts, "check --image-root, or replace the files"]))
 
@@ -210,7 +207,23 @@ def _problem_texts(problems, total, folders):
     if problems["missing"]:
         places = ", then ".join(f"in {folder}" for folder in folders)
         parts.append(f"looked {places}")
+        parts += _hints(next(iter(problems["missing"])), folders)
     return parts
+
+
+def _hints(img, folders):
+    """Where a missing image may be."""
+    from model.images import nearby
+
+    root, name = os.path.split(img)
+    here = Path.cwd()
+    if here not in folders and Path(img).is_file():
+        return [f"{root} is in the current folder: give --image-root in full"]
+    for folder in folders:
+        other = nearby(folder / img)
+        if other:
+            return [f"there is {other} for {name}"]
+    return []
 
 
 def convert(sources, folders, dropped, args):
@@ -229,7 +242,7 @@ def convert(sources, folders, dropped, args):
                 raise UserError(f"{file} and {other} would both be {name}: rename one of them")
             names[img] = f"{args.png}/{name}"
 
-    converted = exports.convert(images)
+    converted = exports.convert(images, args.bands)
     print(f"{folder}: {converted} of {len(images)} images converted to PNG, the others were there")
     return names
 
@@ -381,7 +394,7 @@ def make_parser():
         "they have)",
     )
     add_row_options(parser.add_argument_group("rows").add_argument)
-    add_image_options(parser.add_argument_group("images").add_argument)
+    add_image_options(parser.add_argument_group("images"))
     return parser
 
 
@@ -420,7 +433,8 @@ def add_row_options(add):
     )
 
 
-def add_image_options(add):
+def add_image_options(group):
+    add = group.add_argument
     add(
         "--image-root",
         nargs="+",
@@ -434,6 +448,7 @@ def add_image_options(add):
         help="convert the images to PNG in this folder (a relative one: beside the output), as "
         "training reads them, and name those in the rows (default: the images as they are)",
     )
+    add_bands_option(group)
     add(
         "--strict",
         action="store_true",
@@ -477,6 +492,8 @@ def contradictions(args):
         problems.append(
             "--prompt is the question of every row, --tasks asks many: leave one of them out"
         )
+    if args.bands and not args.png:
+        problems.append("--bands chooses what --png writes: give --png as well")
     if args.no_image_check and (args.png or args.strict):
         option = "--png" if args.png else "--strict"
         problems.append(f"{option} opens the images: leave --no-image-check out")

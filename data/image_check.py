@@ -1,21 +1,18 @@
-"""Every image of a set is opened once: missing, unreadable, truncated, wrong size, duplicate.
+"""Every image of a set is read once: missing, unreadable, truncated, wrong size, duplicate.
 
-Images are decoded in threads (Pillow decodes outside Python's lock). What was found is kept in
-CACHE beside the output, by path, size in bytes and modification time, so that the next run opens
-only what changed; the file may be removed at any time.
+Images are read as training reads them, in threads (decoders work outside Python's lock). What was
+found is kept in CACHE beside the output, by path, size in bytes and modification time, so that the
+next run opens only what changed; the file may be removed at any time.
 """
 
 import hashlib
-import io
 import json
 import os
-import struct
-import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from data.caption_sets import CAPTION_SETS, SPLITS
@@ -23,12 +20,6 @@ from data.records import write_records
 
 CACHE = ".image-check.jsonl"
 KINDS = ("missing", "unreadable", "truncated", "wrong size", "duplicate")
-# what Pillow raises on a damaged file
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-# over 90 megapixels: a mosaic, or a damaged header
-HUGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-# a truncated TIFF may have lost its directory, not its first bytes
-SIGNATURES = (b"II*\0", b"MM\0*", b"\x89PNG", b"\xff\xd8\xff")
 # a shorter side in pixels, or a longer side over the shorter one, that no image to describe has
 LEAST_SIDE, MOST_ASPECT = 8, 10
 
@@ -53,53 +44,56 @@ def find(img, folders):
     return None
 
 
-def examine(path):
-    """Decode an image: {"digest", "width", "height"}, or what is wrong: {"digest", "kind", "text"}.
+def examine(path, bands=None):
+    """Read an image: {"digest", "width", "height"}, or what is wrong: {"digest", "kind", "text"}.
 
-    Raises OSError where the file cannot be read at all.
+    bands: see read_image. Raises OSError where the file cannot be read at all, and ImageError
+    where a package is missing that may read it: the image is not to blame.
     """
-    data = path.read_bytes()
-    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    kind = "unreadable"
+    # only here: it loads numpy
+    from model.images import NEEDS_RASTERIO, TOO_LARGE, ImageError, read_image
+
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            # it has a header: what fails from here on is the rest
-            kind = "truncated"
-            image.load()
-            return {"digest": digest, "width": image.width, "height": image.height}
-    except HUGE as error:
-        kind, text = "wrong size", str(error)
-    except UnidentifiedImageError:
-        if data.startswith(SIGNATURES):
-            kind, text = "truncated", f"{len(data)} bytes, only the beginning"
-        else:
-            kind, text = "unreadable", f"{len(data)} bytes, not an image that Pillow knows"
-    except DAMAGED as error:
-        text = f"{type(error).__name__}: {error}"
-    return {"digest": digest, "kind": kind, "text": " ".join(text.split())[:100]}
+        width, height = read_image(path, bands).info["original_size"]
+    except ImageError as error:
+        if error.kind == NEEDS_RASTERIO:
+            raise
+        kind = "wrong size" if error.kind == TOO_LARGE else error.kind
+        text = f"{path.stat().st_size} bytes, {str(error).removeprefix(f'image {path}: ')}"
+        return {"digest": digest, "kind": kind, "text": text}
+    return {"digest": digest, "width": width, "height": height}
 
 
-def read_cache(path):
-    """{(path, bytes, mtime in ns): entry}; whatever is no entry is left out: it is opened again."""
+def read_cache(path, reader):
+    """{(path, bytes, mtime in ns): entry} of what this reader found.
+
+    Whatever is no entry is left out: its image is opened again.
+    """
     if not path.exists():
         return {}
     known = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
-            if ("width" in entry) != ("kind" in entry) and isinstance(entry["digest"], str):
+            is_entry = ("width" in entry) != ("kind" in entry) and isinstance(entry["digest"], str)
+            if is_entry and entry["reader"] == reader:
                 known[entry["path"], entry["bytes"], entry["mtime"]] = entry
         except (ValueError, TypeError, KeyError):
             pass
     return known
 
 
-def examine_all(paths, cache_path):
+def examine_all(paths, cache_path, bands=None):
     """{path: what examine() found}, from the cache where it knows them.
 
     The cache is written whatever happens.
     """
-    cache, found, keys, new = read_cache(cache_path), {}, {}, 0
+    from model.images import reader_of
+
+    reader = reader_of(bands)
+    cache, found, keys, new = read_cache(cache_path, reader), {}, {}, 0
     for path in paths:
         stat = path.stat()
         keys[path] = str(path), stat.st_size, stat.st_mtime_ns
@@ -108,15 +102,14 @@ def examine_all(paths, cache_path):
     left = [path for path in paths if path not in found]
 
     pool = ThreadPoolExecutor(os.cpu_count())
+    results = pool.map(partial(_examined, bands=bands), left)
     try:
-        with warnings.catch_warnings(), tqdm(total=len(left), unit="image", disable=None) as bar:
-            # corrupt EXIF data and the like do not keep pixels from being read
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for path, entry in zip(left, pool.map(_examined, left)):
+        with tqdm(total=len(left), unit="image", disable=None) as bar:
+            for path, entry in zip(left, results):
                 if "digest" in entry:
                     name, size, mtime = keys[path]
-                    entry = {"path": name, "bytes": size, "mtime": mtime, **entry}
+                    known = {"path": name, "bytes": size, "mtime": mtime, "reader": reader}
+                    entry = {**known, **entry}
                     cache[keys[path]] = entry
                     new += 1
                 found[path] = entry
@@ -130,10 +123,10 @@ def examine_all(paths, cache_path):
     return found
 
 
-def _examined(path):
+def _examined(path, bands):
     """examine(), or without a digest why the file cannot be read: that is not to be remembered."""
     try:
-        return examine(path)
+        return examine(path, bands)
     except OSError as error:
         return {"kind": "unreadable", "text": error.strerror or str(error)}
 
@@ -154,10 +147,11 @@ def size_problem(entry, dataset):
     return f"{text}; {dataset} has {expected}"
 
 
-def check_images(uses, folders, cache_path, keep_duplicates=False):
+def check_images(uses, folders, cache_path, keep_duplicates=False, bands=None):
     """What is wrong with the images of the rows.
 
-    uses: Use of every row, in order; folders: where relative ones are looked for.
+    uses: Use of every row, in order; folders: where relative ones are looked for; bands: see
+    read_image.
 
     Returns ({kind: {img: text}}, leaks): the rows to drop by kind, and the images that stand in
     several splits as [(split, other split, [img in the first, ...])]. Of equal bytes under several
@@ -172,7 +166,7 @@ def check_images(uses, folders, cache_path, keep_duplicates=False):
             if files[use.img] is None:
                 problems["missing"][use.img] = use.img
     distinct_files = dict.fromkeys(path for path in files.values() if path)
-    entries = examine_all(list(distinct_files), cache_path)
+    entries = examine_all(list(distinct_files), cache_path, bands)
 
     copies = defaultdict(list)
     for use in uses:

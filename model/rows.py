@@ -14,7 +14,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import PROJECT, read_json
-from model.images import blank_image, read_image
+from model.images import blank_image, nearby, read_image
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
 QUESTION_FORMS = (
@@ -161,7 +161,11 @@ def find_image(name, row_file, image_root=None, missing_ok=False):
             raise ValueError(f"image {str(name)[:60]}...: {error.strerror}") from None
     if missing_ok:
         return tried[0]
-    raise ValueError(f"image not found at {' or '.join(map(str, tried))}")
+    hint = ""
+    other = next(filter(None, map(nearby, tried)), None)
+    if other:
+        hint = f" (there is {other})"
+    raise ValueError(f"image not found at {' or '.join(map(str, tried))}{hint}")
 
 
 def shuffle_images(samples, seed):

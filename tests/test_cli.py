@@ -6,6 +6,7 @@ import re
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -447,6 +448,17 @@ class TestRowsOfAFile:
         with pytest.raises(SystemExit) as end:
             cli_demo.main(argv)
         return end.value.code
+
+    def test_an_image_that_breaks_its_decoder_spoils_its_own_row(self, argv, rows, capsys):
+        head = b"DDS " + struct.pack("<7I", 124, 0x1007, 60, 80, 0, 0, 0) + bytes(44)
+        unknown = struct.pack("<8I", 32, 4, 0x21212121, *[0] * 5) + bytes(20)
+        (rows / "images" / "a.dds").write_bytes(head + unknown)
+        questions = [{"img": "images/a.dds"}, {"img": "images/0.tif"}]
+        (rows / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
+        assert "1 of 2 rows have no answer" in self.run(argv)
+        broken, answered = self.lines(argv)
+        assert "a.dds: cannot be read (Unimplemented pixel format" in broken["error"]
+        assert answered["answer"]
 
     def test_answers_of_one_by_one(self, argv, adapter, rows, capsys):
         assert self.run(argv) == (

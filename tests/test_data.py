@@ -91,6 +91,7 @@ def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
     for name in ("command_line.py", "model/__init__.py", "model/errors.py", "model/files.py"):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, project / name)
+    shutil.copytree(PROJECT / "model" / "images", project / "model" / "images")
     for file in (*DATA.glob("*.py"), *DATA.glob("*.json")):
         shutil.copy(file, project / "data")
     folder = project / "data" / "Sydney"
@@ -546,15 +547,17 @@ def test_each_kind_of_bad_image_drops_its_row_and_strict_stops(tmp_path, capsys)
 
 
 def test_a_huge_image_is_dropped_without_a_traceback(tmp_path, capsys, monkeypatch):
+    """Of a kind that no decoder reads reduced; what one reads is no bomb."""
     save_images(tmp_path / "images", "1.png")
-    save_images(tmp_path / "images", "2.png", size=(40, 40))
+    save_images(tmp_path / "images", "2.gif", size=(50, 50))
+    save_images(tmp_path / "images", "3.tif", size=(40, 60))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    status, rows = prompt(tmp_path, records_={"1.png": None, "2.png": None})
+    status, rows = prompt(tmp_path, records_={"1.png": None, "2.gif": None, "3.tif": None})
     message = capsys.readouterr().err
     assert (
         status == 0
-        and set(rows) == {"1.png"}
-        and "1 of 2 images wrong size" in message
+        and set(rows) == {"1.png", "3.tif"}
+        and "1 of 3 images wrong size" in message
         and message.count("\n") == 1
     )
 
@@ -607,7 +610,7 @@ def test_checks_are_kept_and_only_what_changed_is_opened_again(tmp_path, capsys,
     save_images(tmp_path / "images", *names)
     opened, examine = [], image_check.examine
     monkeypatch.setattr(
-        image_check, "examine", lambda path: opened.append(path.name) or examine(path)
+        image_check, "examine", lambda path, *bands: opened.append(path.name) or examine(path)
     )
 
     def run():
@@ -640,7 +643,7 @@ def test_an_interrupted_check_keeps_what_it_has_seen(tmp_path, monkeypatch):
     save_images(tmp_path / "images", *names)
     examine = image_check.examine
 
-    def interrupted(path):
+    def interrupted(path, bands):
         if path.name == "5.png":
             raise KeyboardInterrupt
         return examine(path)
@@ -1025,7 +1028,118 @@ def test_an_image_that_training_cannot_read_is_one_line(tmp_path, capsys, monkey
     assert status == 1 and not rows and message.count("\n") == 1 and "Traceback" not in message
     image_ = tmp_path / "images" / "2.tif"
     assert message.startswith(f"generate_prompt.py: error: image {image_}: several bands")
-    assert {path.name for path in (tmp_path / "png").iterdir()} <= {"1.png"}
+    assert not (tmp_path / "png").exists()
+
+
+def write_raster(path, values, **options):
+    """A GeoTIFF of [bands, height, width]."""
+    rasterio = pytest.importorskip("rasterio")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = values.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": values.dtype}
+    with rasterio.open(path, "w", driver="GTiff", **shape, **options) as file:
+        file.write(values)
+
+
+def test_images_that_training_reads_pass_the_check(tmp_path, capsys, monkeypatch):
+    """Whatever the number of bands, their type and the compression; also what is too large for
+    Pillow alone. Without rasterio it is a missing package, not a damaged file."""
+    ramp = np.arange(24 * 20).reshape(20, 24)
+    kinds = {
+        "four": (4, "uint16", {}),
+        "thirteen": (13, "uint16", {"interleave": "band"}),
+        "double": (1, "float64", {}),
+        "signed": (3, "int16", {}),
+        "lerc": (3, "float32", {"compress": "lerc"}),
+        "big": (4, "uint16", {"BIGTIFF": "YES", "ENDIANNESS": "BIG"}),
+    }
+    for name, (count, kind, options) in kinds.items():
+        values = np.stack([ramp * (band + 1) for band in range(count)]).astype(kind)
+        write_raster(tmp_path / "images" / f"{name}.tif", values, **options)
+    Image.effect_noise((90, 90), 50).save(tmp_path / "images" / "large.tif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+
+    names = [f"{name}.tif" for name in (*kinds, "large")]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "rasterio", None)
+        status, rows = prompt(tmp_path, records_=dict.fromkeys(names))
+        message = capsys.readouterr().err
+        assert status == 1 and not rows and message.count("\n") == 1
+        assert "needs rasterio: pip install rasterio" in message and "truncated" not in message
+    # nothing of that is kept
+    status, rows = prompt(tmp_path, "--strict", records_=dict.fromkeys(names))
+    assert status == 0 and set(rows) == set(names)
+    assert "7 images opened without an error" in capsys.readouterr().out
+
+
+def test_a_verdict_of_another_reader_is_not_kept(tmp_path, monkeypatch, capsys):
+    save_images(tmp_path / "images", "1.png")
+    prompt(tmp_path, records_={"1.png": None})
+    (entry,) = load(tmp_path / CACHE)
+    wrong = {key: entry[key] for key in ("path", "bytes", "mtime", "digest")}
+    wrong |= {"kind": "truncated", "text": "as an earlier release said"}
+    for reader in ({}, {"reader": "1"}):
+        (tmp_path / CACHE).write_text(json.dumps(wrong | reader) + "\n")
+        assert prompt(tmp_path)[0] == 0
+        assert "truncated" not in capsys.readouterr().err
+    (tmp_path / CACHE).write_text(json.dumps(wrong | {"reader": entry["reader"]}) + "\n")
+    assert prompt(tmp_path)[0] == 1
+
+
+def test_one_image_that_breaks_its_decoder_is_one_line(tmp_path, capsys):
+    save_images(tmp_path / "images", "1.png")
+    values = np.ones((1, 16, 16), np.complex64)
+    write_raster(tmp_path / "images" / "2.tif", values)
+    head = b"DDS " + struct.pack("<7I", 124, 0x1007, 60, 80, 0, 0, 0) + bytes(44)
+    dds = head + struct.pack("<8I", 32, 4, 0x21212121, *[0] * 5) + bytes(20)
+    (tmp_path / "images" / "3.dds").write_bytes(dds)
+    names = ("1.png", "2.tif", "3.dds")
+    status, rows = prompt(tmp_path, records_=dict.fromkeys(names))
+    message = capsys.readouterr().err
+    assert status == 0 and set(rows) == {"1.png"} and message.count("\n") == 1
+    assert "complex numbers" in message and "Unimplemented" in message
+
+
+def test_png_of_chosen_bands_and_of_what_a_tiff_means(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    colour = rng.integers(1, 256, (4, 20, 24), dtype=np.uint8)
+    colour[:3, :, :5] = 0
+    write_raster(tmp_path / "images" / "nir.tif", colour, nodata=0, photometric="rgb")
+    deep = rng.integers(200, 4000, (3, 20, 24)).astype(np.uint16)
+    write_raster(tmp_path / "images" / "deep.tif", deep)
+    seen = exports_of(tmp_path, "nir.tif", "deep.tif")
+    shown = colour[:3].transpose(1, 2, 0)
+    assert np.array_equal(seen["nir.tif"], np.where(shown.any(-1, keepdims=True), shown, 255))
+    low, high = np.percentile(deep, (2, 98), axis=(1, 2))
+    expected = np.clip((deep.transpose(1, 2, 0) - low) / (high - low), 0, 1) * 255
+    assert abs(seen["deep.tif"] - expected).max() <= 1
+
+    # other bands are other pixels: the PNG are made again, and once
+    for converted in ("2 of 2", "0 of 2"):
+        capsys.readouterr()
+        assert prompt(tmp_path, "--png", "png", "--bands", "3", "2", "1")[0] == 0
+        assert f"{converted} images converted" in capsys.readouterr().out
+    again = np.asarray(Image.open(tmp_path / "png" / "deep.png"))
+    assert np.array_equal(again, seen["deep.tif"][..., ::-1])
+    assert prompt(tmp_path, "--png", "png", "--bands", "4", "2", "1")[0] == 0
+    assert "deep.tif" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        prompt(tmp_path, "--bands", "3", "2", "1")
+    assert "--bands chooses what --png writes" in capsys.readouterr().err
+
+
+def test_a_missing_image_names_the_file_that_is_probably_meant(tmp_path, capsys, monkeypatch):
+    save_images(tmp_path / "images", "1.TIF", "2.png")
+    save_images(tmp_path / "images" / "airplane", "3.tif")
+    for name, there in (("1.tif", "1.TIF"), ("2.tif", "2.png"), ("3.tif", "airplane/3.tif")):
+        # also in the folder of the images' folder, which was looked in
+        monkeypatch.chdir(tmp_path)
+        assert prompt(tmp_path, records_={name: None})[0] == 1
+        message = capsys.readouterr().err
+        assert f"there is {tmp_path}/images/{there} for {name}" in message
+        assert "in the current folder" not in message
+    assert prompt(tmp_path, records_={"9.tif": None})[0] == 1
+    assert "there is" not in capsys.readouterr().err
 
 
 def test_png_of_merged_sets_do_not_overwrite_each_other(tmp_path):

@@ -3,9 +3,11 @@
 Tests that need rasterio are skipped where it is not installed: pip install rasterio
 """
 
+import gc
 import io
 import itertools
 import random
+import resource
 import socket
 import ssl
 import struct
@@ -13,17 +15,31 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from model import UserError, read_image
 from model import rows as model_rows
-from model.images import BLANK_COLOR, augment, blank_image, fetch, raster, rgb
+from model.images import (
+    BLANK_COLOR,
+    NEEDS_RASTERIO,
+    TOO_LARGE,
+    ImageError,
+    augment,
+    blank_image,
+    fetch,
+    nearby,
+    raster,
+    rgb,
+)
+from model.images.errors import TRUNCATED
 
 PROJECT = Path(__file__).resolve().parent.parent
 Y, X = np.mgrid[0:60, 0:80]
@@ -66,14 +82,45 @@ def write_raster(tmp_path):
             count=len(values),
             height=values.shape[1],
             width=values.shape[2],
-            dtype=values.dtype,
+            **{"dtype": values.dtype, **options},
             transform=place,
-            **options,
         ) as file:
             file.write(values)
         return tmp_path / name
 
     return write
+
+
+class TestNearby:
+    @pytest.mark.parametrize(
+        "there, meant",
+        [
+            ("a/1.TIF", "a/1.tif"),
+            ("a/1.png", "a/1.tif"),
+            ("a/IMG_1.tif", "a/img_1.tif"),
+            ("a/airplane/1.tif", "a/1.tif"),
+            ("A/1.tif", "a/1.tif"),
+        ],
+    )
+    def test_what_is_probably_meant(self, tmp_path, there, meant):
+        file = tmp_path / "set" / there
+        file.parent.mkdir(parents=True)
+        file.touch()
+        assert nearby(tmp_path / "set" / meant) == file
+
+    @pytest.mark.parametrize("name", ["a/2.tif", "b/1.tif", "a/1/1.tif", "x\0y/1.tif", "a/11.png"])
+    def test_nothing_of_the_kind(self, tmp_path, name):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "1.tif").touch()
+        assert nearby(tmp_path / name) is None
+
+    def test_rows_name_it(self, tmp_path):
+        (tmp_path / "1.png").touch()
+        (tmp_path / "rows.json").write_text('[{"img": "1.tif", "prompt": "q", "label": "a"}]')
+        with pytest.raises(
+            UserError, match=f"image not found at .* \\(there is {tmp_path}/1.png\\)"
+        ):
+            model_rows.load_rows(tmp_path / "rows.json")
 
 
 def test_blank_image():
@@ -523,6 +570,411 @@ class TestRasterio:
         )
         colors = "[(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]"
         assert result.stdout == f"{colors} True\n", result.stderr
+
+
+# 12 bits in 16, as sensors write them: shown as they are, they would be almost black
+DEEP = np.stack([X * 25 + 300, Y * 31 + 300, X + Y + 300]).astype(np.uint16)
+
+
+@pytest.fixture
+def write_as(tmp_path):
+    """Writes [bands, height, width] by rasterio in a form that holds it without loss."""
+    rasterio = pytest.importorskip("rasterio")
+    drivers = {"png": "PNG", "jp2": "JP2OpenJPEG", "tif": "GTiff"}
+
+    def write(values, form, **options):
+        path = tmp_path / f"a.{form}"
+        if form == "ppm":
+            count, height, width = values.shape
+            head = f"P6 {width} {height} 65535\n".encode()
+            path.write_bytes(head + values.transpose(1, 2, 0).astype(">u2").tobytes())
+            return path
+        if form == "jp2":
+            options |= {"QUALITY": 100, "REVERSIBLE": "YES", "YCBCR420": "NO"}
+        count, height, width = values.shape
+        shape = {"count": count, "height": height, "width": width, "dtype": values.dtype}
+        with rasterio.open(path, "w", driver=drivers[form], **shape, **options) as file:
+            file.write(values)
+        return path
+
+    return write
+
+
+class TestOneSetOfRules:
+    """Depth, nodata, masks, transparency and types mean the same in every format."""
+
+    @pytest.mark.parametrize("form", ["png", "ppm", "jp2", "tif"])
+    def test_depth(self, write_as, form):
+        expected = np.dstack([stretched(band, X >= 0) for band in DEEP])
+        assert is_close(read_image(write_as(DEEP, form)), expected)
+
+    @pytest.mark.parametrize("form", ["png", "jp2", "tif"])
+    def test_eight_bits_are_shown_as_they_are(self, write_as, form):
+        assert is_close(read_image(write_as(RGB.transpose(2, 0, 1), form)), RGB, 0)
+
+    def test_opacity_of_a_deep_png(self, write_as):
+        opacity = (X * 800).astype(np.uint16)
+        opacity[:, :5] = 0
+        shown = read_image(write_as(np.stack([*DEEP, opacity]), "png"))
+        share = opacity[:, :, None] / 65535
+        scene = np.dstack([stretched(band, opacity > 0) for band in DEEP])
+        # alpha is rounded to 8 bits
+        assert is_close(shown, scene * share + 255 * (1 - share), 2.01)
+
+    def test_infrared_of_a_jpeg_2000_is_no_transparency(self, write_as):
+        infrared = (X + 1).astype(np.uint8)
+        path = write_as(np.stack([*RGB.transpose(2, 0, 1), infrared]), "jp2")
+        assert Image.open(path).mode == "RGBA"
+        assert is_close(read_image(path), RGB, 0)
+
+    def test_gray_with_alpha_and_alpha_in_the_middle(self, write_as):
+        rasterio = pytest.importorskip("rasterio")
+        names = rasterio.enums.ColorInterp
+        path = write_as(np.stack([DEEP[0], DEEP[1] * 0 + (X > 8), DEEP[2]]), "tif")
+        with rasterio.open(path, "r+") as file:
+            file.colorinterp = [names.gray, names.alpha, names.undefined]
+        assert is_close(read_image(path), stretched(DEEP[0], X > 8)[:, :, None])
+
+    @pytest.mark.parametrize("form", ["png", "tif", "rasterio"])
+    def test_nodata_of_eight_bits(self, tmp_path, write_as, form):
+        """Of one band and of three, where all three are nodata."""
+        colour = RGB.copy()
+        colour[:, :9] = 7
+        for values in (colour, colour[:, :, 1]):
+            valid = values.reshape(60, 80, -1) != 7
+            if form == "png":
+                # nodata of PNG is a transparent colour
+                key = (7, 7, 7) if values.ndim == 3 else 7
+                path = tmp_path / "a.png"
+                Image.fromarray(values).save(path, transparency=key)
+            elif form == "tif":
+                path = tmp_path / "a.tif"
+                Image.fromarray(values).save(path, tiffinfo={42113: "7"})
+            else:
+                path = write_as(np.atleast_3d(values).transpose(2, 0, 1), "tif", nodata=7)
+            expected = np.where(valid.any(-1)[:, :, None], np.atleast_3d(values), 255)
+            assert is_close(read_image(path), expected, 0)
+
+    def test_nodata_of_palettes_and_of_one_bit(self, tmp_path):
+        palette = Image.fromarray((X % 3).astype(np.uint8))
+        palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+        palette.save(tmp_path / "p.tif", tiffinfo={42113: "1"})
+        colors = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
+        assert is_close(read_image(tmp_path / "p.tif"), colors[X % 3], 0)
+        Image.fromarray(X % 2 > 0).save(tmp_path / "b.tif", tiffinfo={42113: "0"})
+        assert is_close(read_image(tmp_path / "b.tif"), 255, 0)
+
+    def test_nodata_of_a_deep_png(self, write_as):
+        band = DEEP[0].copy()
+        band[:, :9] = 65535
+        path = write_as(band[None], "png", nodata=65535)
+        assert is_close(read_image(path), stretched(band, X >= 9)[:, :, None])
+
+    @pytest.mark.parametrize("inside", [True, False])
+    @pytest.mark.parametrize("form", ["tif", "png"])
+    def test_a_mask(self, write_as, form, inside):
+        """In the TIFF, or in a file beside the image."""
+        rasterio = pytest.importorskip("rasterio")
+        values = RGB.transpose(2, 0, 1)
+        path = write_as(values, form)
+        if inside and form == "png":
+            pytest.skip("a PNG holds no mask")
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside),
+            rasterio.open(path, "r+") as file,
+        ):
+            file.write_mask(X >= 9)
+        assert Path(f"{path}.msk").exists() != inside
+        assert is_close(read_image(path), np.where((X >= 9)[:, :, None], RGB, 255), 0)
+
+    def test_nodata_named_beside_an_image(self, tmp_path):
+        pytest.importorskip("rasterio")
+        gray = RGB[:, :, 0].copy()
+        gray[:, :9] = 0
+        Image.fromarray(gray).save(tmp_path / "a.png")
+        (tmp_path / "a.png.aux.xml").write_text(
+            '<PAMDataset><PAMRasterBand band="1"><NoDataValue>0</NoDataValue></PAMRasterBand>'
+            "</PAMDataset>"
+        )
+        expected = np.where(gray == 0, 255, gray)[:, :, None]
+        assert is_close(read_image(tmp_path / "a.png"), expected, 0)
+
+    @pytest.mark.parametrize("kind", ["int8", "int16", "uint32", "int32", "float64", "int64"])
+    def test_types_are_what_the_file_says(self, write_as, kind):
+        """Half of the numbers have the highest bit, which another type takes for a sign."""
+        band = (X * 3 - 120).astype(np.int64)
+        if kind == "uint32":
+            band = band + 2**31
+        band = band.astype(kind)
+        path = write_as(band[None], "tif")
+        assert is_close(read_image(path), stretched(band, X >= 0)[:, :, None])
+
+    def test_fits_is_signed_and_big_endian(self, tmp_path):
+        for kind, bits in ((">i2", 16), (">i4", 32), (">u1", 8), (">f4", -32)):
+            band = (X * 3 - (120 if bits != 8 else 0)).astype(kind)
+            cards = ["SIMPLE  = T", f"BITPIX  = {bits}", "NAXIS   = 2", "NAXIS1  = 80"]
+            cards += ["NAXIS2  = 60", "END"]
+            head = "".join(card.ljust(80) for card in cards).ljust(2880).encode()
+            path = tmp_path / f"{bits}.fits"
+            # its first row is the lowest
+            path.write_bytes((head + band[::-1].tobytes()).ljust(2880 * 10, b"\0"))
+            if bits < 0:
+                with pytest.raises(UserError, match="FITS file of floating-point .* to TIFF$"):
+                    read_image(path)
+                continue
+            shown = band if bits == 8 else stretched(band, X >= 0)
+            assert is_close(read_image(path), shown[:, :, None])
+
+    def test_fewer_than_eight_bits(self, write_as):
+        for bits in (1, 4):
+            highest = 2**bits - 1
+            band = (X % (highest + 1)).astype(np.uint8)
+            path = write_as(np.stack([band] * 3), "tif", nbits=bits)
+            assert is_close(read_image(path, [1, 2, 3]), (band * (255 // highest))[:, :, None], 0)
+
+    def test_transparent_colours_of_a_palette_read_by_gdal(self, tmp_path, monkeypatch):
+        pytest.importorskip("rasterio")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        palette = Image.fromarray((X % 3).astype(np.uint8))
+        palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+        palette.save(tmp_path / "p.png", transparency=1)
+        colors = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
+        assert is_close(read_image(tmp_path / "p.png"), colors[X % 3], 0)
+
+    def test_orientation_of_what_gdal_reads(self, write_as):
+        path = write_as(DEEP, "png")
+        with Image.open(path) as image:
+            assert image.mode == "RGB"
+        exif = Image.Exif()
+        exif[274] = 6
+        chunk = exif.tobytes()[6:]
+        whole = path.read_bytes()
+        body = struct.pack(">I", len(chunk)) + b"eXIf" + chunk
+        body += struct.pack(">I", zlib.crc32(b"eXIf" + chunk))
+        # after the signature and the header
+        path.write_bytes(whole[:33] + body + whole[33:])
+        expected = np.dstack([stretched(band, X >= 0) for band in DEEP])
+        assert is_close(read_image(path), expected[::-1].transpose(1, 0, 2))
+
+    @pytest.mark.parametrize("text", ["none", "1,2", "--", ""])
+    def test_a_nodata_value_that_means_nothing_is_ignored(self, tmp_path, capsys, text):
+        path = tmp_path / "a.tif"
+        Image.fromarray(RGB).save(path, tiffinfo={42113: text})
+        assert is_close(read_image(path), RGB, 0)
+        said = f"image {path}: its nodata value is no number and is ignored, got {text!r}\n"
+        assert capsys.readouterr().err == said
+        read_image(path)
+        # once is enough: training reads an image in every epoch
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize("value", ["-9999", "1e40", "nan", "256"])
+    def test_a_nodata_value_that_no_pixel_can_have(self, write_as, tmp_path, value):
+        Image.fromarray(RGB).save(tmp_path / "8.tif", tiffinfo={42113: value})
+        assert is_close(read_image(tmp_path / "8.tif"), RGB, 0)
+        Image.fromarray(DEEP[0]).save(tmp_path / "16.tif", tiffinfo={42113: value})
+        expected = stretched(DEEP[0], X >= 0)[:, :, None]
+        assert is_close(read_image(tmp_path / "16.tif"), expected)
+
+    def test_broken_exif_is_ignored(self, tmp_path, capsys, monkeypatch):
+        def broken(*_, **__):
+            raise SyntaxError("not a TIFF header")
+
+        path = tmp_path / "a.png"
+        Image.fromarray(RGB).save(path)
+        monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+        assert is_close(read_image(path), RGB, 0)
+        assert capsys.readouterr().err.count("its EXIF data cannot be understood") == 1
+
+
+class TestDecoders:
+    """Whatever a decoder does becomes one line; what Pillow cannot decode, rasterio may."""
+
+    def test_planar_sixteen_bits_that_only_rasterio_decodes(self, write_raster, monkeypatch):
+        path = write_raster(DEEP[:1], interleave="band")
+        with Image.open(path) as image, pytest.raises(ValueError, match="raw mode"):
+            image.load()
+        assert is_close(read_image(path), stretched(DEEP[0], X >= 0)[:, :, None])
+        monkeypatch.setitem(sys.modules, "rasterio", None)
+        with pytest.raises(ImageError, match="needs rasterio: pip install rasterio$") as caught:
+            read_image(path)
+        assert caught.value.kind == NEEDS_RASTERIO
+
+    @pytest.mark.parametrize("form", ["png", "ppm", "jp2", "tif"])
+    def test_what_pillow_would_lose_needs_rasterio(self, write_as, monkeypatch, form):
+        path = write_as(DEEP, form)
+        monkeypatch.setitem(sys.modules, "rasterio", None)
+        with pytest.raises(ImageError, match="needs rasterio: pip install rasterio$") as caught:
+            read_image(path)
+        assert caught.value.kind == NEEDS_RASTERIO
+
+    def test_damaged_files_are_not_filled_up_by_gdal(self, tmp_path):
+        rasterio = pytest.importorskip("rasterio")
+        noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        for name in ("a.jpg", "a.png", "a.tif"):
+            Image.fromarray(noise).save(tmp_path / name)
+            whole = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(whole[: len(whole) * 9 // 10])
+            with pytest.raises(ImageError) as caught:
+                read_image(tmp_path / name)
+            assert caught.value.kind == TRUNCATED
+        # which does read it
+        with rasterio.open(tmp_path / "a.png") as file:
+            assert file.read().any()
+
+    def test_complex_numbers(self, write_raster):
+        for kind in ("complex_int16", np.complex64, np.complex128):
+            values = SENSOR[:1].astype(np.complex64 if kind == "complex_int16" else kind)
+            path = write_raster(values, dtype=kind)
+            with pytest.raises(UserError, match="scene.tif: complex numbers; write their ampl"):
+                read_image(path)
+
+    def test_an_unknown_dds(self, tmp_path):
+        head = b"DDS " + struct.pack("<7I", 124, 0x1007, 60, 80, 0, 0, 0) + bytes(44)
+        pixel_format = struct.pack("<8I", 32, 4, 0x21212121, *[0] * 5)
+        (tmp_path / "a.dds").write_bytes(head + pixel_format + bytes(20))
+        with pytest.raises(UserError, match="a.dds: cannot be read .*; convert it to PNG or"):
+            read_image(tmp_path / "a.dds")
+
+    def test_a_damaged_avif(self, tmp_path):
+        if not features.check("avif"):
+            pytest.skip("Pillow without AVIF")
+        path = tmp_path / "a.avif"
+        noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        # its box of pixels
+        head, name, pixels = path.read_bytes().partition(b"mdat")
+        path.write_bytes(head + name + bytes(len(pixels)))
+        with pytest.raises(RuntimeError), Image.open(path) as image:
+            image.load()
+        with pytest.raises(UserError, match=f"^image {path}: cannot be read .*$") as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value)
+
+    def test_a_bomb_found_while_loading(self, tmp_path):
+        """An icon that says nothing of its size holds a PNG of 400 million pixels."""
+        inner = png(20000, 20000, [])
+        entry = struct.pack("<4B2H2I", 0, 0, 0, 0, 1, 32, len(inner), 22)
+        (tmp_path / "a.ico").write_bytes(struct.pack("<3H", 0, 1, 1) + entry + inner)
+        with pytest.raises(ImageError, match=r"Image size \(400000000 pixels\) exceeds") as caught:
+            read_image(tmp_path / "a.ico")
+        assert caught.value.kind == TOO_LARGE
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("no\nframe"),
+            NotImplementedError(),
+            RecursionError("deep"),
+            AssertionError(),
+            ZeroDivisionError("division by zero"),
+            KeyError("tag"),
+            MemoryError(),
+            Image.DecompressionBombError("too many pixels"),
+            zlib.error("stream"),
+            UnicodeDecodeError("ascii", b"x", 0, 1, "range"),
+        ],
+    )
+    def test_any_error_of_a_decoder(self, tmp_path, monkeypatch, error):
+        Image.fromarray(RGB).save(tmp_path / "a.png")
+
+        def load(self):
+            raise error
+
+        monkeypatch.setattr(Image.Image, "load", load)
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+        with pytest.raises(ImageError) as caught:
+            read_image(tmp_path / "a.png")
+        message = str(caught.value)
+        assert message.startswith(f"image {tmp_path}/a.png: ") and "\n" not in message
+        assert len(message) < 400
+
+    def test_an_interrupt_is_no_error_of_an_image(self, tmp_path, monkeypatch):
+        Image.fromarray(RGB).save(tmp_path / "a.png")
+
+        def load(self):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+        with pytest.raises(KeyboardInterrupt):
+            read_image(tmp_path / "a.png")
+
+    def test_a_failed_image_leaves_nothing_in_memory(self, tmp_path, monkeypatch):
+        Image.fromarray(RGB).save(tmp_path / "a.tif")
+        seen = []
+
+        def load(self):
+            pixels = np.zeros(100)
+            seen.append(weakref.ref(pixels))
+            raise OSError("broken")
+
+        monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.load", load)
+        gc.collect()
+        gc.disable()
+        try:
+            with suppress(UserError):
+                read_image(tmp_path / "a.tif")
+            assert seen and not any(reference() for reference in seen)
+        finally:
+            gc.enable()
+
+
+def mutated(content, rng):
+    """Bytes flipped, cut, repeated, overwritten by extremes, or a piece of it missing."""
+    content = bytearray(content)
+    # every way leaves more than 9 bytes
+    for _ in range(rng.randint(1, 3)):
+        place = rng.randrange(len(content) - 9)
+        way = rng.randrange(5)
+        if way == 0:
+            content[place] = rng.randrange(256)
+        elif way == 1:
+            content[place : place + 4] = rng.choice([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"])
+        elif way == 2:
+            del content[place : place + rng.randint(1, 9)]
+        elif way == 3:
+            content[place:place] = content[place : place + rng.randint(1, 9)]
+        elif rng.random() < 0.2:
+            del content[place + 40 :]
+    return bytes(content)
+
+
+@pytest.mark.slow
+def test_20_000_mutated_images(tmp_path):
+    """Each is an image or one line, within 5 s; all of them within 1.2 GB."""
+    rasterio = pytest.importorskip("rasterio")
+    small = Image.fromarray(RGB).resize((24, 18))
+    forms = {"png": {}, "jpg": {}, "gif": {}, "bmp": {}, "webp": {}, "avif": {}, "jp2": {}}
+    forms |= {"tga": {}, "ppm": {}, "ico": {}, "dds": {}, "sgi": {}, "pcx": {}, "icns": {}}
+    seeds = {}
+    for form, options in forms.items():
+        content = io.BytesIO()
+        small.save(content, {"jpg": "JPEG", "jp2": "JPEG2000"}.get(form, form.upper()), **options)
+        seeds[f"rgb.{form}"] = content.getvalue()
+    for mode in ("1", "P", "L", "I;16", "F", "RGBA", "CMYK"):
+        content = io.BytesIO()
+        image = small.convert("L").convert(mode) if mode in ("I;16", "F") else small.convert(mode)
+        image.save(content, "TIFF", compression=None if mode in ("I;16", "F") else "tiff_lzw")
+        seeds[f"{mode.replace(';', '')}.tif"] = content.getvalue()
+    for kind in ("uint8", "uint16", "float64", "complex64"):
+        with rasterio.MemoryFile() as memory:
+            shape = {"count": 4, "height": 18, "width": 24, "dtype": kind}
+            with memory.open(driver="GTiff", nodata=0, compress="deflate", **shape) as file:
+                file.write(SENSOR[:, :18, :24].astype(kind))
+            seeds[f"{kind}.tif"] = memory.read()
+
+    rng, slowest = random.Random(0), 0
+    for number in range(20_000):
+        name = rng.choice(sorted(seeds))
+        path = tmp_path / name
+        path.write_bytes(mutated(seeds[name], rng))
+        begun = time.monotonic()
+        try:
+            assert read_image(path).mode == "RGB"
+        except UserError as error:
+            assert str(error).count("\n") == 0, number
+        slowest = max(slowest, time.monotonic() - begun)
+        assert slowest < 5, (number, name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1.2e6
 
 
 # an address of the public network

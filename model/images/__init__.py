@@ -3,9 +3,21 @@
 from PIL import Image
 
 from model.images.augment import augment
-from model.images.reading import read_image
+from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, ImageError
+from model.images.nearby import nearby
+from model.images.reading import read_image, reader_of
 
-__all__ = ["BLANK_COLOR", "augment", "blank_image", "read_image"]
+__all__ = [
+    "BLANK_COLOR",
+    "NEEDS_RASTERIO",
+    "TOO_LARGE",
+    "ImageError",
+    "augment",
+    "blank_image",
+    "nearby",
+    "read_image",
+    "reader_of",
+]
 
 # uniform image of the image ablation: the mean colour of CLIP's training images
 BLANK_COLOR = (123, 117, 104)

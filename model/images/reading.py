@@ -1,33 +1,43 @@
 """Images: a file or an address -> 8-bit RGB.
 
-Stages: open -> choose a decoder (Pillow, or rasterio for what Pillow cannot read) -> decode
+Stages: open -> choose a decoder (Pillow, or rasterio for what Pillow cannot read whole) -> decode
 -> 8-bit RGB -> shrink.
 """
 
 import io
 import os
-import struct
+import re
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import BinaryIO
 
-import numpy as np
-from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from model.errors import UserError
-from model.images import rgb
+from model.images import pillow, rgb
+from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, TRUNCATED, UNREADABLE, ImageError
 from model.images.fetch import fetch
-from model.images.raster import driver_of, read_raster
+from model.images.raster import RANDOM_ACCESS, driver_of, read_raster
 
-# Decoded whole by Pillow: 0.5 GB at its 4 bytes a pixel, 1 to 1.5 GB while they are converted
-MAX_PIXELS = 2**27
-# GDAL's TIFF tag
-NODATA = 42113
+# Raised by one where an image is read otherwise than before: what was kept of it is then made again
+READER = 2
 
-# Pillow warns from this number on and refuses twice as many.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+# How decoders say that a file may be whole, and is not for them
+UNSUPPORTED = re.compile(
+    r"unsupported|not supported|unimplemented|not implemented|unknown|cannot identify|"
+    r"cannot find|missing codec|not available|decoder error",
+    re.IGNORECASE,
+)
+
 # What they would warn of is an error here, in one line.
 warnings.filterwarnings("ignore", module="PIL|rasterio")
+
+
+def reader_of(bands: Sequence[int] | None = None) -> str:
+    """The name under which what was made of an image is kept: another one, other pixels."""
+    return f"{READER} {' '.join(map(str, bands or ()))}".strip()
 
 
 def read_image(
@@ -38,25 +48,27 @@ def read_image(
     source: a file, or an http(s) address; bands: the three bands, counted from 1, that are shown
     as red, green and blue. public_only is for what strangers type: it refuses files and whatever
     is not on the public network (see fetch.py). Of an animation it is the first frame; what is
-    transparent or nodata becomes white.
+    transparent or nodata becomes white. `info["original_size"]` of the image is (width, height) of
+    the file: long sides are shrunk (see rgb.py).
 
-    Raises UserError that names the source and what is wrong with it.
+    Raises ImageError (a UserError) that names the source and what is wrong with it.
     """
+    note = partial(_note, str(source))
     try:
         with _open(source, public_only) as file:
-            image = _decode(file, bands)
-        return _shrunk(image)
+            image, original_size = _decode(file, bands, note)
+        image = _shrunk(image)
+        image.info["original_size"] = original_size
+        return image
     except UserError as error:
-        raise UserError(f"image {source}: {error}") from None
-    except UnidentifiedImageError:
-        raise UserError(
-            f"image {source}: not an image Pillow can read (PNG, JPEG, TIFF, ... expected)"
-        ) from None
-    # of truncated and corrupt files
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise UserError(
-            f"image {source}: cannot be read ({error}); copy or download it again"
-        ) from None
+        kind = getattr(error, "kind", UNREADABLE)
+        raise ImageError(f"image {source}: {error}", kind) from None
+
+
+@lru_cache
+def _note(source: str, text: str) -> None:
+    """Say once what of an image is ignored."""
+    print(f"image {source}: {text}", file=sys.stderr)
 
 
 def _open(source: str | os.PathLike, public_only: bool) -> BinaryIO:
@@ -75,84 +87,92 @@ def _open(source: str | os.PathLike, public_only: bool) -> BinaryIO:
         raise UserError(f"cannot be opened ({getattr(error, 'strerror', error)})") from None
 
 
-def _decode(file: BinaryIO, bands: Sequence[int] | None) -> Image.Image:
-    """An open file -> 8-bit RGB, reduced while it is decoded where the decoder can."""
-    image, raster_reason = _choose_decoder(file, bands)
-    if image is None:
-        return read_raster(file, bands, raster_reason)
+def _decode(
+    file: BinaryIO, bands: Sequence[int] | None, note: Callable[[str], None]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """An open file -> (8-bit RGB, reduced where the decoder can; the file's width and height).
 
-    factor = rgb.shrink_factor(image.size)
-    if factor > 1:
-        # Only JPEG's decoder can shrink, by up to 8; the others ignore it.
-        image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
-    return _to_rgb(image)
-
-
-def _choose_decoder(file: BinaryIO, bands: Sequence[int] | None) -> tuple[Image.Image | None, str]:
-    """(the image that Pillow has opened, "") or (None, why rasterio has to read it instead)."""
-    if bands:
-        return None, "a choice of bands"
+    Raises ImageError: whatever a decoder raises becomes one.
+    """
     try:
-        image: Image.Image = Image.open(file)
-    except UnidentifiedImageError:
-        if driver_of(file) != "GTiff":
-            raise
-        return None, "a TIFF that Pillow cannot read; unless it was cut short, it"
+        if bands:
+            return read_raster(file, bands, "a choice of bands")
+        return _by_pillow(file, note)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(_one_line(error), TOO_LARGE) from None
+    except MemoryError:
+        raise ImageError("more memory than there is; cut it into tiles", TOO_LARGE) from None
+    except Exception as error:  # noqa: BLE001 -- decoders fail in ways of their own
+        # Inside: kept beyond it, the error would hold the decoder's memory through its traceback
+        if not bands and _may_be_for_rasterio(file, error):
+            return _second_opinion(file, error)
+        raise _unreadable(file, error) from None
+
+
+def _by_pillow(file: BinaryIO, note: Callable[[str], None]) -> tuple[Image.Image, tuple[int, int]]:
+    """What Pillow would not read whole goes to rasterio."""
+    try:
+        image = pillow.open_image(file)
     except Image.DecompressionBombError as error:
         if driver_of(file) != "JPEG":
             size_and_limit = str(error).partition(", could")[0]
-            return None, f"{size_and_limit}; a reduced reading"
-        image = _open_huge_jpeg(file)
+            return read_raster(file, None, f"{size_and_limit}; a reduced reading", TOO_LARGE)
+        image = pillow.open_huge_jpeg(file)
 
-    if image.format == "EPS":
-        raise UserError("an EPS file, which only an outside program can draw; convert it to PNG")
-    if _pillow_loses_bands(image):
-        return None, "several bands, of which Pillow reads one or the upper 8 bits; this"
-    return image, ""
+    lost = pillow.what_is_lost(image, file)
+    if lost and driver_of(file):
+        shown, size = read_raster(file, None, lost)
+        # GDAL does not turn images
+        pillow.upright(shown, image, note)
+        return shown, size
 
-
-def _open_huge_jpeg(file: BinaryIO) -> Image.Image:
-    """A JPEG over Pillow's limit: its decoder shrinks while it reads, unless it is progressive."""
-    image = JpegImagePlugin.JpegImageFile(file)
-    # A progressive one keeps the coefficients of all pixels in memory.
-    if "progressive" in image.info:
-        raise UserError(
-            f"a progressive JPEG of {image.width} x {image.height} pixels; cut it into tiles"
-        )
-    return image
+    size = image.size
+    factor = rgb.shrink_factor(size)
+    if factor > 1:
+        # Only JPEG's decoder can shrink, by up to 8; the others ignore it.
+        image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
+    return pillow.to_rgb(image, note), size
 
 
-def _pillow_loses_bands(image: Image.Image) -> bool:
-    """Whether this is a TIFF of several bands of which Pillow reads one, or the upper 8 bits."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return False
-    if image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) == 1:
-        return False
-    bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    return bits > 8 or len(image.getbands()) == 1
+def _may_be_for_rasterio(file: BinaryIO, error: Exception) -> bool:
+    """Whether rasterio is asked about a file that Pillow failed on.
+
+    Not about damaged PNG: GDAL reads on behind what is missing.
+    """
+    driver = driver_of(file)
+    return driver in RANDOM_ACCESS or bool(driver and UNSUPPORTED.search(_one_line(error)))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image -> 8-bit RGB, upright; a 16-bit or float band is stretched."""
-    ImageOps.exif_transpose(image, in_place=True)
+def _second_opinion(file: BinaryIO, pillow_error: Exception) -> tuple[Image.Image, tuple[int, int]]:
+    reason = "a TIFF that Pillow cannot read; unless it was cut short, it"
+    if driver_of(file) != "GTiff":
+        reason = "a file that Pillow cannot read; unless it is damaged, it"
+    try:
+        return read_raster(file, None, reason)
+    except ImageError as error:
+        is_supported = not UNSUPPORTED.search(_one_line(pillow_error))
+        if error.kind == NEEDS_RASTERIO and is_supported:
+            raise _unreadable(file, pillow_error) from None
+        raise
+    except Exception as error:  # noqa: BLE001 -- as above
+        knows_better = UNSUPPORTED.search(_one_line(pillow_error))
+        raise _unreadable(file, error if knows_better else pillow_error) from None
 
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        band = np.asarray(image, dtype=np.float32)
-        valid = np.isfinite(band)
-        tags = getattr(image, "tag_v2", {})
-        if NODATA in tags:
-            valid &= band != np.float32(tags[NODATA])
-        return rgb.on_white(Image.fromarray(rgb.stretched(band, valid)), valid)
 
-    if image.has_transparency_data:
-        is_tiff = image.format == "TIFF"
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        # Trap: the fourth band of a TIFF is often near infrared that GDAL labelled alpha:
-        # there only 0 is transparent.
-        return rgb.on_white(image, np.asarray(alpha) > 0 if is_tiff else alpha)
+def _unreadable(file: BinaryIO, error: Exception) -> ImageError:
+    """A decoder's error -> what its user reads."""
+    if isinstance(error, UnidentifiedImageError) and driver_of(file) is None:
+        return ImageError("not an image Pillow can read (PNG, JPEG, TIFF, ... expected)")
+    text = _one_line(error)
+    if UNSUPPORTED.search(text):
+        return ImageError(f"cannot be read ({text}); convert it to PNG or an uncompressed TIFF")
+    return ImageError(f"cannot be read ({text}); copy or download it again", TRUNCATED)
 
-    return image.convert("RGB")
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _shrunk(image: Image.Image) -> Image.Image:

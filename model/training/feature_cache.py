@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from model.errors import UserError
 from model.files import replacing
+from model.images import reader_of
 from model.rows import BLANK, check_images, load_image
 
 NAME = re.compile("[0-9a-f]{64}")
@@ -67,7 +68,8 @@ class FeatureCache:
 
     def _name(self, image):
         content = b"blank" if image == BLANK else image.read_bytes()
-        made = self.spec.cache_key.encode() + hashlib.sha256(content).digest()
+        key = f"{self.spec.cache_key} {reader_of()}"
+        made = key.encode() + hashlib.sha256(content).digest()
         return hashlib.sha256(made).hexdigest()
 
     def _is_intact(self, file):
