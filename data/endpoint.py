@@ -1,22 +1,36 @@
 """Asking an OpenAI-compatible endpoint: pace, retries, when to stop, tokens and cost.
 
-Nothing here knows of captions. Why retries and pace are not left to a library (openai 3, tenacity,
-aiolimiter): every try is counted and priced before it is sent; replies that are cut, empty or no
-JSON are tried again as well; a Retry-After holds back all workers, not one request; a stop ends
-every pause; and --tpm is corrected by the tokens that a reply has reported.
+Nothing here knows of captions; what a reply holds is read by replies.py. Why retries and pace are
+not left to a library (openai 3, tenacity, aiolimiter): every try is counted and priced before it
+is sent; replies that are cut, empty or no JSON are tried again as well; a Retry-After holds back
+all workers, not one request; a stop ends every pause; and --tpm is corrected by the tokens that a
+reply has reported.
 """
 
 import asyncio
 import email.utils
+import html
+import json
 import math
+import os
 import random
 import re
+import socket
+import ssl
 import time
+import urllib.request
+from urllib.parse import urlsplit
 
+from data.replies import FILTERED, UnusableReply, parse, peel
 from model.errors import UserError
 
 # 401 key, 402 balance (DeepSeek), 403 permission or region, 404 model or URL: no request would do
 NON_RETRYABLE = (401, 402, 403, 404)
+# what vendors call an empty account, under whatever status
+UNPAID = re.compile(
+    r"insufficient.?(?:quota|balance|funds)|arrear|overdue|billing|exceeded_current_quota|欠费|余额",
+    re.IGNORECASE,
+)
 # these and 5xx: worth another try
 TRANSIENT = (408, 409, 425, 429)
 # seconds that the growing pauses end at
@@ -29,6 +43,12 @@ SECRET_LENGTH = 8
 BREAKER = 10
 # tokens that a message has beside its text
 TOKENS_PER_MESSAGE = 4
+# a number of tokens above it is no count
+MOST_TOKENS = 10**7
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+# what the client puts into a header
+HEADER_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
 class Stopped(Exception):
@@ -37,6 +57,10 @@ class Stopped(Exception):
 
 class Failed(Exception):
     """One request was given up, for the reason that is the message."""
+
+
+class Refused(Exception):
+    """A filter of the endpoint refuses this request; the message says what it said."""
 
 
 class NoAnswer(Exception):
@@ -80,8 +104,81 @@ def asked_pause(headers):
         return None
 
 
+def check_settings(args, key):
+    """What comes from outside, before anything is asked. Raises UserError naming the setting."""
+    if not is_header(key):
+        raise UserError("OPENAI_API_KEY: expected a key in ASCII without spaces or line breaks")
+    for name in HEADER_VARIABLES:
+        if not is_header(os.environ.get(name) or "x"):
+            raise UserError(f"{name}: expected ASCII without spaces or line breaks")
+    problem = url_problem(args.base_url, ("http", "https"))
+    if problem:
+        raise UserError(f"base URL {args.base_url!r} {problem}")
+
+    for kind, proxy in urllib.request.getproxies().items():
+        if kind not in ("http", "https", "all"):
+            continue
+        problem = url_problem(proxy if "://" in proxy else f"http://{proxy}", PROXY_SCHEMES)
+        if problem:
+            raise UserError(f"{kind}_proxy {proxy!r} {problem}: correct or unset that variable")
+    for name in CERTIFICATES:
+        path = os.environ.get(name)
+        if path and not os.path.exists(path):
+            raise UserError(f"{name} {path} does not exist: correct or unset that variable")
+
+
+def is_header(text):
+    """Whether HTTP can send this text in a header."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def url_problem(url, schemes):
+    """What is wrong with an address, None if nothing is."""
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        return "contains spaces, line breaks or invisible characters"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+        host = (parts.hostname or "").encode("idna")
+    except ValueError as error:
+        return f"is not an address ({error})"
+    if parts.scheme not in schemes or not host:
+        return f"does not start with {' or '.join(f'{scheme}://' for scheme in schemes)} and a host"
+    return None
+
+
+def proxy_of(url):
+    """The proxy that the environment names for an address, without its password, or None."""
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return re.sub(r"//[^/@]*@", "//", proxy)
+
+
+def connection_problem(cause):
+    """The deepest cause of a connection that failed, in words."""
+    if isinstance(cause, socket.gaierror):
+        return f"the host is not known here ({cause.strerror or cause})"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS: {getattr(cause, 'verify_message', '') or cause.reason or cause}"
+    if isinstance(cause, ConnectionRefusedError):
+        return "refused, nothing listens there"
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+
+
+def without_markup(text):
+    """The message of an error page as one text."""
+    if not re.search(r"<(?:html|!doctype|body|head)", text, re.IGNORECASE):
+        return text
+    text = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE)
+    return html.unescape(" ".join(text.split()))
+
+
 def connect(args, key):
     """An Endpoint for options and a key; see there. Raises UserError."""
+    check_settings(args, key)
     try:
         # here: a run that finds everything in journal and memory needs neither client nor key
         import openai
@@ -90,8 +187,8 @@ def connect(args, key):
         client = openai.AsyncOpenAI(
             api_key=key, base_url=args.base_url, timeout=None, max_retries=0
         )
-    # no openai, or a SOCKS proxy in the environment and no socksio
-    except ImportError as error:
+    # no openai, a SOCKS proxy in the environment and no socksio, a certificate file that is none
+    except Exception as error:  # noqa: BLE001 -- the client reads many variables on its own
         raise UserError(f"cannot start the client: {error}") from None
     return Endpoint(client, openai.APIError, args, key)
 
@@ -100,9 +197,10 @@ class Endpoint:
     """`answer` asks for one text; many may run at a time.
 
     client: an AsyncOpenAI that neither retries nor times out; api_error: what it raises;
-    args: model, timeout (seconds a request may take in all), max_retries, backoff (seconds),
-    rpm and tpm (per minute or None), price_in and price_out (per million tokens or None),
-    max_cost (same money or None), concurrency.
+    args: base_url, model, stream (whether to ask for events), extra_body (dict sent along, or
+    None), timeout (seconds a request may take in all), max_retries, backoff (seconds), rpm and tpm
+    (per minute or None), price_in and price_out (per million tokens or None), max_cost (same money
+    or None), concurrency.
     """
 
     def __init__(self, client, api_error, args, key):
@@ -164,8 +262,8 @@ class Endpoint:
     async def answer(self, messages, expected):
         """The text of the answer and (tokens in, tokens out).
 
-        expected: tokens that the answer is expected to have. Raises Failed after the last retry or
-        where none helps, Stopped where the run has to end.
+        expected: tokens that the answer is expected to have. Raises Refused where a filter refuses,
+        Failed after the last retry or where none helps, Stopped where the run has to end.
         """
         request = (prompt_tokens(messages), expected)
         for attempt in range(self.args.max_retries + 1):
@@ -177,8 +275,10 @@ class Endpoint:
             self.retries += attempt > 0
             try:
                 return await self.ask(messages, *request)
-            # ValueError: half a surrogate pair
-            except (self.api_error, NoAnswer, ValueError) as error:
+            except (Failed, Refused, Stopped):
+                raise
+            # api_error, NoAnswer, and whatever the client makes of a reply: it is this request's
+            except Exception as error:  # noqa: BLE001 -- the network
                 seconds = self.seconds_to_retry(error, attempt)
             finally:
                 self.in_flight.remove(request)
@@ -197,48 +297,66 @@ class Endpoint:
             )
 
     async def ask(self, messages, tokens_in, expected):
-        """One request; see `answer`. Raises NoAnswer, ValueError, openai.APIError."""
-        reply = await self.request(messages, tokens_in, expected)
-        # a web page under a wrong URL arrives as a plain str
-        choices = getattr(reply, "choices", None)
-        if not choices:
-            raise NoAnswer("the reply is not a chat completion; does the base URL end in /v1?")
+        """One request; see `answer`. Raises NoAnswer, Refused, Stopped, openai.APIError."""
+        body = await self.request(messages, tokens_in, expected)
+        try:
+            reply = parse(body)
+        except UnusableReply as error:
+            # it may have been charged
+            self.cost += self.cost_at_most(tokens_in, expected)
+            self.check_message(str(error))
+            raise NoAnswer(str(error)) from None
 
-        # reasoning models behind a local server may put their thoughts before the answer
-        content = choices[0].message.content or ""
-        text = re.sub(r"^\s*<think>.*?</think>", "", content, flags=re.DOTALL).strip()
-        used = self.account(reply.usage, text, tokens_in, expected)
-
-        if not text or choices[0].finish_reason == "length":
-            raise NoAnswer(f"empty or cut answer (finish_reason {choices[0].finish_reason})")
-        # no file can store half a surrogate pair
-        text.encode()
+        text = peel(reply.text)
+        used = self.account(reply.usage, reply.text, tokens_in, expected)
+        if reply.is_filtered:
+            raise Refused(f"finish_reason {reply.ending}")
+        if not text and reply.text.strip():
+            raise NoAnswer("thoughts and no answer; --extra-body may turn thinking off")
+        if not text or not reply.is_whole:
+            raise NoAnswer(f"empty or cut answer (finish_reason {reply.ending or 'not given'})")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise NoAnswer("half a surrogate pair, which no file can store") from None
         self.failed_in_a_row = 0
         return self.hide(text), used
 
     async def request(self, messages, tokens_in, expected):
+        """The body of the reply. Raises NoAnswer, openai.APIError."""
+        completions = self.client.chat.completions.with_streaming_response
+        options = {"stream": True} if self.args.stream else {}
+        if self.args.extra_body:
+            options["extra_body"] = self.args.extra_body
         try:
             async with asyncio.timeout(self.args.timeout):
-                return await self.client.chat.completions.create(
-                    model=self.args.model, messages=messages
-                )
+                async with completions.create(
+                    model=self.args.model, messages=messages, **options
+                ) as response:
+                    return await response.text()
         except TimeoutError:
-            problem = f"no answer within {self.args.timeout:g} s"
-        except ValueError as error:
-            problem = f"a reply that is not JSON: {error}"
-        # the server may have written, and charged, an answer
-        self.cost += self.cost_at_most(tokens_in, expected)
-        raise NoAnswer(problem)
+            # the server may have written, and charged, an answer
+            self.cost += self.cost_at_most(tokens_in, expected)
+            raise NoAnswer(f"no answer within {self.args.timeout:g} s") from None
+
+    def check_message(self, message):
+        """Raises Refused or Stopped where what a server says stands for it."""
+        if UNPAID.search(message):
+            self.stop(f"{self.shortened(message)}; check the account, OPENAI_API_KEY and --model")
+        if FILTERED.search(message):
+            raise Refused(self.shortened(message))
+
+    def shortened(self, text):
+        return " ".join(self.hide(text).split())[:300]
 
     def account(self, usage, text, tokens_in, expected):
         """Count what a reply has used and correct the pace; returns (tokens in, tokens out)."""
-        used = (
-            getattr(usage, "prompt_tokens", 0) or 0,
-            getattr(usage, "completion_tokens", 0) or 0,
-        )
-        # some servers count nothing
+        used = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
+        # some servers count nothing, or nonsense
+        if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in used):
+            used = [0, 0]
         if not any(used):
-            used = tokens_in, estimated_tokens(text)
+            used = [tokens_in, estimated_tokens(text)]
 
         self.tokens_in += used[0]
         self.tokens_out += used[1]
@@ -247,23 +365,27 @@ class Endpoint:
         self.token_ratio = max(self.token_ratio, used[0] / tokens_in)
         if self.args.tpm:
             self.next_start += 60 * (sum(used) - tokens_in - expected) / self.args.tpm
-        return used
+        return tuple(used)
 
     def seconds_to_retry(self, error, attempt):
         """Seconds to wait before the next try; raises Failed or Stopped where there is none."""
-        text = f"{type(error).__name__}: {getattr(error, 'message', error)}"
-        reason = " ".join(self.hide(text).split())[:300]
+        reason = self.shortened(f"{type(error).__name__}: {self.explained(error)}")
         status = getattr(error, "status_code", None)
-        codes = getattr(error, "code", None), getattr(error, "type", None)
-        if status in NON_RETRYABLE or "insufficient_quota" in codes:
+        codes = [getattr(error, name, None) for name in ("code", "type")]
+        codes = " ".join(str(code) for code in codes if code)
+        if status:
+            self.check_message(f"{codes} {reason}".strip() if status < 500 else codes)
+        if status in NON_RETRYABLE:
             self.stop(f"{reason}; check OPENAI_API_KEY, --base-url and --model")
         if status and status < 500 and status not in TRANSIENT:
-            raise Failed(reason)
+            self.give_up(reason)
 
         asked = asked_pause(error.response.headers) if status else None
         if asked and asked > MAX_RETRY_AFTER:
             self.stop(f"the endpoint asks to wait {asked:.0f} s: {reason}")
         if attempt == self.args.max_retries:
+            if status == 429:
+                reason += "; --rpm or --tpm keep the pace below the endpoint's limit"
             self.give_up(reason)
 
         if asked is None:
@@ -271,6 +393,26 @@ class Endpoint:
             return random.uniform(0.5, 1) * longest
         self.held_until = max(self.held_until, time.monotonic() + asked)
         return asked
+
+    def explained(self, error):
+        """The message of an error, with its cause where the client names none."""
+        if getattr(error, "status_code", None):
+            body = error.body
+            # the client shows a "message" and nothing else
+            if not body or (isinstance(body, dict) and body.get("message")):
+                return str(error)
+            text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+            return f"{error} - {without_markup(text)}"
+        message = getattr(error, "message", str(error))
+        if not isinstance(error, self.api_error):
+            return message
+        cause = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__
+        host = urlsplit(self.args.base_url).netloc.rpartition("@")[2]
+        proxy = proxy_of(self.args.base_url)
+        way = f" through the proxy {proxy}" if proxy else ""
+        return f"{message} No connection to {host}{way}: {connection_problem(cause)}"
 
     def give_up(self, reason):
         """Raises Failed, or Stopped where too many requests in a row came to that."""

@@ -4,11 +4,36 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import dataclass
+
+
+def _answer(entry):
+    """Raises what a damaged entry raises."""
+    verdict = entry.get("verdict") or {}
+    problems = verdict.get("problems")
+    if problems is not None:
+        problems = [(str(reason), str(words)) for reason, words in problems]
+    refused, rules = entry.get("refused") or "", verdict.get("rules", "")
+    return Answer(entry["target"].strip(), str(refused), problems, rules)
 
 
 def normalized(text):
     """Captions that differ in white space only are one caption."""
     return " ".join(text.split())
+
+
+@dataclass
+class Answer:
+    """One answer of an endpoint.
+
+    text: "" where the endpoint's filter refused, then `refused` says what it said. problems: what
+    the gate found, judged by these rules; None if it was not judged by them.
+    """
+
+    text: str
+    refused: str = ""
+    problems: list | None = None
+    rules: str = ""
 
 
 class Journal:
@@ -25,27 +50,29 @@ class Journal:
         self.flushing = None
 
     def read(self, style):
-        """{caption: [answers of earlier runs in this style, in order]}.
+        """{caption: [Answer of earlier runs in this style, in order]}.
 
         A line torn by a kill costs one more question.
         """
-        answers = {}
+        answers, unreadable = {}, 0
         if not self.path.exists():
             return answers
-        for line in self.path.read_bytes().split(b"\n"):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                # the journals of earlier versions knew one style
-                if entry.get("style", "detailed") == style:
-                    answer = entry["target"].strip()
-                    answers.setdefault(normalized(entry["source"]), []).append(answer)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                print(
-                    f"translation_en2zh.py: skipped an unreadable line of {self.path}",
-                    file=sys.stderr,
-                )
+        with open(self.path, "rb") as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                try:
+                    entry = json.loads(line)
+                    # the journals of earlier versions knew one style
+                    if entry.get("style", "detailed") == style:
+                        answers.setdefault(normalized(entry["source"]), []).append(_answer(entry))
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    unreadable += 1
+        if unreadable:
+            print(
+                f"translation_en2zh.py: skipped {unreadable} unreadable lines of {self.path}",
+                file=sys.stderr,
+            )
         return answers
 
     async def add(self, entry):

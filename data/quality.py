@@ -1,12 +1,14 @@
 """The quality gate: what is wrong with a Chinese description, given its English sentences.
 
-Reasons: chinese (share of Chinese characters), length, refusal, latin (stray words), echo (of the
+Reasons: filter (the endpoint refused), cut (no end), marks (of an answer's form, or damage),
+chinese (share of Chinese characters), length, refusal, latin (stray words), echo (of the
 instruction or the task), subjective (feelings and praise), unseen (what no image shows: places,
 dates, purposes, guesses), attribute, position, object, scene, colour, count (named in the Chinese,
 in none of the English sentences; the last four by lexicon.json). The patterns of refusal, echo,
 subjective, unseen, attribute and position stand in quality_rules.json.
 """
 
+import hashlib
 import math
 import re
 from collections import Counter
@@ -14,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from data import lexicon
+from data.replies import ENDING
 from model.errors import UserError
 from model.files import read_json
 
@@ -47,6 +50,12 @@ AMID = re.compile(
     r"还|也|周围|旁边|四周|附近|两旁|两侧|除了|部分|整[个体张幅]|与|在[^，。]*[下旁周边]"
 )
 
+# what is left of Markdown, HTML, JSON and templates, damaged characters, emoji
+MARKS = re.compile(
+    "[*#`_~|<>{}\\[\\]\\\\\ufffd\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]+|&\\w+;|https?:|"
+    "^(?:描述|译文|翻译|回答|答案?|输出|注|备注)[：:]"
+)
+
 COMPLAINTS = {
     "chinese": "应全部用中文",
     "length": "长度不合适",
@@ -61,7 +70,18 @@ COMPLAINTS = {
     "scene": "有英文没有提到的场景",
     "colour": "有英文没有说的颜色",
     "count": "有英文没有说的数量",
+    "cut": "句子没有写完，应以句号结束",
+    "marks": "不要标记、标签、表情符号或乱码",
 }
+
+
+@cache
+def fingerprint():
+    """Of everything that a verdict depends on besides the texts: rules, lexicon and code."""
+    folder = Path(__file__).resolve().parent
+    code = [folder / name for name in ("quality.py", "lexicon.py", "lexicon.json")]
+    content = b"".join(path.read_bytes() for path in (*code, RULES_FILE))
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @cache
@@ -129,6 +149,11 @@ def problems(target, source, instruction="", allowance=1.0):
     that a style may have. Returns [(reason, words that show it), ...], [] if nothing is.
     """
     found = []
+    if not ENDING.search(target.rstrip()):
+        found.append(("cut", target.rstrip()[-10:]))
+    marks = MARKS.findall(target)
+    if marks:
+        found.append(("marks", " ".join(dict.fromkeys(marks))))
     letters, chinese = len(re.findall(r"[^\W\d_]", target)), chinese_characters(target)
     if not letters or chinese < CHINESE_SHARE * letters:
         found.append(("chinese", f"{chinese} of {letters} characters"))
@@ -179,6 +204,8 @@ def trimmed(target, source, instruction="", allowance=1.0, sentences=math.inf):
     most, needed = most_characters(source, allowance), _needed_scenes(target, source)
     kept, gap = [], False
     for sentence in SENTENCE.findall(target):
+        if not ENDING.search(sentence):
+            break
         if gap:
             sentence = LINKS.sub("", sentence, count=1)
         text = "".join([*kept, sentence])

@@ -17,9 +17,10 @@ import asyncio
 import json
 import math
 import os
-import re
 import reprlib
 import sys
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,8 +28,17 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import Parser
 from data import quality
-from data.endpoint import Failed, Stopped, connect, cost_of, prompt_tokens
-from data.journal import Journal, normalized
+from data.endpoint import (
+    Failed,
+    Refused,
+    Stopped,
+    connect,
+    cost_of,
+    is_header,
+    prompt_tokens,
+    url_problem,
+)
+from data.journal import Answer, Journal, normalized
 from data.lexicon import language
 from data.records import (
     caption_records,
@@ -76,6 +86,8 @@ STYLES = {
     ),
 }
 OPENAI_URL = "https://api.openai.com/v1"
+# captions rejected without one that passes, after which a run stops
+EARLY = 20
 
 
 class Texts:
@@ -83,29 +95,38 @@ class Texts:
 
     def __init__(self, args, texts, answers):
         self.args = args
-        # {normalized caption: caption}, {normalized caption: answers so far}
+        # {normalized caption: caption}, {normalized caption: [Answer so far]}
         self.texts, self.answers = texts, answers
         # {normalized caption: Chinese}, {normalized caption: (answer, problems)}
         self.known, self.rejected = {}, {}
         # normalized captions still to ask
         self.left = []
+        # of a verdict: another one, another verdict
+        self.rules = f"{quality.fingerprint()} {args.style}"
 
-    def problems(self, name, target):
+    def problems(self, name, answer):
+        """What the gate finds, judged once; nothing but a refusal with --no-gate."""
+        if answer.refused:
+            return [("filter", answer.refused)]
         if self.args.no_gate:
             return []
-        instruction, allowance = STYLES[self.args.style]
-        return quality.problems(target, self.texts[name], instruction, allowance)
+        if answer.problems is None or answer.rules != self.rules:
+            instruction, allowance = STYLES[self.args.style]
+            source = self.texts[name]
+            answer.problems = quality.problems(answer.text, source, instruction, allowance)
+            answer.rules = self.rules
+        return answer.problems
 
     def settled(self, name):
         """True if an answer is good or no further one is wanted."""
         answers, found = self.answers.get(name, []), []
-        for target in answers:
-            found = self.problems(name, target)
+        for answer in answers:
+            found = self.problems(name, answer)
             if not found:
-                self.known[name] = target
+                self.known[name] = answer.text
                 return True
         if len(answers) > self.args.reask:
-            self.rejected[name] = (answers[-1], found)
+            self.rejected[name] = (answers[-1].text, found)
             return True
         return False
 
@@ -115,10 +136,10 @@ class Texts:
             {"role": "system", "content": STYLES[self.args.style][0]},
             {"role": "user", "content": self.texts[name]},
         ]
-        if self.answers.get(name):
-            last = self.answers[name][-1]
-            complaint = quality.complaint(self.problems(name, last))
-            messages.append({"role": "assistant", "content": last})
+        written = [answer for answer in self.answers.get(name, []) if answer.text]
+        if written:
+            complaint = quality.complaint(self.problems(name, written[-1]))
+            messages.append({"role": "assistant", "content": written[-1].text})
             messages.append({"role": "user", "content": complaint})
         return messages
 
@@ -129,17 +150,19 @@ class Texts:
     async def ask(self, endpoint, journal, name):
         """Ask until the caption is settled. Raises Failed, Stopped, OSError."""
         while name not in self.known and name not in self.rejected:
-            target, used = await endpoint.answer(self.messages(name), self.expected(name))
-            entry = {
-                "source": self.texts[name],
-                "target": target,
-                "model": self.args.model,
-                "style": self.args.style,
-                "tokens": used,
-            }
-            await journal.add(entry)
-            self.answers.setdefault(name, []).append(target)
+            entry = {"source": self.texts[name], "model": self.args.model, "style": self.args.style}
+            try:
+                text, used = await endpoint.answer(self.messages(name), self.expected(name))
+                answer = Answer(text)
+                entry |= {"target": text, "tokens": used}
+            except Refused as error:
+                answer = Answer("", refused=str(error))
+                entry |= {"target": "", "refused": answer.refused}
+            self.answers.setdefault(name, []).append(answer)
             self.settled(name)
+            if answer.problems is not None:
+                entry["verdict"] = {"rules": answer.rules, "problems": answer.problems}
+            await journal.add(entry)
 
 
 def open_texts(args, captions, answers):
@@ -172,15 +195,24 @@ async def ask_all(texts, args, key, journal):
     endpoint, failures = connect(args, key), []
     # the workers share one iterator
     waiting = iter(texts.left)
+    rejected_before, known_before = len(texts.rejected), len(texts.known)
 
     async def work():
         for name in waiting:
             try:
                 await texts.ask(endpoint, journal, name)
+                rejected = len(texts.rejected) - rejected_before
+                if rejected >= EARLY and len(texts.known) == known_before:
+                    endpoint.stop(all_rejected(texts, rejected))
             except Failed as error:
                 failures.append(f"{error}, for {reprlib.repr(name)}")
             except Stopped:
                 return
+            except BaseException:
+                # of the disk: what the others have under way is awaited, nothing new is asked
+                with suppress(Stopped):
+                    endpoint.stop("see above")
+                raise
             bar.set_postfix_str(
                 f"{endpoint.tokens_in} + {endpoint.tokens_out} tokens{spent(args, endpoint)}, "
                 f"{endpoint.retries} retries, {len(texts.rejected)} rejected, "
@@ -194,10 +226,25 @@ async def ask_all(texts, args, key, journal):
         workers = [work() for _ in range(min(args.concurrency, len(texts.left)))]
         try:
             async with endpoint.client:
-                await asyncio.gather(*workers)
+                results = await asyncio.gather(*workers, return_exceptions=True)
         finally:
             await journal.close()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
     return endpoint, failures
+
+
+def all_rejected(texts, count):
+    """Why it makes no sense to go on: nothing passes."""
+    answer, problems = next(reversed(texts.rejected.values()))
+    reasons = Counter(reason for _, found in texts.rejected.values() for reason, _ in found)
+    common, number = reasons.most_common(1)[0]
+    return (
+        f"the first {count} captions have no answer that passes the quality gate, {number} for "
+        f"{common}, the last {answer[:60]!r} ({problems[0][1][:80]}); try another --model, or "
+        "--no-gate to take the answers as they are"
+    )
 
 
 def spent(args, endpoint):
@@ -261,7 +308,7 @@ def ask_what_is_left(texts, args, journal):
     """Ask the endpoint for all texts left. Raises UserError where any of them has no answer."""
     left = len(texts.left)
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not key or not key.isascii():
+    if not is_header(key or " "):
         raise UserError(
             f"{left} captions are left to ask: set OPENAI_API_KEY to a key in ASCII (any word for "
             "a server without keys), and --base-url for an endpoint other than OpenAI's; or give "
@@ -274,10 +321,12 @@ def ask_what_is_left(texts, args, journal):
         flush=True,
     )
 
-    kept = (
-        f"answers so far are kept in {journal.path}, {args.output} is not written; the same "
-        "command asks for the rest, --memory takes translations by hand"
-    )
+    kept = f"{args.output} is not written; --memory takes translations by hand"
+    if journal.path.exists():
+        kept = (
+            f"answers so far are kept in {journal.path}, {args.output} is not written; the same "
+            "command asks for the rest, --memory takes translations by hand"
+        )
     if endpoint.stopped:
         raise UserError(f"stopped: {endpoint.stopped}; {kept}")
     if failures:
@@ -326,6 +375,8 @@ def write_results(args, rows, gated):
     if report.rejected:
         hint = "" if args.check else "; a correction goes in by --memory"
         print(f"{rejected}: {report.rejected} rows left out, with their reasons{hint}")
+    if not report.passed + report.trimmed:
+        raise UserError(f"not one description passed: {rejected} has the answers and the reasons")
 
 
 def kept_part(args, english, target, problems):
@@ -398,6 +449,20 @@ def at_least(kind, least):
         return value
 
     return number
+
+
+def json_object(text):
+    """A type of argparse: a JSON object that does not name what this script sends."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected an object such as {{}}, got {text!r}")
+    own = {"model": "--model", "messages": "--input", "stream": "--stream"}
+    for name in own.keys() & value.keys():
+        raise argparse.ArgumentTypeError(f"{name} is set by {own[name]}")
+    return value
 
 
 def make_parser():
@@ -473,6 +538,18 @@ def add_endpoint_options(add):
         help="any OpenAI-compatible endpoint, usually ending in /v1 (default: the variable "
         f"OPENAI_BASE_URL, then {OPENAI_URL})",
     )
+    add(
+        "--stream",
+        action="store_true",
+        help="ask for the answer as a stream, for endpoints that know nothing else",
+    )
+    add(
+        "--extra-body",
+        type=json_object,
+        metavar="JSON",
+        help="sent along with every request, what a vendor needs: '{\"enable_thinking\": false}', "
+        "temperature, max_tokens",
+    )
     add("--model", default="gpt-4o-mini", help="model name at the endpoint (default: %(default)s)")
     add(
         "--concurrency",
@@ -546,8 +623,9 @@ def add_cost_options(add):
 def contradictions(args):
     """What is wrong with the options, each in one text."""
     problems = []
-    if not re.match("https?://[^/]", args.base_url):
-        problems.append(f"base URL {args.base_url!r} does not start with http:// or https://")
+    problem = url_problem(args.base_url, ("http", "https"))
+    if problem:
+        problems.append(f"base URL {args.base_url!r} {problem}")
     if args.max_cost is not None and not (args.price_in or args.price_out):
         problems.append("--max-cost needs --price-in and --price-out")
     if args.check and (args.memory or args.memory_out or args.dry_run or args.no_gate):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from stub_endpoint import KEY, Stub
 
 PROJECT = Path(__file__).resolve().parent.parent
 PIECES = 338  # of the tests' vocabulary
@@ -157,3 +158,17 @@ def rows(tmp_path_factory):
         json.dumps(rows[9:], ensure_ascii=False), encoding="utf-8"
     )
     return folder
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """An OpenAI-compatible endpoint on this machine, which the environment names."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    stub = Stub()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", stub.url)
+    yield stub
+    stub.server.shutdown()
+    stub.server.server_close()

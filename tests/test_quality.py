@@ -191,6 +191,8 @@ def test_the_complaint_names_every_problem_in_chinese():
         "scene",
         "colour",
         "count",
+        "cut",
+        "marks",
         *(reason for reason, _, _ in quality.rules()),
     }
 
