@@ -7,7 +7,6 @@ only what changed; the file may be removed at any time.
 
 import hashlib
 import io
-import json
 import os
 import struct
 import warnings
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from data.caption_sets import CAPTION_SETS, SPLITS
 from data.records import write_records
+from model.files import parse_json
 
 CACHE = ".image-check.jsonl"
 KINDS = ("missing", "unreadable", "truncated", "wrong size", "duplicate")
@@ -86,7 +86,7 @@ def read_cache(path):
     known = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if ("width" in entry) != ("kind" in entry) and isinstance(entry["digest"], str):
                 known[entry["path"], entry["bytes"], entry["mtime"]] = entry
         except (ValueError, TypeError, KeyError):

@@ -5,6 +5,8 @@ import json
 import os
 import sys
 
+from model.files import parse_json
+
 
 def normalized(text):
     """Captions that differ in white space only are one caption."""
@@ -36,7 +38,7 @@ class Journal:
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 # the journals of earlier versions knew one style
                 if entry.get("style", "detailed") == style:
                     answer = entry["target"].strip()

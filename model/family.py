@@ -21,7 +21,7 @@ from model.files import PROJECT, read_json, sha256
 from model.find import find_checkpoint
 from model.rows import Sample
 from model.sampling import Sampling
-from model.weight_files import ADAPTER, CARD, CONFIG
+from model.weight_files import ADAPTER, CARD, CONFIG, read_card
 
 # model_type in a folder's configuration -> "module:class", imported when a folder asks for it
 FAMILIES = {
@@ -301,8 +301,8 @@ def open_checkpoint(
 
 
 def _adapter_card(folder):
-    card = read_json(folder / CARD, "checkpoint card", dict)
-    if not {"base", "method"} <= set(card) or not card["base"]:
+    card = read_card(folder)
+    if not card.get("base") or not card.get("method"):
         raise UserError(
             f"adapter {folder}: {CARD} does not say what its base is; copy the folder again"
         )
@@ -370,8 +370,8 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
             name = "mps"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # `meta` has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used here ({reason}); try cpu") from None
     return device

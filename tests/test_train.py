@@ -425,7 +425,7 @@ class TestRunFolder:
         ]
 
     def test_damaged_step_is_passed_over(self, finished, tmp_path):
-        args, file = self.copy(finished, tmp_path), "state/engine/mp_rank_00_model_states.pt"
+        args, file = self.copy(finished, tmp_path), "state/optimizer-0.safetensors"
         for name in (file, "adapter.safetensors", "complete.json"):
             path = tmp_path / "x" / "12" / name
             kept = path.read_bytes()

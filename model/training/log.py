@@ -11,7 +11,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
-from model.files import write_text  # noqa: E402
+from model.files import parse_json, write_text  # noqa: E402
 
 # key of a validation loss in metrics.jsonl -> style of its line, label
 CURVES = {
@@ -39,6 +39,17 @@ def plot(entries, path):
     plt.close(figure)
 
 
+def _entry(line):
+    """The entry of a line of metrics.jsonl; None where a crash tore it, or it is none."""
+    try:
+        entry = parse_json(line)
+        if "valid" in entry:
+            entry["valid"] = {OLD_KEYS.get(k, k): loss for k, loss in entry["valid"].items()}
+        return entry if entry["step"] >= 0 else None
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
 def _has(entry, key):
     return key in entry.get("valid", {})
 
@@ -57,14 +68,10 @@ class Log:
         path = self.folder / "metrics.jsonl"
         lines = []
         if step and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         for line in lines:
-            if not line.endswith("}"):  # torn by a crash
-                continue
-            entry = json.loads(line)
-            if "valid" in entry:
-                entry["valid"] = {OLD_KEYS.get(k, k): loss for k, loss in entry["valid"].items()}
-            if entry["step"] <= step:
+            entry = _entry(line)
+            if entry and entry["step"] <= step:
                 self.entries.append(entry)
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self._file = open(path, "a", encoding="utf-8")

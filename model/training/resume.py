@@ -1,18 +1,28 @@
 """Saving a step with all that an exact resume needs, and resuming from it.
 
-A step's folder holds the adapter or full checkpoint and state/: optimizer, schedule, loss scaler
-(DeepSpeed's files), random state of each process, and progress.json.
+A step's folder holds the adapter or full checkpoint and state/: what engine_state.py writes of the
+optimizer, random state of each process, and progress.json. No file of it is a pickle.
 """
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from model.errors import UserError
+from model.files import read_json
+from model.training.engine_state import read_engine, read_tensors, restore_engine, save_engine
 from model.training.options import from_saved
+
+STATE = "state"  # folder of a step
+PROGRESS = "progress.json"
+# Of what progress.json must hold beside COMPARED
+KINDS = {"options": dict, "world": int, "best": dict | None, "waited": int}
 
 # What a resumed run must share with the one it continues, or it would go somewhere else
 FIXED = (
@@ -49,6 +59,10 @@ COMPARED = {
     "training rows": "training rows",
     "held-out rows": "validation rows",  # the key of the first released runs
 }
+
+
+def random_file(rank):
+    return f"random-{rank}.safetensors"
 
 
 @dataclass
@@ -93,34 +107,31 @@ def check_resumable(before, now, world, parts):
 
 
 def save_step(run, family, engine, processes, card, state, progress):
-    """Write a step's folder and publish it. card, state: of the run; progress: where it stands."""
+    """Write a step's folder and publish it. card, state: of the run; progress: where it stands.
+
+    Raises UserError in one process where any of them cannot write; the others end with it.
+    """
     step = progress.step
     folder = run.scratch(step)
     saved = _saved_parameters(family, card)
     partitioned = engine.zero_optimization_stage() == 3
-    with deepspeed.zero.GatheredParameters(saved, enabled=partitioned):
+    with processes.together(), deepspeed.zero.GatheredParameters(saved, enabled=partitioned):
         if processes.is_main:
             family.save(folder, card | {"step": step})
-    torch.distributed.barrier()
 
-    engine.save_checkpoint(
-        str(folder / "state"),
-        tag="engine",
-        client_state={},
-        save_latest=False,
-        exclude_frozen_parameters=True,
-    )
-    random_state = {"cpu": torch.get_rng_state()}
-    if processes.device.type == "cuda":
-        random_state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(random_state, folder / "state" / f"random-{processes.rank}.pt")
-    torch.distributed.barrier()
+    with processes.together(), run.writing(step):
+        (folder / STATE).mkdir(exist_ok=True)
+        save_engine(engine, folder / STATE, processes.rank)
+        random_state = {"cpu": torch.get_rng_state()}
+        if processes.device.type == "cuda":
+            random_state["cuda"] = torch.cuda.get_rng_state()
+        save_file(random_state, folder / STATE / random_file(processes.rank))
 
-    if processes.is_main:
-        saved = state | vars(progress)
-        (folder / "state" / "progress.json").write_text(json.dumps(saved))
-        run.publish(step)
-    torch.distributed.barrier()
+    with processes.together(), run.writing(step):
+        if processes.is_main:
+            text = json.dumps(state | vars(progress))
+            (folder / STATE / PROGRESS).write_text(text, encoding="utf-8")
+            run.publish(step)
 
 
 def _saved_parameters(family, card):
@@ -140,28 +151,83 @@ def step_bytes(family, card):
 def resume(run, family, engine, processes, state):
     """Put the run where its newest intact step left it -> Progress. Raises UserError."""
     step = _newest_intact(run, processes)
-    folder = run.folder / str(step) / "state"
-    saved = json.loads((folder / "progress.json").read_text())
-    check_resumable(saved, state, processes.world, family.parts)
-    engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
-
-    # A process that the saved run did not have takes the first one's state
-    rank = processes.rank if processes.rank < saved["world"] else 0
-    random_state = torch.load(folder / f"random-{rank}.pt", weights_only=True)
-    torch.set_rng_state(random_state["cpu"])
-    if "cuda" in random_state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random_state["cuda"])
+    folder = run.folder / str(step) / STATE
+    with processes.together():
+        saved = read_progress(folder)
+        check_resumable(saved, state, processes.world, family.parts)
+        # A process that the saved run did not have takes the first one's state
+        rank = processes.rank if processes.rank < saved["world"] else 0
+        with _readable(folder):
+            engine_state = read_engine(engine, folder, processes.rank)
+            random_state = read_tensors(folder / random_file(rank))
+    with _readable(folder):
+        restore_engine(engine, engine_state, processes.rank, processes.world)
+        torch.set_rng_state(random_state["cpu"])
+        if "cuda" in random_state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random_state["cuda"])
     processes.say(f"resumed at step {step}")
     return Progress(step, saved["best"], saved["waited"])
 
 
+def read_progress(folder):
+    """progress.json of a step's state folder. Raises UserError."""
+    if (folder / "engine").is_dir():
+        raise UserError(
+            f"{folder.parent} was saved by an earlier version, which kept the optimizer's state in "
+            "pickles: reading them could run foreign code. Train on from its weights as a new run: "
+            f"--from_pretrained {folder.parent} --experiment-name another"
+        )
+    saved = read_json(folder / PROGRESS, "state of the run", dict)
+    missing = [key for key in (*COMPARED, *KINDS) if key not in saved]
+    wrong = [key for key, kind in KINDS.items() if not isinstance(saved.get(key), kind)]
+    best = saved.get("best")
+    if isinstance(best, dict) and not {"step", "loss"} <= set(best):
+        wrong.append("best")
+    if missing or wrong:
+        raise UserError(
+            f"state of the run {folder / PROGRESS}: {', '.join(missing or wrong)} missing or of "
+            "another kind; start again with --overwrite"
+        )
+    return saved
+
+
+@contextmanager
+def _readable(folder):
+    """A context in which files of a step that do not fit the network raise UserError."""
+    try:
+        yield
+    except (
+        OSError,
+        SafetensorError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{folder} cannot be resumed from ({reason}); start again with --overwrite, or train "
+            f"on from its weights: --from_pretrained {folder.parent}"
+        ) from None
+
+
 def _newest_intact(run, processes):
+    """The step to resume from, the same for all processes: the first one looks."""
+    step = 0
+    with processes.together():
+        if processes.is_main:
+            step = _look_for_intact(run, processes.say)
+    return processes.from_main(step)
+
+
+def _look_for_intact(run, say):
     for step in reversed(run.steps()):
         damaged = run.damage(step)
         if damaged is None:
             return step
-        place = run.folder / str(step)
-        processes.say(f"{place} is damaged ({damaged}): going back one step")
+        say(f"{run.folder / str(step)} is damaged ({damaged}): going back one step")
     raise UserError(
         f"{run.folder} holds no complete step to resume from; start again with --overwrite"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import read_json
+from model.visualglm.config_check import check_config
 
 CONFIG_KEYS = (
     "num_layers",
@@ -53,6 +54,7 @@ def read_config(path):
         kind, name = (dict, "an object") if key.endswith("_args") else ((int, float), "a number")
         if not isinstance(config[key], kind):
             raise UserError(f"{path}: {key} is {config[key]!r}, expected {name}; copy it again")
+    check_config(config, path)
     return config
 
 
