@@ -284,18 +284,13 @@ def open_checkpoint(
         )
 
     card = _adapter_card(folder)
-    base_folder = _base_of(folder, card, base, download)
+    base_folder = base_of_adapter(folder, base, download)
     _check_manifest(folder)
     family = family_of(base_folder).open(
         base_folder, tokenizer=tokenizer or folder, device=device, dtype=dtype, bits=bits
     )
-    if family.base_fingerprint != card["base"]["fingerprint"]:
-        raise UserError(
-            f"adapter {folder}: {base_folder} is not the base it was trained on (fingerprint "
-            f"{family.base_fingerprint}, expected {card['base']['fingerprint']}); name the right "
-            "one with --base_path"
-        )
-    family.load_adapter(card["method"], _adapter_tensors(folder), f"adapter {folder}")
+    check_base(folder, family, base_folder)
+    family.load_adapter(card["method"], adapter_tensors(folder), f"adapter {folder}")
     family.card = card
     return family
 
@@ -309,11 +304,16 @@ def _adapter_card(folder):
     return card
 
 
-def _base_of(folder, card, given, download):
-    """The folder of an adapter's base: as given, else where the card says, from here or there."""
+def base_of_adapter(
+    folder: Path, given: str | Path | None = None, download: str | None = None
+) -> Path:
+    """The folder of an adapter's base: as given, else where the card says, from here or there.
+
+    Raises UserError.
+    """
     base = given
     if base is None:
-        base = card["base"]["path"]
+        base = _adapter_card(folder)["base"]["path"]
         for place in (PROJECT / base, folder / base):
             if place.is_dir():
                 base = place
@@ -340,7 +340,18 @@ def _check_manifest(folder):
         )
 
 
-def _adapter_tensors(folder):
+def check_base(folder: Path, family: Family, base_folder: Path) -> None:
+    """UserError unless the family, opened from base_folder, is what an adapter was trained on."""
+    expected = _adapter_card(folder)["base"]["fingerprint"]
+    if family.base_fingerprint != expected:
+        raise UserError(
+            f"adapter {folder}: {base_folder} is not the base it was trained on (fingerprint "
+            f"{family.base_fingerprint}, expected {expected}); name the right one with --base_path"
+        )
+
+
+def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """name -> tensor of an adapter, in its dtype. Raises UserError."""
     try:
         with safe_open(folder / ADAPTER, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}

@@ -80,6 +80,23 @@ class Processes:
         return int(value.item())
 
 
+def is_first_failure():
+    """Whether no process of this run has failed before: what one has said need not be repeated.
+
+    Before the processes know each other: whether this is the first of its machine.
+    """
+    distributed = torch.distributed
+    if not distributed.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    if distributed.get_world_size() == 1:
+        return True
+    try:
+        store = distributed.distributed_c10d._get_default_store()
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # who kept the store has left
+        return False
+
+
 def start_processes(device):
     """Join the process group that the launcher describes, or make one of this process alone."""
     # It warns of an optimizer class it does not know: ours

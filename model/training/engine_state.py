@@ -87,6 +87,15 @@ def restore_engine(engine, state, rank, world):
         setattr(engine, name, tree["counters"][name])
 
 
+def follow_schedule(engine, step):
+    """The learning rate that the engine's own schedule, not a restored one, has at a step."""
+    schedule = engine.lr_scheduler
+    groups = schedule.optimizer.param_groups
+    for group, highest, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas):
+        group["lr"] = highest * factor(step)
+    schedule._last_lr = [group["lr"] for group in groups]
+
+
 @contextmanager
 def _partitioned(engine):
     """A context in which no weight that stage 3 partitions is gathered."""

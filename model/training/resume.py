@@ -16,7 +16,13 @@ from safetensors.torch import save_file
 
 from model.errors import UserError
 from model.files import read_json
-from model.training.engine_state import read_engine, read_tensors, restore_engine, save_engine
+from model.training.engine_state import (
+    follow_schedule,
+    read_engine,
+    read_tensors,
+    restore_engine,
+    save_engine,
+)
 from model.training.options import from_saved
 
 STATE = "state"  # folder of a step
@@ -75,7 +81,7 @@ class Progress:
 
 
 def check_resumable(before, now, world, parts):
-    """UserError that names what differs between the saved run and this one.
+    """UserError that names what differs between the saved run and this one, and the way on.
 
     before, now: what progress.json holds of them; parts: those of the network's family.
     """
@@ -83,17 +89,21 @@ def check_resumable(before, now, world, parts):
     new = from_saved(now["options"], parts)
     changed = []
     for name in FIXED:
-        if getattr(was, name) != getattr(new, name):
-            changed.append(f"--{name} {getattr(was, name)} -> {getattr(new, name)}")
+        saved, chosen = getattr(was, name), getattr(new, name)
+        # Earlier versions saved no dtype where none had been chosen
+        if saved != chosen and not (name == "dtype" and saved == ""):
+            changed.append(f"--{name} {saved} -> {chosen}")
     for key, name in COMPARED.items():
-        if before[key] != now[key]:
-            changed.append(f"{name} {before[key]} -> {now[key]}")
+        if before[key] != now[key] and not (key == "steps" and _extends(before, now)):
+            hint = _way_on(key, before, now, new, world)
+            changed.append(f"{name} {before[key]} -> {now[key]}{hint}")
     if before["base"] != now["base"]:
         changed.append(f"base {before['base']} -> {now['base']} (fingerprint)")
     if changed:
         raise UserError(
             f"--resume cannot continue with other settings: {'; '.join(changed)}; name another "
-            "--experiment-name for a new run"
+            "--experiment-name for a new run (its --from_pretrained may be a saved step of this "
+            "one)"
         )
 
     other_stage = was.zero_stage != new.zero_stage
@@ -102,8 +112,29 @@ def check_resumable(before, now, world, parts):
         raise UserError(
             f"--resume: the run was saved by {before['world']} process(es) with --zero-stage "
             f"{was.zero_stage}; only stage 0 can continue with another number (now {world}, stage "
-            f"{new.zero_stage})"
+            f"{new.zero_stage}): start {before['world']} process(es) (NUM_GPUS={before['world']}) "
+            f"with --zero-stage {was.zero_stage}"
         )
+
+
+def _extends(before, now):
+    """Whether more steps were asked for explicitly."""
+    return bool(now["options"].get("extend")) and now["steps"] > before["steps"]
+
+
+def _way_on(key, before, now, options, world):
+    """The option that helps where `key` of the two runs differs; "" where none does."""
+    if key == "rows per step":
+        per_pass = options.batch_size * world
+        if before[key] % per_pass == 0:
+            count = before[key] // per_pass
+            return f" (--gradient-accumulation-steps {count} makes them the same)"
+        return f" (--batch-size x {world} process(es) x --gradient-accumulation-steps)"
+    if key == "steps" and now[key] > before[key]:
+        return " (--extend trains on to them)"
+    if key == "steps":
+        return f" (--train-iters {before[key]})"
+    return ""
 
 
 def save_step(run, family, engine, processes, card, state, progress):
@@ -166,6 +197,12 @@ def resume(run, family, engine, processes, state):
         if "cuda" in random_state and torch.cuda.is_available():
             torch.cuda.set_rng_state(random_state["cuda"])
     processes.say(f"resumed at step {step}")
+    if _extends(saved, state):
+        follow_schedule(engine, step)
+        processes.say(
+            f"extended from {saved['steps']} to {state['steps']} steps: the learning rate goes on "
+            f"at {engine.get_lr()[0]:.3g}, as in a run of that many steps"
+        )
     return Progress(step, saved["best"], saved["waited"])
 
 

@@ -17,6 +17,7 @@ from model.errors import UserError
 from model.family import MANIFEST
 from model.files import is_inside, lock_file, read_json, sha256, sync_files, write_text
 
+REPLACED = ".replaced"  # JSON list of steps
 SPARE = 20e6  # bytes beyond a step: plot, metrics, what the file system needs
 
 
@@ -48,7 +49,20 @@ class RunFolder:
         for path in self.folder.iterdir():
             if path.name.isdecimal() and path.is_dir() and not path.is_symlink():
                 found.append(int(path.name))
-        return sorted(found)
+        return sorted(set(found) - set(self.replaced()))
+
+    def replaced(self):
+        """Steps of the run that another one has begun to replace."""
+        if not (self.folder / REPLACED).is_file():
+            return []
+        return read_json(self.folder / REPLACED, "list of replaced steps", list)
+
+    def replace(self, steps):
+        """A new run begins in place of these steps, which stay until it saves its first."""
+        if steps:
+            write_text(self.folder / REPLACED, json.dumps(steps))
+        else:
+            (self.folder / REPLACED).unlink(missing_ok=True)
 
     def lock(self, say=print):
         """Keep other runs out while this process lives. Raises UserError where one is at work.
@@ -76,6 +90,10 @@ class RunFolder:
         unfinished = list(self.folder.glob(".saving-*"))
         for path in [self.folder / str(step) for step in steps] + unfinished:
             shutil.rmtree(path, ignore_errors=True)
+        for name in ("latest", "best"):
+            pointer = self.folder / name
+            if pointer.is_file() and not (self.folder / pointer.read_text()).is_dir():
+                pointer.unlink()
 
     def check_space(self, size):
         """UserError where the disk has no space for a step of this many bytes."""
@@ -112,6 +130,8 @@ class RunFolder:
             write_text(new / MANIFEST, json.dumps(hashes, indent=1))
             if place.exists():
                 shutil.rmtree(place)
+            if step in self.replaced():
+                self.replace([other for other in self.replaced() if other != step])
             os.replace(new, place)
             self.point("latest", step)
 
