@@ -252,7 +252,7 @@ def family_of(folder: Path) -> type[Family]:
         path = path / (CONFIG if (path / CONFIG).is_file() else "config.json")
     config = read_json(path, "network configuration", dict)
     name = config.get("model_type", DEFAULT_FAMILY)
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{path}: model_type {name!r}, expected one of {known}; name another base")
     module, _, kind = FAMILIES[name].partition(":")

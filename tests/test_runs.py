@@ -211,6 +211,7 @@ def test_signals_of_logins_and_batch_systems_save(tiny_checkpoint, rows, tmp_pat
     assert RunFolder(tmp_path / "x").damage(RunFolder(tmp_path / "x").steps()[-1]) is None
 
 
+@pytest.mark.slow
 def test_what_nohup_ignores_stays_ignored(tiny_checkpoint, rows, tmp_path):
     process = started(
         *endless(tiny_checkpoint, rows, tmp_path),
@@ -263,7 +264,7 @@ finetune_RemoteGLM.main([])
 """
 
 
-@pytest.mark.parametrize("where", ["both", "one", "together"])
+@pytest.mark.parametrize("where", ["both", pytest.param("one", marks=pytest.mark.slow), "together"])
 def test_an_error_of_any_process_is_one_line(tmp_path, where):
     (tmp_path / "script.py").write_text(ONE_FAILS)
     command = [*LAUNCH, "--nproc_per_node", "2", str(tmp_path / "script.py"), str(PROJECT), where]

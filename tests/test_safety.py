@@ -27,7 +27,8 @@ from model.find import find_checkpoint
 from model.rows import Sample, load_rows
 from model.training.log import Log
 from model.training.resume import read_progress, resume
-from model.training.run_folder import RunFolder
+from model.training.run_folder import REPLACED, RunFolder
+from model.visualglm.family import VisualGLMFamily
 from model.visualglm.layouts import read_config
 from model.weight_files import ADAPTER, CARD, CONFIG, weight_files
 
@@ -243,6 +244,7 @@ ABSURD = {
     "image sizes": {"eva_args": {"image_size": [28, "28"]}},
     "missing": {"eva_args": {"in_channels": None}},
     "a million queries' layers": {"qformer_args": {"num_layers": 10**6}},
+    "family": {"model_type": ["visualglm"]},
     "decoder": {"qformer_args": {"is_decoder": [True]}},
 }
 
@@ -259,6 +261,40 @@ def test_absurd_configurations_are_refused_at_once(tiny_checkpoint, tmp_path, ca
         open_checkpoint(folder, device="cpu")
     one_line(caught)
     assert time.perf_counter() - start < 2
+
+
+def test_a_network_larger_than_the_machine_is_not_begun(config_file, tmp_path):
+    config = json.loads(config_file.read_text())
+    config |= {"num_layers": 900, "hidden_size": 9600, "inner_hidden_size": 38400}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match="takes about .* GB in float32, the machine has") as caught:
+        VisualGLMFamily.from_config(
+            tmp_path / CONFIG, tokenizer=None, device=torch.device("cpu"), dtype=torch.float32
+        )
+    one_line(caught)
+
+
+def test_a_long_value_is_shown_shortened(config_file, tmp_path):
+    config = json.loads(config_file.read_text()) | {"eva_args": [0] * 100_000}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match="eva_args is .*, expected an object") as caught:
+        read_config(tmp_path / CONFIG)
+    one_line(caught)
+
+
+def test_a_prepared_run_folder_removes_nothing_outside(tmp_path):
+    (tmp_path / "mine").mkdir()
+    run = RunFolder(tmp_path / "x").prepare()
+    (run.folder / REPLACED).write_text(json.dumps(["../mine", str(tmp_path / "mine"), None, 3]))
+    (run.folder / "best").write_bytes(b"\xff" * 5000)
+    (run.folder / "latest").write_text("../mine")
+    run.drop(run.replaced())
+    assert run.replaced() == [3] and (tmp_path / "mine").is_dir()
+    assert not (run.folder / "best").exists() and not (run.folder / "latest").exists()
+    (run.folder / REPLACED).write_text(DEEP)
+    with pytest.raises(UserError, match="list of replaced steps") as caught:
+        run.steps()
+    one_line(caught)
 
 
 CARDS = {

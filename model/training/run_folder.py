@@ -55,7 +55,9 @@ class RunFolder:
         """Steps of the run that another one has begun to replace."""
         if not (self.folder / REPLACED).is_file():
             return []
-        return read_json(self.folder / REPLACED, "list of replaced steps", list)
+        steps = read_json(self.folder / REPLACED, "list of replaced steps", list)
+        # Nothing else of a prepared folder may be removed in their place
+        return [step for step in steps if type(step) is int and step >= 0]
 
     def replace(self, steps):
         """A new run begins in place of these steps, which stay until it saves its first."""
@@ -92,7 +94,10 @@ class RunFolder:
             shutil.rmtree(path, ignore_errors=True)
         for name in ("latest", "best"):
             pointer = self.folder / name
-            if pointer.is_file() and not (self.folder / pointer.read_text()).is_dir():
+            if not pointer.is_file():
+                continue
+            step = pointer.read_text(errors="replace").strip()
+            if not is_inside(self.folder, step) or not (self.folder / step).is_dir():
                 pointer.unlink()
 
     def check_space(self, size):

@@ -1,6 +1,7 @@
 """Whether a parsed configuration can be a VisualGLM network, before anything of it is built."""
 
 import math
+import os
 
 from model.errors import UserError
 
@@ -53,7 +54,7 @@ def check_config(config, path):
     size = vision.get("image_size")
     if not isinstance(size, list) or len(size) != 2 or any(_wrong(s, IMAGE_SIDE) for s in size):
         raise UserError(
-            f"{path}: eva_args.image_size is {_shown(size)}, expected [height, width] in pixels; "
+            f"{path}: eva_args.image_size is {shown(size)}, expected [height, width] in pixels; "
             "copy it again"
         )
     if config["hidden_size"] // config["num_attention_heads"] % 4:
@@ -70,6 +71,19 @@ def check_config(config, path):
         )
 
 
+def check_memory(config, path):
+    """UserError where this machine has not the memory to make such a network at random."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 4 * _parameters(config)
+    if needed > memory:
+        raise UserError(
+            f"{path}: this network takes about {needed / 1e9:,.0f} GB in float32, the machine has "
+            f"{memory / 1e9:,.0f} GB; choose smaller numbers"
+        )
+
+
 def _problem(part, numbers):
     """What is wrong with one part, or None."""
     wanted = numbers | {key: span for key, span in OPTIONAL.items() if part.get(key) is not None}
@@ -78,8 +92,8 @@ def _problem(part, numbers):
             return f"{key} is missing"
         if _wrong(part[key], span):
             least, most = span
-            shown = _shown(part[key])
-            return f"{key} is {shown}, expected a whole number from {least} to {most:,}"
+            value = shown(part[key])
+            return f"{key} is {value}, expected a whole number from {least} to {most:,}"
     if part["hidden_size"] % part["num_attention_heads"]:
         return (
             f"hidden_size is {part['hidden_size']}, expected a multiple of num_attention_heads, "
@@ -87,9 +101,9 @@ def _problem(part, numbers):
         )
     epsilon = part.get("layernorm_epsilon", 1e-5)
     if not isinstance(epsilon, float) or not math.isfinite(epsilon) or epsilon <= 0:
-        return f"layernorm_epsilon is {_shown(epsilon)}, expected a small number above 0"
+        return f"layernorm_epsilon is {shown(epsilon)}, expected a small number above 0"
     if part.get("layernorm_order") not in ORDERS:
-        order = _shown(part.get("layernorm_order"))
+        order = shown(part.get("layernorm_order"))
         return f"layernorm_order is {order}, expected one of {', '.join(ORDERS)}"
     decoder = part.get("is_decoder", False)
     if isinstance(decoder, list) and len(decoder) != part["num_layers"]:
@@ -103,7 +117,7 @@ def _wrong(value, span):
     return type(value) is not int or not least <= value <= most
 
 
-def _shown(value):
+def shown(value):
     """A value of any kind and length, for a message."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "..."
