@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.signals import leave_on_signals
+from model.training.signals import leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals("finetune_RemoteGLM.py")  # also while the imports below take their seconds

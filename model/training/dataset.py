@@ -10,7 +10,7 @@ import torch
 from model.errors import UserError
 from model.images import augment
 from model.rows import load_image
-from model.signals import ignore_signals
+from model.training.signals import ignore_signals
 
 # Words of rows whose images must not be rotated; an English word by its beginning
 DIRECTION = re.compile(

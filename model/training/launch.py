@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from model.signals import leave_on_signals
+from model.training.signals import leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals("finetune_RemoteGLM.py")  # until torchrun's own handlers take over

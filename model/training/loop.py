@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from model.errors import UserError
 from model.family import Family
-from model.signals import NotedSignals
 from model.training.dataset import RowDataset, batches_of
 from model.training.engine import CheckedAdamW, Processes, to_device
 from model.training.log import Log, Meter, memory_gb
@@ -18,6 +17,7 @@ from model.training.options import Options
 from model.training.resume import Progress, save_step, step_bytes
 from model.training.run_folder import RunFolder
 from model.training.sampler import DistributedBatchSampler
+from model.training.signals import NotedSignals
 from model.training.validation import Validation
 
 MAX_BAD_STEPS = 10  # in a row with NaN or Inf gradients before a run is given up
