@@ -114,6 +114,12 @@ def add_file_options(group):
         help="folder of relative images in rows; default: beside the rows, then the project root",
     )
     add("--batch-size", type=int, default=4, help="rows answered together (%(default)s)")
+    add(
+        "--allow-private-hosts",
+        action="store_true",
+        help="also read image addresses of this machine and of private networks, for rows that "
+        "you trust",
+    )
 
 
 def add_sampling_options(group):
@@ -287,6 +293,7 @@ def answer_file(speaker, args, samples, file, first):
                 english=args.english,
                 bands=args.bands,
                 batch_size=args.batch_size,
+                allow_private_hosts=args.allow_private_hosts,
                 progress=partial(tqdm, unit="batch"),
             )
     report(entries, args.output)

@@ -1,6 +1,7 @@
 """What the command lines of all scripts share. Never imports torch: --help answers at once."""
 
 import argparse
+import os
 import sys
 
 
@@ -18,7 +19,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; all options: --help\n")
+        # One line, however many processes a launcher has started
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        text = f"{self.prog}: error: {message}; all options: --help\n"
+        self.exit(2, text if is_first else None)
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args

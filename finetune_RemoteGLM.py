@@ -16,18 +16,38 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.training.signals import leave_on_signals
+
+if __name__ == "__main__":
+    leave_on_signals("finetune_RemoteGLM.py")  # also while the imports below take their seconds
+
 import torch
 
 from command_line import Parser
 from model.errors import UserError
-from model.family import Limits, choose_device, family_of, named_dtype, portable_path
+from model.family import (
+    Limits,
+    adapter_tensors,
+    base_of_adapter,
+    check_base,
+    choose_device,
+    family_of,
+    named_dtype,
+    portable_path,
+)
 from model.files import PROJECT, sha256
 from model.find import find_checkpoint
 from model.rows import Sample, load_rows
 from model.training.dataset import make_loader, rendered_dataset
-from model.training.engine import deepspeed, leave_process_group, make_engine, start_processes
+from model.training.engine import (
+    deepspeed,
+    is_first_failure,
+    leave_process_group,
+    make_engine,
+    start_processes,
+)
 from model.training.feature_cache import open_feature_cache, uses_feature_cache
-from model.training.log import Log, make_trackers
+from model.training.log import Log
 from model.training.loop import Plan, Trainer
 from model.training.options import (
     ALIASES,
@@ -36,11 +56,14 @@ from model.training.options import (
     Options,
     contradictions,
     layers,
+    like_adapter,
+    without_effect,
 )
 from model.training.resume import Progress, resume, step_bytes
 from model.training.run_folder import RunFolder
 from model.training.sampler import DistributedBatchSampler, plan_epoch
 from model.training.validation import make_validation, shuffled_rows
+from model.weight_files import ADAPTER, read_card
 
 
 def parse(argv=None):
@@ -152,6 +175,11 @@ def read_inputs(options):
         valid_file = beside
     samples = load_rows(train_file, options.image_root)
     valid_samples = load_rows(valid_file, options.image_root) if valid_file else []
+    if options.early_stopping and not valid_samples:
+        raise UserError(
+            f"--early-stopping {options.early_stopping} needs validation rows: name them with "
+            "--valid-data"
+        )
     return Inputs(train_file, valid_file, samples, valid_samples)
 
 
@@ -187,6 +215,7 @@ def training_dtype(options, device):
 
 def open_base(options, device, dtype):
     """The network to train, with its method added -> (Family, what its card says of both)."""
+    adapter = None
     if options.model_config:
         family = family_of(options.model_config).from_config(
             options.model_config, tokenizer=options.tokenizer, device=device, dtype=dtype
@@ -194,24 +223,30 @@ def open_base(options, device, dtype):
         base = None
     else:
         folder = find_checkpoint(options.from_pretrained, options.download or None)
+        named = options.from_pretrained
+        if (folder / ADAPTER).is_file():
+            adapter = folder
+            named = folder = base_of_adapter(adapter)
         kind = family_of(folder)
         family = kind.open(
             folder,
-            tokenizer=options.tokenizer or None,
+            tokenizer=options.tokenizer or adapter,
             # 4-bit weights are made on the CPU and moved: the GPU never holds the full ones
             device=torch.device("cpu") if options.method == "qlora" else device,
             dtype=dtype,
             vision_on_cpu=uses_feature_cache(options, kind),
         )
         refuse_finished(folder, family)
-        is_folder = Path(options.from_pretrained).is_dir()
-        path = portable_path(folder) if is_folder else options.from_pretrained
+        path = portable_path(folder) if Path(named).is_dir() else named
         base = {"path": path, "fingerprint": family.base_fingerprint}
 
     check_choices(options, family)
     method = family.add_method(
         requested_method(options), device=device, nf4=options.method == "qlora"
     )
+    if adapter:
+        check_base(adapter, family, folder)
+        start_from(family, adapter)
     family.configure_training(
         activation_checkpointing=options.checkpoint_activations,
         patch_dropout=options.patch_dropout,
@@ -219,6 +254,24 @@ def open_base(options, device, dtype):
         compile_layers=options.compile,
     )
     return family, {"base": base, "method": method}
+
+
+def start_from(family, adapter):
+    """Give the trained parameters the values of an adapter. Raises UserError."""
+    trained = {name: p for name, p in family.network.named_parameters() if p.requires_grad}
+    tensors = adapter_tensors(adapter)
+    wrong = sorted(set(trained) ^ set(tensors))
+    for name in set(trained) & set(tensors):
+        if trained[name].shape != tensors[name].shape:
+            wrong.append(name)
+    if wrong:
+        raise UserError(
+            f"adapter {adapter}: {len(wrong)} tensors are not those of its method "
+            f"({', '.join(wrong[:3])}); copy it again"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[name])
 
 
 def refuse_finished(folder, family):
@@ -319,12 +372,18 @@ def train(options, ignored=()):
     start_time = time.perf_counter()
     device = choose_device(options.device or None)
     dtype = training_dtype(options, device)
+    options = as_resolved(options, dtype)
     inputs = read_inputs(options)
     run, existing_steps = prepare_run(options)
 
     processes = start_processes(device)
-    if processes.is_main:
-        run.lock()
+    with processes.together():
+        if processes.is_main:
+            begin(run, existing_steps, options, processes.say)
+    unused = without_effect(options)
+    if unused:
+        names = ", ".join(f"--{name}" for name in unused)
+        processes.say(f"no effect with --method {options.method}: {names}")
     if ignored:
         reasons = ", ".join(f"{flag} ({IGNORED[flag][1]})" for flag in ignored)
         processes.say("no effect any more:", reasons)
@@ -344,6 +403,31 @@ def train(options, ignored=()):
     say_plan(trainer, inputs, card["method"], total_parameters)
     trainer.fit()
     return finish(trainer)
+
+
+def as_resolved(options, dtype):
+    """The options with what an empty one or an adapter to start from decides. Raises UserError."""
+    name = str(dtype).removeprefix("torch.")
+    options = dataclasses.replace(options, dtype=name)
+    if options.model_config:
+        return options
+    folder = Path(options.from_pretrained).expanduser()
+    if not folder.is_dir():
+        return options
+    folder = find_checkpoint(folder)
+    method = read_card(folder).get("method")
+    if not (folder / ADAPTER).is_file() or not method:
+        return options
+    return like_adapter(options, method, folder)
+
+
+def begin(run, existing_steps, options, say):
+    """Lock the run's folder, and mark what is replaced there. Raises UserError."""
+    run.lock(say)
+    if options.overwrite:
+        run.replace(sorted({*run.replaced(), *existing_steps}))
+    elif options.resume and not existing_steps:
+        say(f"--resume: {run.folder} holds no saved step to resume from: starting from step 0")
 
 
 def make_trainer(options, family, processes, run, inputs, cache, card, existing_steps, start_time):
@@ -374,21 +458,19 @@ def make_trainer(options, family, processes, run, inputs, cache, card, existing_
         validation = make_validation(valid_dataset, processes, options, workers)
 
     engine, optimizer = make_engine(options, family.network, plan.total_steps, family.dtype)
-    run.check_space(step_bytes(family, card))
+    with processes.together():
+        run.check_space(step_bytes(family, card))
     card |= run_card(options, inputs)
     state = run_state(options, inputs, plan, processes.world, card["base"])
     progress = Progress()
     if options.resume and existing_steps:
         progress = resume(run, family, engine, processes, state)
-        existing_steps = []
     if progress.step == 0:
         torch.manual_seed(options.seed + processes.rank)  # dropout differs between processes
     log = None
     if processes.is_main:
-        trackers = make_trackers(
-            options.report, run.folder, options.experiment_name, card["options"]
-        )
-        log = Log(run.folder, trackers).open(progress.step)
+        log = Log(run.folder, say=processes.say).open(progress.step)
+        log.track(options.report, options.experiment_name, card["options"])
     return Trainer(
         options=options,
         family=family,
@@ -405,7 +487,6 @@ def make_trainer(options, family, processes, run, inputs, cache, card, existing_
         card=card,
         state=state,
         progress=progress,
-        outdated=existing_steps,
         start_time=start_time,
         resumed_step=progress.step,
         saved_step=progress.step,
@@ -473,12 +554,35 @@ def finish(trainer):
     return folder
 
 
+def memory_problem(message):
+    """What to do about a RuntimeError for want of memory; "" for any other."""
+    if "DataLoader worker" in message:
+        reason = message.partition(". ")[0].splitlines()[0]
+        return (
+            f"a process that reads images ended ({reason}): the memory may not suffice; lower "
+            "--num-workers (0: none), --resume continues from the last saved step"
+        )
+    if "out of memory" in message or "can't allocate memory" in message:
+        return (
+            "the memory does not suffice; lower --batch-size (with more "
+            "--gradient-accumulation-steps), or use --checkpoint-activations or --method qlora; "
+            "--resume continues from the last saved step"
+        )
+    return ""
+
+
 def main(argv=None):
     options, ignored = parse(argv)
     try:
         return train(options, ignored)
     except UserError as error:
-        sys.exit(f"finetune_RemoteGLM.py: error: {error}")
+        message = str(error)
+    except RuntimeError as error:
+        message = memory_problem(str(error))
+        # Where another process has failed, this one only lost its connection
+        if not message and is_first_failure():
+            raise
+    sys.exit(f"finetune_RemoteGLM.py: error: {message}" if is_first_failure() else 1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,6 @@ fi
 gpus=${NUM_GPUS:-$(python -c 'import torch; print(torch.cuda.device_count())')}
 case $gpus in *[!0-9]*) echo "finetune_RemoteGLM.sh: error: NUM_GPUS=$gpus: expected a number" >&2; exit 1 ;; esac
 if [ "$gpus" -gt 1 ]; then
-    exec torchrun --standalone --nproc_per_node "$gpus" "$script" "$@"
+    exec python -P "$here/model/training/launch.py" --standalone --nproc_per_node "$gpus" "$script" "$@"
 fi
 exec python "$script" "$@"

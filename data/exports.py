@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from model.errors import UserError
-from model.files import replacing, write_text
+from model.files import parse_json, replacing, write_text
 
 FORMATS = ("remoteglm", "llamafactory", "ms-swift", "llava")
 DATASET_INFO = "dataset_info.json"
@@ -60,7 +60,7 @@ def read_dataset_info(folder):
     if not path.exists():
         return {}
     try:
-        registry = json.loads(path.read_text(encoding="utf-8-sig"))
+        registry = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(
             f"{path} is not JSON ({error}): fix it, or write the output to another folder"

@@ -6,7 +6,6 @@ next run opens only what changed; the file may be removed at any time.
 """
 
 import hashlib
-import json
 import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from data.caption_sets import CAPTION_SETS, SPLITS
 from data.records import write_records
+from model.files import parse_json
 
 CACHE = ".image-check.jsonl"
 KINDS = ("missing", "unreadable", "truncated", "wrong size", "duplicate")
@@ -76,7 +76,7 @@ def read_cache(path, reader):
     known = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             is_entry = ("width" in entry) != ("kind" in entry) and isinstance(entry["digest"], str)
             if is_entry and entry["reader"] == reader:
                 known[entry["path"], entry["bytes"], entry["mtime"]] = entry

@@ -6,15 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-
-def _answer(entry):
-    """Raises what a damaged entry raises."""
-    verdict = entry.get("verdict") or {}
-    problems = verdict.get("problems")
-    if problems is not None:
-        problems = [(str(reason), str(words)) for reason, words in problems]
-    refused, rules = entry.get("refused") or "", verdict.get("rules", "")
-    return Answer(entry["target"].strip(), str(refused), problems, rules)
+from model.files import parse_json
 
 
 def normalized(text):
@@ -62,11 +54,11 @@ class Journal:
                 if not line.strip():
                     continue
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     # the journals of earlier versions knew one style
                     if entry.get("style", "detailed") == style:
                         answers.setdefault(normalized(entry["source"]), []).append(_answer(entry))
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                except (ValueError, KeyError, TypeError, AttributeError):
                     unreadable += 1
         if unreadable:
             print(
@@ -123,3 +115,13 @@ class Journal:
             await self.flushing
         if self.file:
             self.file.close()
+
+
+def _answer(entry):
+    """Raises what a damaged entry raises."""
+    verdict = entry.get("verdict") or {}
+    problems = verdict.get("problems")
+    if problems is not None:
+        problems = [(str(reason), str(words)) for reason, words in problems]
+    refused, rules = entry.get("refused") or "", verdict.get("rules", "")
+    return Answer(entry["target"].strip(), str(refused), problems, rules)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.caption_sets import SPLITS, nwpu_images
 from model.errors import UserError
-from model.files import replacing
+from model.files import parse_json, replacing
 
 # problems of a file that are listed: all that a person would fix by hand
 MOST_LISTED = 1000
@@ -43,7 +43,7 @@ def read_records(path):
             if path.suffix == ".jsonl":
                 yield from _lines(file)
                 return
-            data = json.load(file)
+            data = parse_json(file.read())
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {_json_problem(path, error)}") from None
     except UnicodeDecodeError as error:
@@ -64,7 +64,7 @@ def _lines(file):
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = parse_json(text)
         except json.JSONDecodeError as error:
             # not a bad line but another kind of file
             if number == 1:

@@ -10,6 +10,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from model.files import parse_json
+
 # Why an answer ended: it is whole. Whatever else, a length, an error, a vendor's word: it is not.
 WHOLE = re.compile(
     r"stop|stop.?(?:sequence|token|word|hit)\w*|eos(?:.?token)?|end(?:ed)?|end.?of.?turn|end.?turn|"
@@ -140,8 +142,8 @@ def _json(text):
         shown = f' ("{" ".join(title[1].split())[:60]}")' if title else ""
         raise UnusableReply(f"not a chat completion but a web page{shown}; {URL_HINT}")
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise UnusableReply(f"a reply that is not JSON: {str(error)[:100]}") from None
 
 
@@ -273,8 +275,8 @@ def _unwrapped(text):
     text = NOTE.sub("", text).strip()
     if text[:1] in ("{", "[", '"'):
         try:
-            inner = _inside(json.loads(text))
-        except (ValueError, RecursionError):
+            inner = _inside(parse_json(text))
+        except ValueError:
             inner = ""
         if inner:
             return inner.strip()

@@ -51,7 +51,7 @@ from data.records import (
 from data.stage import DATA, DEFAULT_SET, add_path_options, listed, resolve_paths, run_stage
 from data.transform import image_problem
 from model.errors import UserError
-from model.files import write_text
+from model.files import parse_json, write_text
 
 TASK = (
     "你是遥感影像解译专家。用户给出同一幅遥感图像的若干句（至多五句）英文描述，"
@@ -454,8 +454,8 @@ def at_least(kind, least):
 def json_object(text):
     """A type of argparse: a JSON object that does not name what this script sends."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"expected an object such as {{}}, got {text!r}")

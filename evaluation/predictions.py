@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.errors import UserError
+from model.files import parse_json
 
 from .baselines import BASELINES
 
@@ -90,7 +91,7 @@ def _read_groups(path: Path) -> list[AnswerGroup]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             _check_entry(entry)
             parts = path_parts(entry.get("img") or "")
             if parts and entry.get("answer") is not None:

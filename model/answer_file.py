@@ -5,11 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from model.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from model.files import lock_file, parse_json
 
 BEGINNING = b'{"img": '  # of every line
 
@@ -62,11 +58,9 @@ class AnswerFile:
 
     def _lock(self):
         """Keep other processes out while this file is open."""
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock_file(self._file)
+        except BlockingIOError:
             raise UserError(
                 f"output {self.path}: another run is writing there; wait for it, or name another "
                 "file"
@@ -89,7 +83,7 @@ class AnswerFile:
 def _entry(line):
     """The entry of a line, None where it is no answer."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:
         return None
     if isinstance(entry, dict) and "prompt" in entry and ("answer" in entry or "error" in entry):
@@ -100,7 +94,7 @@ def _entry(line):
 def _is_torn(line):
     """The beginning of an entry; only the last line of a file has no end."""
     try:
-        json.loads(line)
+        parse_json(line)
         return False
     except ValueError:
         return not line.endswith(b"\n") and BEGINNING.startswith(line[: len(BEGINNING)])

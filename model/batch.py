@@ -26,6 +26,7 @@ def answer_rows(
     english=False,
     bands=None,
     batch_size=16,
+    allow_private_hosts=False,
     progress=iter,
 ):
     """Ask the question of each sample (see rows.py); returns the entries in the samples' order.
@@ -34,7 +35,8 @@ def answer_rows(
     history, of the same weights and settings, is not asked again. An image that cannot be read
     gives an entry with "error", which a later run asks again.
     checkpoint: the name it goes by in the entries; base: switch the adapter off; bands: see
-    read_image; progress: wraps the iterable of batches (tqdm). Raises UserError.
+    read_image; allow_private_hosts: fetch addresses in private networks, too; progress: wraps the
+    iterable of batches (tqdm). Raises UserError.
     """
     sampling = sampling or Sampling()
     settings = {
@@ -58,7 +60,7 @@ def answer_rows(
 
     pairs = list(pending.values())
     starts = range(0, len(pairs), batch_size)
-    read = partial(_read, bands=bands)
+    read = partial(_read, bands=bands, allow_private_hosts=allow_private_hosts)
     with ThreadPoolExecutor(READERS) as pool:
         for start in progress(starts) if starts else ():
             batch = pairs[start : start + batch_size]
@@ -86,11 +88,14 @@ def _entry_of(sample):
     return entry
 
 
-def _read(sample, bands):
+def _read(sample, bands, allow_private_hosts):
     """The sample's image, None without one, or the UserError that says what is wrong with it."""
     if not sample.image:
         return None
     try:
+        # An address (a str) in a file may be somebody else's choice
+        if isinstance(sample.image, str) and not allow_private_hosts:
+            return read_image(sample.image, bands, public_only=True)
         return read_image(sample.image, bands)
     except UserError as error:
         return error

@@ -21,7 +21,7 @@ from model.files import PROJECT, read_json, sha256
 from model.find import find_checkpoint
 from model.rows import Sample
 from model.sampling import Sampling
-from model.weight_files import ADAPTER, CARD, CONFIG
+from model.weight_files import ADAPTER, CARD, CONFIG, read_card
 
 # model_type in a folder's configuration -> "module:class", imported when a folder asks for it
 FAMILIES = {
@@ -252,7 +252,7 @@ def family_of(folder: Path) -> type[Family]:
         path = path / (CONFIG if (path / CONFIG).is_file() else "config.json")
     config = read_json(path, "network configuration", dict)
     name = config.get("model_type", DEFAULT_FAMILY)
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(f"{path}: model_type {name!r}, expected one of {known}; name another base")
     module, _, kind = FAMILIES[name].partition(":")
@@ -284,36 +284,36 @@ def open_checkpoint(
         )
 
     card = _adapter_card(folder)
-    base_folder = _base_of(folder, card, base, download)
+    base_folder = base_of_adapter(folder, base, download)
     _check_manifest(folder)
     family = family_of(base_folder).open(
         base_folder, tokenizer=tokenizer or folder, device=device, dtype=dtype, bits=bits
     )
-    if family.base_fingerprint != card["base"]["fingerprint"]:
-        raise UserError(
-            f"adapter {folder}: {base_folder} is not the base it was trained on (fingerprint "
-            f"{family.base_fingerprint}, expected {card['base']['fingerprint']}); name the right "
-            "one with --base_path"
-        )
-    family.load_adapter(card["method"], _adapter_tensors(folder), f"adapter {folder}")
+    check_base(folder, family, base_folder)
+    family.load_adapter(card["method"], adapter_tensors(folder), f"adapter {folder}")
     family.card = card
     return family
 
 
 def _adapter_card(folder):
-    card = read_json(folder / CARD, "checkpoint card", dict)
-    if not {"base", "method"} <= set(card) or not card["base"]:
+    card = read_card(folder)
+    if not card.get("base") or not card.get("method"):
         raise UserError(
             f"adapter {folder}: {CARD} does not say what its base is; copy the folder again"
         )
     return card
 
 
-def _base_of(folder, card, given, download):
-    """The folder of an adapter's base: as given, else where the card says, from here or there."""
+def base_of_adapter(
+    folder: Path, given: str | Path | None = None, download: str | None = None
+) -> Path:
+    """The folder of an adapter's base: as given, else where the card says, from here or there.
+
+    Raises UserError.
+    """
     base = given
     if base is None:
-        base = card["base"]["path"]
+        base = _adapter_card(folder)["base"]["path"]
         for place in (PROJECT / base, folder / base):
             if place.is_dir():
                 base = place
@@ -340,7 +340,18 @@ def _check_manifest(folder):
         )
 
 
-def _adapter_tensors(folder):
+def check_base(folder: Path, family: Family, base_folder: Path) -> None:
+    """UserError unless the family, opened from base_folder, is what an adapter was trained on."""
+    expected = _adapter_card(folder)["base"]["fingerprint"]
+    if family.base_fingerprint != expected:
+        raise UserError(
+            f"adapter {folder}: {base_folder} is not the base it was trained on (fingerprint "
+            f"{family.base_fingerprint}, expected {expected}); name the right one with --base_path"
+        )
+
+
+def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """name -> tensor of an adapter, in its dtype. Raises UserError."""
     try:
         with safe_open(folder / ADAPTER, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
@@ -370,8 +381,8 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
             name = "mps"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # `meta` has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used here ({reason}); try cpu") from None
     return device

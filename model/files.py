@@ -9,6 +9,11 @@ from pathlib import Path
 
 from model.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -74,10 +79,53 @@ def sync_files(folder):
     return files
 
 
+def is_inside(folder, name):
+    """Whether folder / name lies in the folder, whatever links it goes through."""
+    try:
+        path = (Path(folder) / name).resolve()
+        path.exists()
+        return path.is_relative_to(Path(folder).resolve())
+    # a name that no file system takes, a circle of links
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def lock_file(file):
+    """Lock an open file until it is closed -> False where the file system has no locks.
+
+    Raises BlockingIOError where another process holds it.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise BlockingIOError from None
+    except OSError:
+        return False
+    return True
+
+
 def sha256(path):
     """Hex digest of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(text):
+    """JSON (str or bytes) -> its content. Raises JSONDecodeError or UnicodeDecodeError.
+
+    json.loads has other exceptions for what is nested too deeply and for endless numbers.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        problem = "nested too deeply"
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError as error:
+        problem = str(error)
+    raise json.JSONDecodeError(problem, "", 0)
 
 
 def read_json(path, what, kind=None):
@@ -86,7 +134,7 @@ def read_json(path, what, kind=None):
     what: the file's role, for the message; kind: dict or list, if only that will do.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{what} {path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import sha256
-from model.weight_files import CONFIG, HF_CONFIG, weight_files
+from model.weight_files import CONFIG, HF_CONFIG, named_step, weight_files
 
 # Any of them makes a folder a checkpoint: of SAT's and this project's folders, of Hugging Face's.
 CONFIGS = (CONFIG, HF_CONFIG)
@@ -89,7 +89,7 @@ def _checkpoint_in(folder: Path, name: str | os.PathLike) -> Path:
         return folder
     latest = folder / "latest"
     if latest.is_file():
-        step = folder / latest.read_text(errors="replace").strip()
+        step = named_step(folder)
         if _has_config(step):
             return step
     raise UserError(

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from model.errors import UserError
-from model.files import PROJECT, read_json
+from model.files import PROJECT, parse_json, read_json
 from model.images import blank_image, nearby, read_image
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
@@ -64,7 +64,7 @@ def _read(path, forms):
     if path.suffix == ".jsonl":
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
-            rows = [json.loads(line) for line in lines if line.strip()]
+            rows = [parse_json(line) for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise UserError(f"rows {path}: not readable as JSON lines ({error})") from None
     else:

@@ -7,9 +7,10 @@ This project: `model_config.json`, `remoteglm.json`, `model.safetensors` or `ada
 
 import re
 from pathlib import Path
+from typing import Any
 
 from model.errors import UserError
-from model.files import read_json
+from model.files import is_inside, read_json
 
 CONFIG = "model_config.json"
 HF_CONFIG = "config.json"
@@ -17,6 +18,36 @@ CARD = "remoteglm.json"
 # all weights of a network; the trained tensors only
 FULL = "model.safetensors"
 ADAPTER = "adapter.safetensors"
+# Of the card: objects that may be there, and the fields that each needs
+CARD_FIELDS: dict[str, dict[str, type]] = {
+    "base": {"path": str, "fingerprint": str},
+    "method": {"name": str},
+    "quantization": {"bits": int},
+}
+MAX_TAG = 255  # characters of a folder's name
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, {} where it has no card. Raises UserError."""
+    if not (folder / CARD).is_file():
+        return {}
+    card = read_json(folder / CARD, "checkpoint card", dict)
+    for key, fields in CARD_FIELDS.items():
+        value = card.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            raise UserError(
+                f"checkpoint card {folder / CARD}: {key} is {type(value).__name__}, expected an "
+                "object; copy it again"
+            )
+        for name, kind in fields.items():
+            if not isinstance(value.get(name), kind):
+                raise UserError(
+                    f"checkpoint card {folder / CARD}: {key}.{name} is missing or of another "
+                    "kind; copy it again"
+                )
+    return card
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -41,21 +72,39 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _sat_file(folder: Path) -> Path:
     """The weight file of the step that SAT's `latest` names."""
-    try:
-        tag = (folder / "latest").read_text(errors="replace").strip()
-    except FileNotFoundError:
+    if not (folder / "latest").is_file():
         raise UserError(
             f"checkpoint {folder}: no weights; expected {FULL}, or SAT's `latest` and "
             "<step>/mp_rank_00_model_states.pt"
-        ) from None
-
-    # SAT reads a step as a number: 0300 means the folder 300.
-    step = folder / (str(int(tag)) if tag.isdigit() else tag)
+        )
+    step = named_step(folder)
     if (step / "mp_rank_01_model_states.pt").exists():
         raise UserError(
             f"checkpoint {step}: split for model parallelism; merge its parts with SAT first"
         )
     return step / "mp_rank_00_model_states.pt"
+
+
+def named_step(folder: Path) -> Path:
+    """The folder of the step that `latest` names, which may not exist.
+
+    Raises UserError where it cannot be read or leads out of the folder: whoever prepared it could
+    have any file taken for the weights.
+    """
+    try:
+        with open(folder / "latest", encoding="utf-8", errors="replace") as file:
+            tag = file.read(MAX_TAG).strip()
+    except OSError as error:
+        raise UserError(f"checkpoint {folder}: latest cannot be read: {error.strerror}") from None
+
+    # SAT reads a step as a number: 0300 means the folder 300.
+    tag = str(int(tag)) if tag.isdecimal() else tag
+    if not is_inside(folder, tag):
+        raise UserError(
+            f"checkpoint {folder}: its `latest` names {tag[:100]!r}, expected a folder inside; "
+            "name the step's own folder"
+        )
+    return folder / tag
 
 
 def _hf_files(folder: Path, pattern: str) -> list[Path]:
@@ -76,9 +125,17 @@ def _hf_files(folder: Path, pattern: str) -> list[Path]:
 def _indexed_files(folder: Path, index: Path) -> list[Path]:
     """The weight files that an index lists. UserError if it lists none or one is missing."""
     content = read_json(index, "list of weight files", dict)
-    names = sorted(set(content.get("weight_map", {}).values()))
-    if not names:
+    weight_map = content.get("weight_map") or {}
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"checkpoint {folder}: {index.name} lists no weight files; fetch it again")
+    for name in weight_map.values():
+        # Of the file's own name: a cache keeps the files themselves elsewhere, behind links
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(
+                f"checkpoint {folder}: {index.name} names {str(name)[:100]!r}, expected files of "
+                "this folder; fetch it again"
+            )
+    names = sorted(set(weight_map.values()))
 
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

@@ -425,7 +425,7 @@ class TestRunFolder:
         ]
 
     def test_damaged_step_is_passed_over(self, finished, tmp_path):
-        args, file = self.copy(finished, tmp_path), "state/engine/mp_rank_00_model_states.pt"
+        args, file = self.copy(finished, tmp_path), "state/optimizer-0.safetensors"
         for name in (file, "adapter.safetensors", "complete.json"):
             path = tmp_path / "x" / "12" / name
             kept = path.read_bytes()
@@ -1495,7 +1495,7 @@ def test_user_errors_are_one_line(pretrained, rows, vocabulary, tmp_path, option
     [
         ({"NUM_GPUS": "1"}, "python {script} --lr 1"),
         ({"NUM_GPUS": ""}, "python {script} --lr 1"),  # as many as there are: the stand-in says 0
-        ({"NUM_GPUS": "2"}, "torchrun --standalone --nproc_per_node 2 {script} --lr 1"),
+        ({"NUM_GPUS": "2"}, "python -P {launch} --standalone --nproc_per_node 2 {script} --lr 1"),
         ({"HOSTFILE": "hosts"}, "deepspeed --hostfile hosts {script} --lr 1"),
         (
             {"HOSTFILE": "hosts", "NUM_GPUS": "4"},
@@ -1530,6 +1530,7 @@ def test_the_launch_script(tmp_path, environment, expected):
     )
     error = "error" in expected
     assert (result.stderr if error else result.stdout).strip() == expected.format(
-        script=tmp_path / "finetune_RemoteGLM.py"
+        script=tmp_path / "finetune_RemoteGLM.py",
+        launch=tmp_path / "model/training/launch.py",
     )
     assert result.returncode == error

@@ -136,7 +136,10 @@ def _look_up(host, port, public_only):
     except (OSError, UnicodeError):
         raise UserError(f"the host {host} is not known here") from None
     if public_only and not all(_is_public(address[0]) for *_, address in found):
-        raise UserError(f"{host} is not on the public network; only public addresses are read here")
+        raise UserError(
+            f"{host} is not on the public network; only public addresses are read here (for files "
+            "that you trust, cli_demo.py --input has --allow-private-hosts)"
+        )
     return found
 
 

@@ -7,8 +7,10 @@ from itertools import chain
 import numpy as np
 import torch
 
+from model.errors import UserError
 from model.images import augment
 from model.rows import load_image
+from model.training.signals import ignore_signals
 
 # Words of rows whose images must not be rotated; an English word by its beginning
 DIRECTION = re.compile(
@@ -100,7 +102,27 @@ def make_loader(dataset, batches, workers):
         persistent_workers=workers > 0,
         # A forked worker shares the network's memory, another would get a copy of it
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         # A generator of its own: drawing from the global one would shift what dropout draws after
         # a resume
         generator=torch.Generator(),
     )
+
+
+def batches_of(loader):
+    """The batches of a loader; a UserError of its workers arrives as they raised it."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except UserError as error:
+            # That of a worker comes with its traceback before it
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+        yield batch
+
+
+def _start_worker(number):
+    # Ctrl-C and the like reach every process of a terminal or job: the trainer decides
+    ignore_signals()

@@ -5,10 +5,13 @@ import math
 import os
 import socket
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
+
+from model.errors import UserError
 
 if not torch.cuda.is_available():
     # Before DeepSpeed's import, or it warns that it guesses
@@ -40,6 +43,58 @@ class Processes:
         value = torch.tensor(float(bool(flag)), device=self.device)
         torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
         return bool(value.item())
+
+    def from_main(self, number):
+        """An int of the main process, in all of them."""
+        if self.world == 1:
+            return number
+        value = torch.tensor(number, device=self.device)
+        torch.distributed.broadcast(value, 0)
+        return int(value.item())
+
+    @contextmanager
+    def together(self):
+        """A context that all processes leave well, or none.
+
+        The UserError of the first that has one is raised there; the others end in silence, instead
+        of waiting for it. Within the context none may wait for another after an error.
+        """
+        error = None
+        try:
+            yield
+        except UserError as caught:
+            error = caught
+        failed = self._first(error is not None)
+        if failed == self.rank:
+            raise error
+        if failed < self.world:
+            raise SystemExit(1)
+
+    def _first(self, flag):
+        """The first process whose flag is set; their number where none is."""
+        own = self.rank if flag else self.world
+        if self.world == 1:
+            return own
+        value = torch.tensor(own, device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MIN)
+        return int(value.item())
+
+
+def is_first_failure():
+    """Whether no process of this run has failed before: what one has said need not be repeated.
+
+    Before the processes know each other: whether this is the first of its machine.
+    """
+    distributed = torch.distributed
+    if not distributed.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    if distributed.get_world_size() == 1:
+        return True
+    try:
+        store = distributed.distributed_c10d._get_default_store()
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # who kept the store has left
+        return False
 
 
 def start_processes(device):

@@ -92,10 +92,7 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise UserError(
-                f"feature cache {self.folder} cannot be written: {error.strerror}; name another "
-                "folder by --vision_cache, or `off`"
-            ) from None
+            raise self._unwritable(error) from None
         return free >= len(self.missing) * self.bytes + SPARE
 
     def fill(self, encode, images, batch=16, progress=iter):
@@ -112,10 +109,19 @@ class FeatureCache:
 
     def _write(self, file, features):
         content = features.contiguous().view(torch.uint8).numpy().tobytes()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Not synced: a file that a power cut damaged is made again
-        with replacing(file, "wb", sync=False) as new:
-            new.write(content + _checksum(content))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Not synced: a file that a power cut damaged is made again
+            with replacing(file, "wb", sync=False) as new:
+                new.write(content + _checksum(content))
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error):
+        return UserError(
+            f"feature cache {self.folder} cannot be written: {error.strerror}; name another "
+            "folder by --vision_cache, or `off`"
+        )
 
     def read(self, image):
         """Features [*shape]. Raises UserError where the file has gone since the run began."""

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from contextlib import contextmanager
 
 import matplotlib
 import torch
@@ -11,7 +12,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
-from model.files import write_text  # noqa: E402
+from model.files import parse_json, write_text  # noqa: E402
 
 # key of a validation loss in metrics.jsonl -> style of its line, label
 CURVES = {
@@ -39,17 +40,33 @@ def plot(entries, path):
     plt.close(figure)
 
 
+def _entry(line):
+    """The entry of a line of metrics.jsonl; None where a crash tore it, or it is none."""
+    try:
+        entry = parse_json(line)
+        if "valid" in entry:
+            entry["valid"] = {OLD_KEYS.get(k, k): loss for k, loss in entry["valid"].items()}
+        return entry if entry["step"] >= 0 else None
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
 def _has(entry, key):
     return key in entry.get("valid", {})
 
 
 class Log:
-    """metrics.jsonl, loss.png and trackers of one run; `open` reads what is there."""
+    """metrics.jsonl, loss.png and trackers of one run; `open` reads what is there.
 
-    def __init__(self, folder, trackers=()):
+    Training never ends for what only looks at it: what fails is told once, by `say`, and left out.
+    """
+
+    def __init__(self, folder, trackers=(), say=print):
         self.folder = folder
-        self.trackers = trackers
+        self.trackers = list(trackers)
         self.entries = []
+        self.say = say
+        self._told = set()
         self._file = None
 
     def open(self, step):
@@ -57,54 +74,73 @@ class Log:
         path = self.folder / "metrics.jsonl"
         lines = []
         if step and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         for line in lines:
-            if not line.endswith("}"):  # torn by a crash
-                continue
-            entry = json.loads(line)
-            if "valid" in entry:
-                entry["valid"] = {OLD_KEYS.get(k, k): loss for k, loss in entry["valid"].items()}
-            if entry["step"] <= step:
+            entry = _entry(line)
+            if entry and entry["step"] <= step:
                 self.entries.append(entry)
-        write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
-        self._file = open(path, "a", encoding="utf-8")
+        with self._not_fatal("metrics.jsonl"):
+            write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
+            # Unbuffered: what a full disk refused is not tried again at the end
+            self._file = open(path, "ab", buffering=0)
         return self
+
+    @contextmanager
+    def _not_fatal(self, what):
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- plots and trackers are other people's code
+            if what not in self._told:
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                self.say(f"{what} left out ({reason[:200]}); the training goes on")
+            self._told.add(what)
 
     def note(self, step, **entry):
         """Write one entry: metrics of training, or valid={name: loss}."""
         self.entries.append({"step": step, **entry})
-        self._file.write(json.dumps(self.entries[-1]) + "\n")
-        self._file.flush()
+        with self._not_fatal("metrics.jsonl"):
+            if self._file:
+                self._file.write((json.dumps(self.entries[-1]) + "\n").encode())
         metrics = entry
         if "valid" in entry:
             metrics = {f"valid/{name}": value for name, value in entry["valid"].items()}
-        for tracker in self.trackers:
-            tracker(step, metrics)
+        for number, tracker in enumerate(self.trackers, 1):
+            with self._not_fatal(f"tracker {number} of --report"):
+                tracker(step, metrics)
 
     def draw(self):
         """Write loss.png. Not at every reading: a plot takes longer than a small step."""
-        plot(self.entries, self.folder / "loss.png")
+        with self._not_fatal("loss.png"):
+            plot(self.entries, self.folder / "loss.png")
+
+    def track(self, names, run_name, options):
+        """Also log to "wandb" and "tensorboard"."""
+        for name in names:
+            with self._not_fatal(name):
+                self.trackers.append(TRACKERS[name](self.folder, run_name, options))
 
 
-def make_trackers(names, folder, name, options):
-    """Functions (step, metrics) that log to "wandb" and "tensorboard"."""
-    trackers = []
-    if "wandb" in names:
-        import wandb
+def _wandb(folder, name, options):
+    """A function (step, metrics) that logs to Weights & Biases."""
+    import wandb
 
-        run = wandb.init(project="RemoteGLM", name=name, dir=str(folder), config=options)
-        trackers.append(lambda step, metrics: run.log(metrics, step=step))
-    if "tensorboard" in names:
-        from torch.utils.tensorboard import SummaryWriter
+    run = wandb.init(project="RemoteGLM", name=name, dir=str(folder), config=options)
+    return lambda step, metrics: run.log(metrics, step=step)
 
-        writer = SummaryWriter(folder / "tensorboard")
 
-        def to_tensorboard(step, metrics):
-            for key, value in metrics.items():
-                writer.add_scalar(key, value, step)
+def _tensorboard(folder, name, options):
+    from torch.utils.tensorboard import SummaryWriter
 
-        trackers.append(to_tensorboard)
-    return trackers
+    writer = SummaryWriter(folder / "tensorboard")
+
+    def write(step, metrics):
+        for key, value in metrics.items():
+            writer.add_scalar(key, value, step)
+
+    return write
+
+
+TRACKERS = {"wandb": _wandb, "tensorboard": _tensorboard}
 
 
 def memory_gb(device):

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -11,13 +10,14 @@ from tqdm import tqdm
 
 from model.errors import UserError
 from model.family import Family
-from model.training.dataset import RowDataset
+from model.training.dataset import RowDataset, batches_of
 from model.training.engine import CheckedAdamW, Processes, to_device
 from model.training.log import Log, Meter, memory_gb
 from model.training.options import Options
 from model.training.resume import Progress, save_step, step_bytes
 from model.training.run_folder import RunFolder
 from model.training.sampler import DistributedBatchSampler
+from model.training.signals import NotedSignals
 from model.training.validation import Validation
 
 MAX_BAD_STEPS = 10  # in a row with NaN or Inf gradients before a run is given up
@@ -38,7 +38,6 @@ class Trainer:
 
     sampler, loader: of this process's micro-batches of the dataset; validation: None without
     validation rows; log: None but in the main process; card, state: what is saved with each step;
-    outdated: steps of a run that this one replaces, removed once there is something in their place;
     start_time: of the process, on the clock of time.perf_counter.
     """
 
@@ -57,7 +56,6 @@ class Trainer:
     card: dict[str, Any]
     state: dict[str, Any]
     progress: Progress
-    outdated: list[int]
     start_time: float
     meter: Meter = field(default_factory=Meter)
     signals: list[int] = field(default_factory=list)  # received by this process
@@ -96,9 +94,10 @@ class Trainer:
         epoch, start = divmod(self.progress.step, self.plan.steps_per_epoch)
         self.sampler.epoch = epoch
         self.sampler.start = start
-        batches = iter(self.loader)
+        batches = batches_of(self.loader)
         for rows in self.sampler.plan(epoch)[start:]:
-            learning_rate = self.train_step(rows, batches)
+            micro_batches = self._read(batches)
+            learning_rate = self.train_step(rows, micro_batches)
             bar.update()
             step = self.progress.step
             self._check_gradients()
@@ -115,12 +114,17 @@ class Trainer:
             if is_over:
                 return
 
-    def train_step(self, rows, batches):
+    def _read(self, batches):
+        """The micro-batches of a step. UserError in one process where any cannot read its own."""
+        with self.processes.together():
+            return [next(batches) for _ in range(self.options.gradient_accumulation_steps)]
+
+    def train_step(self, rows, micro_batches):
         """One optimizer step on the planned rows of all processes -> its learning rate."""
         total_target_tokens = int(self.dataset.target_counts[rows].sum())
-        accumulation_steps = self.options.gradient_accumulation_steps
-        for _ in range(accumulation_steps):
-            batch = to_device(next(batches), self.processes.device)
+        accumulation_steps = len(micro_batches)
+        for batch in micro_batches:
+            batch = to_device(batch, self.processes.device)
             loss = self.engine(**batch)[1]
             # The mean over the target tokens of the whole step; DeepSpeed would average the means
             # of micro-batches and processes
@@ -159,15 +163,16 @@ class Trainer:
 
     def save(self):
         """Save the step under way, and remove what need not be kept. Raises UserError."""
-        self.run.check_space(step_bytes(self.family, self.card))
+        with self.processes.together():
+            self.run.check_space(step_bytes(self.family, self.card))
         state = self.state | {"skipped": self.optimizer.skipped}
         save_step(
             self.run, self.family, self.engine, self.processes, self.card, state, self.progress
         )
         step, best = self.progress.step, self.progress.best
         if self.processes.is_main:
-            self.run.drop(set(self.outdated) - {step})
-            self.outdated.clear()
+            self.run.drop(set(self.run.replaced()) - {step})
+            self.run.replace([])
             self.log.draw()
             if best and best["step"] == step:
                 self.run.point("best", step)
@@ -210,24 +215,3 @@ class Trainer:
             unit="step",
             mininterval=1 if sys.stderr.isatty() else 30,
         )
-
-
-class NotedSignals:
-    """A context in which SIGINT and SIGTERM are only noted, in a list."""
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, received):
-        self.received = received
-        self.handlers = {}
-
-    def __enter__(self):
-        for number in self.numbers:
-            self.handlers[number] = signal.signal(number, self._note)
-
-    def _note(self, number, frame):
-        self.received.append(number)
-
-    def __exit__(self, *_):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)

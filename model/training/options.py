@@ -7,7 +7,9 @@ import dataclasses
 import importlib.util
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from model.errors import UserError
 from model.files import PROJECT
 
 
@@ -63,8 +65,8 @@ class Options:
     from_pretrained: str = option(
         MODEL,
         "visualglm-6b",
-        "base (or a full checkpoint to continue from): a folder, or a name to look up in SAT_HOME "
-        "and the Hugging Face and ModelScope caches",
+        "base, or a full checkpoint or an adapter to train on from in a new run: a folder, or a "
+        "name to look up in SAT_HOME and the Hugging Face and ModelScope caches",
     )
     download: str = option(
         MODEL,
@@ -184,6 +186,12 @@ class Options:
     resume: bool = option(
         RUN, False, "continue, with the same settings, from the experiment's last complete step"
     )
+    extend: bool = option(
+        RUN,
+        False,
+        "with --resume: train on to a larger --train-iters or --epochs than the run was planned "
+        "for; from here on the learning rate follows the schedule of the new number of steps",
+    )
     overwrite: bool = option(RUN, False, "start again where the experiment's folder holds a run")
     save_interval: int = option(
         RUN, 0, "save every so many steps; 0: after each validation, and at the end"
@@ -218,6 +226,17 @@ IGNORED = {
     "--model-parallel-size": (1, "one network per process; --zero-stage 3 shares its weights"),
 }
 
+# What an adapter decides: method -> option -> key of the method in its card
+ADAPTER_OPTIONS = {
+    "lora": {
+        "lora_rank": "rank",
+        "lora_alpha": "alpha",
+        "lora_targets": "targets",
+        "layer_range": "layers",
+    },
+    "ptuning": {"pre_seq_len": "length"},
+}
+LORA_OPTIONS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "layer_range")
 POSITIVE = (
     "batch_size",
     "eval_batch_size",
@@ -267,6 +286,10 @@ def contradictions(options):
         yield "--model_config is a network to train from scratch, which needs --method full"
     if options.resume and options.overwrite:
         yield "--resume and --overwrite exclude each other: give one"
+    if options.extend and not options.resume:
+        yield "--extend needs --resume"
+    if Path(options.experiment_name).name in ("", ".."):
+        yield f"--experiment-name {options.experiment_name!r}: expected the name of a folder"
     if options.offload and not options.zero_stage:
         yield "--offload needs --zero-stage 1, 2 or 3"
     if options.method == "qlora" and options.zero_stage == 3:
@@ -291,6 +314,8 @@ def _out_of_range(options):
     for name, value in vars(options).items():
         if isinstance(value, float) and not math.isfinite(value):
             yield f"--{name} {value}: must be a finite number"
+        if isinstance(value, int) and abs(value) >= 2**63:
+            yield f"--{name} {value}: must be below 2**63"
     for name in POSITIVE:
         if getattr(options, name) <= 0:
             yield f"--{name} {getattr(options, name)}: must be above 0"
@@ -307,6 +332,52 @@ def _out_of_range(options):
         )
     if options.augment > 1:
         yield f"--augment {options.augment}: a share of each side, at most 1"
+
+
+def without_effect(options):
+    """Names of options that were chosen but have no effect with this method."""
+    methods = dict.fromkeys(LORA_OPTIONS, ("lora", "qlora")) | {"pre_seq_len": ("ptuning",)}
+    chosen = {field.name: field.default for field in dataclasses.fields(Options)}
+    chosen["lora_targets"] = Options().lora_targets
+    return [
+        name
+        for name, users in methods.items()
+        if options.method not in users and getattr(options, name) != chosen[name]
+    ]
+
+
+def like_adapter(options, method, source):
+    """The options with an adapter's method, which a run that starts from it trains on.
+
+    method: of its card; source: named in the message of UserError, which lists what was asked for
+    and is another.
+    """
+    own = dict(ADAPTER_OPTIONS.get(method["name"], {}))
+    values = {name: method[key] for name, key in own.items() if key in method}
+    values["trainable"] = method.get("parts", [])
+    if "layer_range" in values:
+        values["layer_range"] = [str(layer) for layer in values["layer_range"]]
+    is_same = options.method.removeprefix("q") == method["name"]  # qlora trains lora
+    if not is_same and options.method != Options.method:
+        raise UserError(
+            f"adapter {source} holds {method['name']}: it cannot be trained on as --method "
+            f"{options.method}; leave that out, or merge it first (export_RemoteGLM.py --format "
+            "sat)"
+        )
+    if not is_same:
+        values["method"] = method["name"]
+
+    default = Options()
+    for name, value in values.items():
+        asked = getattr(options, name)
+        if name == "layer_range" and asked:
+            asked = [str(layer) for layer in layers(asked)]
+        if name != "method" and asked not in (getattr(default, name), value):
+            raise UserError(
+                f"--{name} {asked}: the adapter {source} has {value}; leave it out to train on "
+                "from there"
+            )
+    return dataclasses.replace(options, **values)
 
 
 def layers(words):

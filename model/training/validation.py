@@ -5,7 +5,7 @@ import random
 import torch
 
 from model.rows import blank_images, shuffle_images
-from model.training.dataset import make_loader
+from model.training.dataset import batches_of, make_loader
 from model.training.engine import to_device
 from model.training.sampler import validation_batches
 
@@ -32,7 +32,7 @@ class Validation:
         network = self.family.network
         network.eval()
         total_loss, total_tokens = 0.0, 0
-        for batch, counted in zip(loader, self.counted):
+        for batch, counted in zip(batches_of(loader), self.counted):
             batch = to_device(batch, self.processes.device)
             loss = network(**batch)[1].item()
             if counted:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from model.errors import UserError
-from model.files import diagnosis, read_json, replacing_folder
+from model.files import diagnosis, replacing_folder
 from model.visualglm.layouts import QKV, fingerprint, parts_first, read_config, sat_name
 from model.visualglm.lora import PTUNING, adapter_names, add_method, part_names
 from model.visualglm.network import VisualGLM
@@ -35,7 +35,7 @@ from model.visualglm.quantization import (
     quantized_tensors,
 )
 from model.visualglm.tokenizer import VOCABULARY, Tokenizer, find_vocabulary
-from model.weight_files import ADAPTER, CARD, CONFIG, FULL, weight_files
+from model.weight_files import ADAPTER, CARD, CONFIG, FULL, read_card, weight_files
 
 LORA_MATRIX = re.compile(r"(.*)\.matrix_([AB])\.(\d+)")
 # Parameters from which a CPU takes bfloat16: VisualGLM-6B is 31 GB in float32
@@ -127,9 +127,7 @@ def open_stored(folder):
     folder = Path(folder)
     huggingface = not (folder / CONFIG).is_file() and (folder / "config.json").is_file()
     config = read_config(folder / ("config.json" if huggingface else CONFIG))
-    card = {}
-    if (folder / CARD).is_file():
-        card = read_json(folder / CARD, "checkpoint card", dict)
+    card = read_card(folder)
 
     readers = {}
     for path in weight_files(folder):
@@ -152,14 +150,19 @@ def _tensors_of(path):
         state = _unpickled(path)
         if path.suffix == ".pt":
             state = state["module"]
+        if not all(isinstance(name, str) and torch.is_tensor(t) for name, t in state.items()):
+            raise TypeError("not a table of tensors by name")
         return {name: lambda tensor=tensor: tensor for name, tensor in state.items()}
     except FileNotFoundError:
         raise UserError(
             f"checkpoint {path.parent}: {path.name} is missing; fetch it again"
         ) from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path}: the weights cannot be read: {_unpickling_problem(error, path)}"
+        ) from None
     except (
         SafetensorError,
-        pickle.UnpicklingError,
         RuntimeError,
         EOFError,
         KeyError,
@@ -171,6 +174,17 @@ def _tensors_of(path):
         raise UserError(
             f"checkpoint {path}: the weights cannot be read ({reason}){diagnosis(path)}"
         ) from None
+
+
+def _unpickling_problem(error, path):
+    """Our words for torch's, which end in advice to run the file's code."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if not foreign:
+        return f"they are no table of tensors{diagnosis(path)}"
+    return (
+        f"a pickle that calls {foreign[1]}, which could do anything on this machine. Nothing of it "
+        "was run; get the weights as safetensors, or a file that holds tensors alone"
+    )
 
 
 def _unpickled(path):

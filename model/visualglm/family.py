@@ -17,6 +17,7 @@ from model.visualglm.checkpoint import (
     open_stored,
     write_folder,
 )
+from model.visualglm.config_check import check_memory
 from model.visualglm.generate import generate
 from model.visualglm.layouts import fingerprint, read_config
 from model.visualglm.lora import (
@@ -88,6 +89,7 @@ class VisualGLMFamily(Family):
     @classmethod
     def from_config(cls, config, *, tokenizer, device, dtype):
         parsed = read_config(config)
+        check_memory(parsed, config)
         words = Tokenizer(find_vocabulary(Path(config).parent, tokenizer), parsed)
         network = VisualGLM(parsed).to(device=device, dtype=dtype)
         return cls(network, words, parsed, base_fingerprint=fingerprint(network.state_dict()))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import read_json
+from model.visualglm.config_check import check_config, shown
 
 CONFIG_KEYS = (
     "num_layers",
@@ -52,7 +53,10 @@ def read_config(path):
     for key in CONFIG_KEYS:
         kind, name = (dict, "an object") if key.endswith("_args") else ((int, float), "a number")
         if not isinstance(config[key], kind):
-            raise UserError(f"{path}: {key} is {config[key]!r}, expected {name}; copy it again")
+            raise UserError(
+                f"{path}: {key} is {shown(config[key])}, expected {name}; copy it again"
+            )
+    check_config(config, path)
     return config
 
 

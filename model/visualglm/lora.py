@@ -18,6 +18,7 @@ from model.visualglm.sat import LoraLinear, PTuningV2Mixin
 
 LORA_TARGETS = ("attention", "mlp", "vision", "projection")
 PTUNING = "mixins.ptuning."
+MAX_SIZE = 100_000  # of a rank or a prefix; what is above is a damaged card
 
 
 class Lora(LoraLinear):
@@ -74,12 +75,8 @@ def add_lora(network, rank, alpha, layers, dropout=0.0, targets=("attention",)):
     """Add LoRA, scaled by alpha / rank, to the targets.
 
     layers: indices of language-model layers; targets: attention (q, k, v and output) and mlp of
-    those layers, vision (attention of the whole tower), projection. Raises UserError.
+    those layers, vision (attention of the whole tower), projection.
     """
-    depth = network.config.num_layers
-    outside = [layer for layer in layers if not 0 <= layer < depth]
-    if outside:
-        raise UserError(f"layer_range names layers {outside}; the network has layers 0-{depth - 1}")
     for parent, name, projections in _lora_places(network, layers, targets):
         linear = getattr(parent, name)
         added = Lora(linear, projections, rank, alpha, dropout, network.device, network.dtype)
@@ -94,8 +91,31 @@ def add_ptuning(network, length):
     network.add_mixin("ptuning", mixin.to(network.device, network.dtype))
 
 
+def check_method(method, depth):
+    """UserError for a method, as of a card, that a network of so many layers cannot have."""
+    wanted = {"lora": ("rank", "layers"), "ptuning": ("length",), "full": ()}
+    name = method.get("name")
+    if name not in wanted:
+        raise UserError(f"method {name!r}: expected one of {', '.join(wanted)}")
+    for key in wanted[name]:
+        value = method.get(key)
+        is_number = type(value) is int and 1 <= value <= MAX_SIZE
+        if key != "layers" and not is_number:
+            raise UserError(f"method {name}: {key} is {value!r}, expected 1 to {MAX_SIZE:,}")
+
+    layers = method.get("layers", [])
+    if not isinstance(layers, list) or any(type(layer) is not int for layer in layers):
+        raise UserError(f"method {name}: layers must be a list of whole numbers")
+    outside = [layer for layer in layers if not 0 <= layer < depth]
+    if outside:
+        raise UserError(
+            f"layer_range names layers {outside[:9]}; the network has layers 0-{depth - 1}"
+        )
+
+
 def add_method(network, method):
-    """Add the tensors that the method trains; "full" adds none."""
+    """Add the tensors that the method trains; "full" adds none. Raises UserError."""
+    check_method(method, network.config.num_layers)
     if method["name"] == "lora":
         add_lora(
             network,
