@@ -239,9 +239,7 @@ class _Problems:
         if self.count == self.empty < good:
             return
         if not self.count:
-            if not good:
-                raise UserError(f"{self.path} holds no records")
-            return
+            raise UserError(f"{self.path} holds no records")
 
         # a file of another kind: the same once for all
         if self.count == self.without_key > ON_ONE_LINE and not good:
@@ -313,7 +311,6 @@ def image_records(path, key, problem_of, limit=None, unique=True, notes=None):
 
     Names get / for \\, splits their usual spelling; `notes`, a Tally, says which.
     """
-
     notes = notes or Tally()
 
     def problem(record):

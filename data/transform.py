@@ -41,7 +41,7 @@ def image_problem(image):
     if "sentences" not in image and sentences is None and set(image) - {"filename", "split"}:
         return no_key(image, "sentences")
     if sentences is None or sentences == []:
-        return Fault(expected, ", got none", empty=True)
+        return split_problem(image) or Fault(expected, ", got none", empty=True)
     if not isinstance(sentences, list):
         return Fault(expected, f", got {type(sentences).__name__}")
 
@@ -159,7 +159,7 @@ class Counts:
         self.written[sentences] += 1
 
     def complaint(self):
-        """What is wrong with sentences and names, or None."""
+        """What is wrong with sentences and names; "" for nothing."""
         parts = self.faults.lines("images")
         if self.wordless:
             what = "without words (blank, null or only punctuation)"

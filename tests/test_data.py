@@ -443,6 +443,9 @@ def test_images_without_sentences_are_left_out_where_they_are_few(tmp_path, caps
     assert status == 0 and [row["imged_id"] for row in rows] == ["1.tif", "2.tif"]
     assert "1 images left out" in message and "'x.tif'" in message and message.count("\n") == 1
     assert run_transform(tmp_path, capsys, [image("1.tif"), bare])[0] == 1
+    odd = {**bare, "filename": "y.tif", "split": "dev"}
+    message = run_transform(tmp_path, capsys, [*images, odd])[3]
+    assert "got 'dev'" in message
 
 
 # kinds of fault: what record number i has of them, and the words of the one line
