@@ -8,6 +8,15 @@ import re
 from dataclasses import dataclass
 
 SPLITS = ("train", "val", "test")
+# other words for them; restval, the part of COCO's val that Karpathy's split left over, is used as
+# training data by all
+SPELLINGS = {
+    "training": "train",
+    "restval": "train",
+    "validation": "val",
+    "valid": "val",
+    "testing": "test",
+}
 RSICD_PAGE = "the RSICD_optimal project page on GitHub (201528014227051/RSICD_optimal)"
 
 
@@ -155,23 +164,40 @@ def described(splits):
     return text
 
 
+def split_of(text):
+    """The split that a text means, in whatever case; the text itself if it is none."""
+    word = str(text).strip().lower()
+    word = SPELLINGS.get(word, word)
+    return word if word in SPLITS else text
+
+
 def nwpu_images(data):
     """NWPU-Captions' layout -> a list of images in the Karpathy layout, or None if it is not that.
 
     data: {class: [{"filename", "split", "raw", "raw_1", ..., "raw_4"}]}; the images of a class lie
     in a folder of its name.
     """
+    if not all(isinstance(images, list) for images in data.values()):
+        return None
     found = []
     for folder, images in data.items():
-        if not isinstance(images, list) or not images:
-            return None
-        for image in images:
-            if not isinstance(image, dict) or "raw" not in image:
-                return None
-            keys = [key for key in image if key == "raw" or key.startswith("raw_")]
-            changes = {
-                "filename": f"{folder}/{image.get('filename')}",
-                "sentences": [{"raw": image[key]} for key in keys],
-            }
-            found.append({**image, **changes})
-    return found
+        found += [_in_folder(folder, image) for image in images]
+    known = any(isinstance(image, dict) and "raw" in image for image in found)
+    return found if known else None
+
+
+def _in_folder(folder, image):
+    if isinstance(image, dict) and isinstance(image.get("filename"), str):
+        return {**image, "filename": f"{folder}/{image['filename']}"}
+    return image
+
+
+def listed_sentences(image):
+    """What an image has under `sentences` or, as in NWPU-Captions, under raw, raw_1, ...; or None.
+
+    [{"raw": text}, ...] where it is as it should be.
+    """
+    if "sentences" in image or "raw" not in image:
+        return image.get("sentences")
+    keys = [key for key in image if key == "raw" or key.startswith("raw_")]
+    return [{"raw": image[key]} for key in keys]

@@ -20,15 +20,9 @@ from command_line import Parser, add_bands_option
 from data import exports, instructions
 from data.caption_sets import CAPTION_SETS, SPLITS
 from data.image_check import CACHE, Use, check_images, find
-from data.records import (
-    caption_records,
-    checked_records,
-    record_writer,
-    split_problem,
-    text_problem,
-)
+from data.records import caption_records, record_writer, split_problem, text_problem
 from data.stage import PROJECT, add_path_options, listed, resolve_inputs, run_stage
-from data.transform import image_problem
+from data.transform import caption_set, image_problem, sentences_of
 from model.errors import UserError
 
 PROMPT = "这张遥感图像展现了什么场景？"
@@ -77,10 +71,10 @@ def read_captions(path, sentences):
         return text_problem(image, "split") or problem_of(image)
 
     splits, english = {}, {}
-    for image in checked_records(path, "filename", problem):
+    for image in caption_set(path, problem):
         splits[image["filename"]] = image["split"]
         if sentences:
-            english[image["filename"]] = [sentence["raw"] for sentence in image["sentences"]]
+            english[image["filename"]] = sentences_of(image)
     return splits, english
 
 
@@ -191,7 +185,8 @@ def check(sources, folders, args):
         raise UserError("; ".join([*parts, "check --image-root, or replace the files"]))
 
     rows = sum(use.img in dropped for use in uses)
-    parts.append(f"--strict stops instead (checks are kept in {cache})")
+    kept = f" (checks are kept in {cache})" if cache.exists() else ""
+    parts.append(f"--strict stops instead{kept}")
     warn("; ".join([f"{rows} rows dropped", *parts]))
     return dropped
 

@@ -1,27 +1,94 @@
 """Record files, JSON arrays or .jsonl: reading, checking every record, writing atomically."""
 
+import html
 import json
+import re
 import reprlib
+from collections import Counter
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
-from data.caption_sets import SPLITS, nwpu_images
+from data.caption_sets import SPLITS, nwpu_images, split_of
 from model.errors import UserError
-from model.files import parse_json, replacing
+from model.files import diagnosis, parse_json, replacing
 
-# problems of a file that are listed: all that a person would fix by hand
+# records without content that are listed: all that a person would fill by hand
 MOST_LISTED = 1000
-# as many problems share one line; more stand one a line
+# as many faults share one line, each in full; of more there is a line for each kind
 ON_ONE_LINE = 5
+# examples of a kind: of one value, and in all where values differ
+OF_A_VALUE, OF_A_KIND = 3, 8
+# what spreadsheets and data frames write for nothing
+NOTHING = {"nan", "none", "null", "n/a", "<na>"}
+ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
+
+
+class Fault(NamedTuple):
+    """What is wrong with a record; those of a kind share a line."""
+
+    kind: str
+    # how it shows in this record, following on `kind`: ", got 5"
+    seen: str = ""
+    # the form is right, there is just no content: few of them do not stop a run
+    empty: bool = False
+
+    def __str__(self):
+        return self.kind + self.seen
+
+
+class Tally:
+    """How often each kind occurred, with the first few examples; in the order of appearance."""
+
+    def __init__(self):
+        self.counts = Counter()
+        # {kind: [example, ...]}
+        self.examples = {}
+        self.values = set()
+
+    def add(self, kind, example, value=""):
+        """value: one that was not seen before is worth an example even where there are some."""
+        self.counts[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        new = (kind, value) not in self.values
+        if len(examples) < (OF_A_KIND if new else OF_A_VALUE):
+            examples.append(example)
+            self.values.add((kind, value))
+
+    def lines(self, what):
+        """["9 WHAT KIND: EXAMPLE; EXAMPLE; and 7 more", ...]"""
+        return [self.line(kind, what) for kind in self.counts]
+
+    def line(self, kind, what):
+        count, examples = self.counts[kind], self.examples[kind]
+        more = f"; and {count - len(examples)} more" if count > len(examples) else ""
+        return f"{count} {what} {kind}: {'; '.join(examples)}{more}"
+
+
+def has_words(text):
+    """Whether a text says anything: not blank, invisible, punctuation, or a word for nothing."""
+    text = html.unescape(text)
+    # half a surrogate pair is damage to report, not a blank
+    words = any(char.isalnum() or "\ud800" <= char <= "\udfff" for char in text)
+    return words and text.strip().lower() not in NOTHING
+
+
+def no_key(record, key):
+    keys = ", ".join(islice(record, 12)) + (", ..." if len(record) > 12 else "")
+    return Fault(f"no {key!r} among its keys", f" ({keys})")
+
+
+def got(expected, value):
+    return Fault(f"expected {expected}", f", got {reprlib.repr(value)}")
 
 
 def text_problem(record, key):
     """What is wrong with the text under `key`, or None."""
     if key not in record:
-        return f"no {key!r} among its keys ({', '.join(record)})"
-    if not isinstance(record[key], str) or not record[key].strip():
-        return f"expected text in {key!r}, got {reprlib.repr(record[key])}"
+        return no_key(record, key)
+    if not isinstance(record[key], str) or not has_words(record[key]):
+        return got(f"text in {key!r}", record[key])
     return None
 
 
@@ -29,25 +96,25 @@ def split_problem(record):
     """What is wrong with the split of a record, or None; it may have none."""
     if record.get("split", SPLITS[0]) in SPLITS:
         return None
-    return f"expected 'split' train, val or test, got {reprlib.repr(record['split'])}"
+    return got("'split' train, val or test", record["split"])
 
 
 def read_records(path):
     """Yield (where, record) of a JSON array, of {"images": [...]}, or of a .jsonl line by line.
 
-    UTF-8, a BOM and CRLF are allowed. The record of a line that is not JSON is the
-    JSONDecodeError, so that one bad line does not hide the next. Raises UserError.
+    UTF-8, UTF-16, a BOM and CRLF are allowed; NaN is null. The record of a line that is not JSON is
+    the exception, so that one bad line does not hide the next. Raises UserError.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with _open(path) as file:
             if path.suffix == ".jsonl":
                 yield from _lines(file)
                 return
-            data = parse_json(file.read())
+            data = _parsed(file.read())
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {_json_problem(path, error)}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (at byte {error.start}): save it as UTF-8") from None
+    except UnicodeError as error:
+        raise UserError(f"{path} {_encoding_problem(path, error)}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
@@ -59,102 +126,214 @@ def read_records(path):
         yield f"record {index}", record
 
 
+def _open(path):
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start.startswith(ARCHIVES):
+        raise UserError(f"{path} is an archive: unpack it")
+    encoding = json.detect_encoding(start[:4])
+    return open(path, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
+
+
+def _parsed(text):
+    # NaN and Infinity are not JSON, but data frames write them
+    return parse_json(text, parse_constant=lambda _: None)
+
+
 def _lines(file):
     for number, text in enumerate(file, 1):
         if not text.strip():
             continue
         try:
-            record = parse_json(text)
+            record = _parsed(text)
         except json.JSONDecodeError as error:
             # not a bad line but another kind of file
             if number == 1:
                 raise
             record = error
+            if not text.endswith("\n"):
+                error.msg += "; the file ends in the middle: copy or download it again"
         yield f"line {number}", record
 
 
 def _json_problem(path, error):
+    text = error.doc.strip()
+    if not text or text[0] in "<\0" or text.startswith("version https://git-lfs"):
+        return f"line 1 column 1: {error.msg}{diagnosis(path)}"
     if path.suffix == ".jsonl":
         return f"line 1: {error.msg}; an array needs a name ending in .json"
-    text = f"line {error.lineno} column {error.colno}: {error.msg}"
+
+    problem = f"line {error.lineno} column {error.colno}: {error.msg}"
     if error.msg == "Extra data":
-        text += "; one record a line needs a name ending in .jsonl"
-    return text
+        return f"{problem}; one record a line needs a name ending in .jsonl"
+    if text[0] in "[{" and (text[-1] not in "]}" or not error.doc[error.pos :].strip()):
+        return f"{problem}: the file ends in the middle{diagnosis(path)}"
+    return problem
+
+
+def _encoding_problem(path, error):
+    encoding = getattr(error, "encoding", "UTF-16")
+    where = ""
+    if path.suffix != ".jsonl":
+        where = f" (at byte {getattr(error, 'start', 0)})"
+    elif encoding == "utf-8":
+        where = f" (at line {_undecodable_line(path)})"
+    return f"is not {encoding.upper()}{where}: save it as UTF-8"
+
+
+def _undecodable_line(path):
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
 
 
 class _Problems:
-    """The bad records of a file: their count, and the first of them in words."""
+    """The bad records of a file, in words: each of the first few, and each kind."""
 
     def __init__(self, path):
         self.path = path
         self.count = 0
+        self.empty = 0
         self.without_key = 0
         self.last = None
-        self.listed = []
+        # each in full
+        self.first = []
+        self.kinds = Tally()
+        # {kind: a line for each record} of those without content; of others the first line
+        self.each = {}
 
-    def add(self, where, name, problem, without_key):
+    def add(self, where, name, fault, without_key):
         self.count += 1
+        self.empty += fault.empty
         self.without_key += without_key
-        self.last = problem
-        if len(self.listed) < MOST_LISTED:
-            named = "" if name is None else f" ({reprlib.repr(name)})"
-            self.listed.append(f"{where}{named}: {problem}")
+        self.last = fault
+        example = where if name is None else f"{where} ({reprlib.repr(name)})"
+
+        if len(self.first) < ON_ONE_LINE:
+            self.first.append(f"{example}: {fault}")
+        self.kinds.add(fault.kind, example + fault.seen, fault.seen)
+        lines = self.each.setdefault(fault.kind, [])
+        if len(lines) < (MOST_LISTED if fault.empty else 1):
+            lines.append(f"{example}: {fault}")
 
     def report(self, good):
-        """Raises UserError if there are any, or no `good` records. One line, or one a record."""
-        if self.count > ON_ONE_LINE:
-            # a file of another kind: the same once for all
-            if self.without_key == self.count and not good:
-                raise UserError(f"{self.path}: all {self.count} records: {self.last}")
+        """Raises UserError if there are any, or no `good` records; at least a line for each kind.
 
-            lines = [f"{self.path}: {self.count} bad records:", *self.listed]
-            if self.count > MOST_LISTED:
-                lines.append(f"and {self.count - MOST_LISTED} more")
-            raise UserError("\n  ".join(lines))
-
-        if self.count:
-            raise UserError(f"{self.path}: {self.count} bad records: {'; '.join(self.listed)}")
-        if not good:
+        Some records without content are let through, if there are more good ones.
+        """
+        if self.count == self.empty < good:
+            return
+        if not self.count:
             raise UserError(f"{self.path} holds no records")
 
+        # a file of another kind: the same once for all
+        if self.count == self.without_key > ON_ONE_LINE and not good:
+            raise UserError(f"{self.path}: all {self.count} records: {self.last}")
+        if self.count <= ON_ONE_LINE:
+            raise UserError(f"{self.path}: {self.count} bad records: {'; '.join(self.first)}")
 
-def checked_records(path, key, problem_of, limit=None, unique=True):
-    """Yield the good records of a file; after the last, raise UserError naming every bad one.
+        lines = self._lines()
+        separator = "\n  " if len(lines) > 1 else " "
+        raise UserError(separator.join([f"{self.path}: {self.count} bad records:", *lines]))
 
-    key: under which a record has its name; problem_of(record): what is wrong with it, or None;
-    limit: of the first so many records; unique: a name may occur once. Raises UserError as well
-    where there is no record at all. Of a .jsonl, memory holds one record at a time and a hash of
-    each name, to find duplicates.
+    def _lines(self):
+        lines = []
+        for kind, count in self.kinds.counts.items():
+            each = self.each[kind]
+            if count > len(each) == 1:
+                lines.append(self.kinds.line(kind, "records,"))
+                continue
+            lines += each
+            if count > len(each):
+                lines.append(f"and {count - len(each)} more")
+        return lines
+
+
+def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None):
+    """Yield the good records of a file; after the last, raise UserError naming every kind of fault.
+
+    key: under which a record has its name; problem_of(record): its Fault, or None; limit: of the
+    first so many records; unique: a name may occur once; tidy(record): the record in the form that
+    is checked and yielded. Records whose only fault is that they are empty are yielded as well, and
+    an error where they are half of the file or more. Raises UserError as well where there is no
+    record at all. Of a .jsonl, memory holds one record at a time and a hash of each name, to find
+    duplicates.
     """
     problems, good, names = _Problems(path), 0, set()
 
     def problem_with(record):
         if isinstance(record, json.JSONDecodeError):
-            return f"not JSON from column {record.colno}: {record.msg}"
+            return Fault("not JSON", f" from column {record.colno}: {record.msg}")
         if not isinstance(record, dict):
-            return f"expected an object, got {type(record).__name__}"
+            return Fault("expected an object", f", got {type(record).__name__}")
         problem = text_problem(record, key)
         if problem is None and unique and hash(record[key]) in names:
-            problem = "duplicate"
+            problem = Fault("duplicate")
         return problem or problem_of(record)
 
     for where, record in islice(read_records(path), limit):
-        problem = problem_with(record)
-        if problem:
-            is_object = isinstance(record, dict)
+        is_object = isinstance(record, dict)
+        if tidy and is_object:
+            record = tidy(record)
+        fault = problem_with(record)
+        if fault:
             name = record.get(key) if is_object else None
-            problems.add(where, name, problem, is_object and key not in record)
-            continue
+            problems.add(where, name, fault, is_object and key not in record)
+            if not fault.empty:
+                continue
 
-        good += 1
+        good += fault is None
         if unique:
             names.add(hash(record[key]))
         yield record
     problems.report(good)
 
 
+def image_records(path, key, problem_of, limit=None, unique=True, notes=None):
+    """checked_records of images, whose name under `key` is a path within the image folder.
+
+    Names get / for \\, splits their usual spelling; `notes`, a Tally, says which.
+    """
+    notes = notes or Tally()
+
+    def problem(record):
+        return _name_problem(record[key]) or problem_of(record)
+
+    def tidy(record):
+        return _tidied(record, key, notes)
+
+    return checked_records(path, key, problem, limit, unique, tidy)
+
+
+def _name_problem(name):
+    outside = re.match(r"[A-Za-z]:/|//", name)
+    if outside or any(char < " " for char in name):
+        return got("a file name within the image folder", name)
+    return None
+
+
+def _tidied(record, key, notes):
+    record, name, split = dict(record), record.get(key), record.get("split")
+    if isinstance(name, str) and "\\" in name:
+        record[key] = name.replace("\\", "/")
+        notes.add("\\ in their file names read as /", reprlib.repr(name))
+
+    if "split" not in record or split in SPLITS:
+        return record
+    if split is None or split == "":
+        del record["split"]
+        return record
+    record["split"] = split_of(split)
+    if record["split"] != split:
+        notes.add(f"split {split!r} read as {record['split']}", reprlib.repr(name))
+    return record
+
+
 def caption_records(path, limit=None, unique=True):
-    """What transform and translation write; see checked_records.
+    """What transform and translation write; see image_records.
 
     {"imged_id": file name, "caption": text, "split": optional}
     """
@@ -162,7 +341,7 @@ def caption_records(path, limit=None, unique=True):
     def problem(record):
         return text_problem(record, "caption") or split_problem(record)
 
-    return checked_records(path, "imged_id", problem, limit, unique)
+    return image_records(path, "imged_id", problem, limit, unique)
 
 
 @contextmanager

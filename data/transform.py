@@ -15,8 +15,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import Parser
-from data.caption_sets import CAPTION_SETS, described, looks_like
-from data.records import checked_records, split_problem, text_problem, write_records
+from data.caption_sets import CAPTION_SETS, described, listed_sentences, looks_like
+from data.records import (
+    Fault,
+    Tally,
+    got,
+    has_words,
+    image_records,
+    no_key,
+    split_problem,
+    write_records,
+)
 from data.stage import add_path_options, listed, resolve_paths, run_stage
 from model.errors import UserError
 
@@ -25,16 +34,65 @@ FILLED = 5
 
 
 def image_problem(image):
-    """What is wrong with an image of a caption set, or None."""
-    sentences = image.get("sentences")
-    if not isinstance(sentences, list) or not sentences:
-        return "expected 'sentences' [{\"raw\": text}, ...], got none"
+    """What is wrong with an image of a caption set, or None; `empty` where it has no sentences."""
+    expected = "expected 'sentences' [{\"raw\": text}, ...]"
+    sentences = listed_sentences(image)
+    # they may stand under another name
+    if "sentences" not in image and sentences is None and set(image) - {"filename", "split"}:
+        return no_key(image, "sentences")
+    if sentences is None or sentences == []:
+        return split_problem(image) or Fault(expected, ", got none", empty=True)
+    if not isinstance(sentences, list):
+        return Fault(expected, f", got {type(sentences).__name__}")
+
     for sentence in sentences:
-        if not isinstance(sentence, dict):
-            return f'expected a sentence {{"raw": text}}, got {type(sentence).__name__}'
-        if text_problem(sentence, "raw"):
-            return text_problem(sentence, "raw")
+        problem = sentence_problem(sentence)
+        if problem:
+            return problem
     return split_problem(image)
+
+
+def sentence_problem(sentence):
+    """What is wrong with a sentence, or None; one without words is none of it."""
+    if sentence is None:
+        return None
+    if not isinstance(sentence, dict):
+        return Fault('expected a sentence {"raw": text}', f", got {type(sentence).__name__}")
+    if "raw" not in sentence:
+        if "tokens" not in sentence:
+            return no_key(sentence, "raw")
+        if sentence["tokens"] is not None and not are_tokens(sentence["tokens"]):
+            return got("a list of words in 'tokens'", sentence["tokens"])
+    elif sentence["raw"] is not None and not isinstance(sentence["raw"], str):
+        return got("text in 'raw'", sentence["raw"])
+    return None
+
+
+def are_tokens(value):
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def sentences_of(image):
+    """The texts of those of its sentences that have words, as they stand."""
+    texts = map(text_of, listed_sentences(image) or [])
+    return [text for text in texts if has_words(text)]
+
+
+def text_of(sentence):
+    """Its `raw`, or its tokens separated by spaces; "" for null."""
+    if sentence is None:
+        return ""
+    if "raw" in sentence:
+        return sentence["raw"] or ""
+    return " ".join(sentence["tokens"] or [])
+
+
+def caption_set(path, problem_of=image_problem, notes=None):
+    """The images of a caption set as distributed; `sentences_of` gives what they say.
+
+    See image_records. Raises UserError.
+    """
+    return image_records(path, "filename", problem_of, notes=notes)
 
 
 def distinct(raws):
@@ -63,17 +121,50 @@ class Counts:
     def __init__(self, known):
         # the CaptionSet that --dataset names, or None
         self.known = known
-        # images per split, and per number of sentences read and written
-        self.splits, self.sentences, self.written = Counter(), Counter(), Counter()
+        # images per split, of the set and of what is written
+        self.splits, self.records = Counter(), Counter()
+        # images per number of sentences: in the set, of those with words, written
+        self.listed, self.worded, self.written = Counter(), Counter(), Counter()
         self.odd_names = []
+        # what was read although it is spelled otherwise
+        self.notes = Tally()
+        self.faults = Tally()
+        self.wordless = 0
+        # hashes of names in lower case
+        self.names = set()
 
-    def add(self, image, written):
-        """written: number of sentences that its record has."""
+    def add(self, image, worded):
+        """worded: number of its sentences that have words."""
+        name, listed_ = image["filename"], len(listed_sentences(image) or [])
         self.splits[image.get("split")] += 1
-        self.sentences[len(image["sentences"])] += 1
-        self.written[written] += 1
-        if self.known and not self.known.fits_name(image["filename"]):
-            self.odd_names.append(image["filename"])
+        self.listed[listed_] += 1
+        self.worded[worded] += 1
+        self.wordless += listed_ - worded
+        if not worded:
+            self.faults.add("left out, as no sentence of theirs has words", repr(name))
+        elif worded < listed_:
+            self.faults.add("left with fewer sentences", repr(name))
+
+        folded = hash(name.casefold())
+        if folded in self.names:
+            kind = "named like an earlier one but for case, so one file on Windows and macOS"
+            self.faults.add(kind, repr(name))
+        self.names.add(folded)
+        if self.known and not self.known.fits_name(name):
+            self.odd_names.append(name)
+
+    def add_record(self, image, sentences):
+        """sentences: how many its record has."""
+        self.records[image.get("split")] += 1
+        self.written[sentences] += 1
+
+    def complaint(self):
+        """What is wrong with sentences and names; "" for nothing."""
+        parts = self.faults.lines("images")
+        if self.wordless:
+            what = "without words (blank, null or only punctuation)"
+            parts.insert(0, f"{self.wordless} sentences {what} dropped")
+        return "; ".join(parts)
 
     def mismatches(self):
         """What does not fit the known set, in the user's terms."""
@@ -81,7 +172,7 @@ class Counts:
         if found and looks_like(self.splits):
             found.insert(0, f"this looks like {looks_like(self.splits)}: {described(self.splits)}")
 
-        odd = sum(self.sentences.values()) - self.sentences[self.known.sentences]
+        odd = sum(self.listed.values()) - self.listed[self.known.sentences]
         if odd:
             found.append(f"{odd} images without exactly {self.known.sentences} sentences")
         if self.odd_names:
@@ -93,12 +184,12 @@ class Counts:
 
     def summary(self, args):
         """The counts as one text: "3 records (train 2, val 1), 15 sentences"."""
-        parts = ", ".join(f"{split or 'no split'} {n}" for split, n in self.splits.items())
-        before = sum(number * images for number, images in self.sentences.items())
+        parts = ", ".join(f"{split or 'no split'} {n}" for split, n in self.records.items())
+        before = sum(number * images for number, images in self.worded.items())
         after = sum(number * images for number, images in self.written.items())
         fewer = sum(images for number, images in self.written.items() if number < FILLED)
 
-        text = f"{sum(self.splits.values())} records ({parts}), {after} sentences"
+        text = f"{sum(self.records.values())} records ({parts}), {after} sentences"
         if args.dedupe:
             text += f" ({before - after} of {before} repeated an earlier one and were dropped)"
         if args.fill:
@@ -114,21 +205,23 @@ def transform(args):
     counts = Counts(known)
 
     def english():
-        for image in checked_records(args.input, "filename", image_problem):
-            record, number = english_record(image, args)
-            counts.add(image, number)
-            yield record
+        for image in caption_set(args.input, notes=counts.notes):
+            raws = sentences_of(image)
+            counts.add(image, len(raws))
+            if raws:
+                record, number = english_record(image, raws, args)
+                counts.add_record(image, number)
+                yield record
         # raised while write_records still holds its temporary file, so nothing is written
-        if known:
-            compare(counts, args)
+        complain(counts, args)
 
     write_records(args.output, english())
     print(f"{args.output}: {counts.summary(args)}")
 
 
-def english_record(image, args):
-    """(the record of an image, its number of sentences)."""
-    name, raws = image["filename"], [sentence["raw"] for sentence in image["sentences"]]
+def english_record(image, raws, args):
+    """(the record of an image with these sentences, their number in it)."""
+    name = image["filename"]
     if args.dedupe:
         raws = distinct(raws)
     elif args.fill:
@@ -140,21 +233,40 @@ def english_record(image, args):
     return record, len(raws)
 
 
-def compare(counts, args):
-    """Warn where the input is not the whole known set; with --strict raise UserError.
+def complain(counts, args):
+    """Say what was read otherwise, and warn of what is wrong; with --strict raise UserError.
+
+    UserError as well where no sentence is left.
+    """
+    for line in counts.notes.lines("images with"):
+        print(f"transform.py: {line}", file=sys.stderr)
+    complaints = []
+    if counts.complaint():
+        complaints.append(f"{args.input}: {counts.complaint()}")
+    if not counts.records:
+        raise UserError(f"{complaints[0]}; no image is left: give a file with captions")
+
+    if counts.known:
+        complaints += not_the_whole_set(counts, args)
+    if args.strict and complaints:
+        raise UserError("; ".join(complaints))
+    for complaint in complaints:
+        print(f"transform.py: warning: {complaint}", file=sys.stderr)
+
+
+def not_the_whole_set(counts, args):
+    """[what does not fit the known set], or [].
 
     An archive named UCM has held the 613 images of Sydney: count before anyone trains on it.
     """
     found = counts.mismatches()
     if not found:
-        return
+        return []
     message = (
         f"{args.input} is not the whole {args.dataset} set: {'; '.join(found)}; "
         f"check --dataset, or get the set again from {counts.known.source}"
     )
-    if args.strict:
-        raise UserError(message)
-    print(f"transform.py: warning: {message}", file=sys.stderr)
+    return [message]
 
 
 def main(argv=None):
@@ -166,8 +278,8 @@ def main(argv=None):
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="images, splits, sentences or file names that do not fit the set named by --dataset "
-        "are an error, not a warning",
+        help="images, splits, sentences or file names that do not fit the set named by --dataset, "
+        "and sentences without words, are an error, not a warning",
     )
     number = parser.add_mutually_exclusive_group()
     number.add_argument(

@@ -49,7 +49,7 @@ from data.records import (
     write_records,
 )
 from data.stage import DATA, DEFAULT_SET, add_path_options, listed, resolve_paths, run_stage
-from data.transform import image_problem
+from data.transform import caption_set, sentences_of
 from model.errors import UserError
 from model.files import parse_json, write_text
 
@@ -392,11 +392,11 @@ def kept_part(args, english, target, problems):
 def english_of(path):
     """{image name: English} of what transform writes, or of a caption set as distributed."""
     first = next((record for _, record in read_records(path)), None)
-    if not isinstance(first, dict) or "sentences" not in first:
+    if not isinstance(first, dict) or "filename" not in first:
         return {record["imged_id"]: record["caption"] for record in caption_records(path)}
     found = {}
-    for image in checked_records(path, "filename", image_problem):
-        found[image["filename"]] = "  ".join(sentence["raw"] for sentence in image["sentences"])
+    for image in caption_set(path):
+        found[image["filename"]] = "  ".join(sentences_of(image))
     return found
 
 

@@ -47,7 +47,7 @@ def add_sentences(
 
     path: the set as distributed (dataset.json). Raises UserError.
     """
-    splits, sentences = map(_with_slashes, read_captions(path, True))
+    splits, sentences = read_captions(path, True)
     kept, unknown, seen_splits = [], [], set()
     extended: Captions = {}
     for sample in samples:
@@ -77,10 +77,6 @@ def add_sentences(
             f"they belong to {', '.join(sorted(seen_splits))}"
         )
     return kept, extended
-
-
-def _with_slashes(by_name: dict) -> dict:
-    return {name.replace("\\", "/"): value for name, value in by_name.items()}
 
 
 def _known_name(image, names) -> str | None:

@@ -112,20 +112,21 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parse_json(text):
+def parse_json(text, parse_constant=None):
     """JSON (str or bytes) -> its content. Raises JSONDecodeError or UnicodeDecodeError.
 
+    parse_constant: makes something of NaN and Infinity, see json.loads.
     json.loads has other exceptions for what is nested too deeply and for endless numbers.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=parse_constant)
     except RecursionError:
         problem = "nested too deeply"
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except ValueError as error:
         problem = str(error)
-    raise json.JSONDecodeError(problem, "", 0)
+    raise json.JSONDecodeError(problem, text if isinstance(text, str) else "", 0)
 
 
 def read_json(path, what, kind=None):
