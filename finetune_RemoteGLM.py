@@ -133,6 +133,7 @@ class Inputs:
     valid_file: Path | None
     samples: list[Sample]
     valid_samples: list[Sample]
+    notes: list[str]  # what was not read of the files
 
     @property
     def images(self):
@@ -150,9 +151,12 @@ def read_inputs(options):
         valid_file = Path(options.valid_data)
     elif beside != train_file and beside.is_file():
         valid_file = beside
-    samples = load_rows(train_file, options.image_root)
-    valid_samples = load_rows(valid_file, options.image_root) if valid_file else []
-    return Inputs(train_file, valid_file, samples, valid_samples)
+    notes = []
+    samples = load_rows(train_file, options.image_root, notes=notes)
+    valid_samples = []
+    if valid_file:
+        valid_samples = load_rows(valid_file, options.image_root, notes=notes)
+    return Inputs(train_file, valid_file, samples, valid_samples, notes)
 
 
 def prepare_run(options):
@@ -303,7 +307,10 @@ def say_plan(trainer, inputs, method, total_parameters):
         f"(~{tokens * plan.rows_per_step:.0f} tokens, ~{shown * plan.rows_per_step:.0f} images)"
     )
     if dataset.cut:
-        line += f"; {dataset.cut} rows cut by a length limit"
+        line += (
+            f"; {dataset.cut} rows cut by --max_source_length {options.max_source_length} or "
+            f"--max_target_length {options.max_target_length} (a cut answer trains no end)"
+        )
     say(line)
 
 
@@ -328,6 +335,8 @@ def train(options, ignored=()):
     if ignored:
         reasons = ", ".join(f"{flag} ({IGNORED[flag][1]})" for flag in ignored)
         processes.say("no effect any more:", reasons)
+    for note in inputs.notes:
+        processes.say(note)
     say_overlap(inputs, processes.say)
 
     torch.manual_seed(options.seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.caption_sets import SPLITS, nwpu_images
 from model.errors import UserError
-from model.files import replacing
+from model.files import json_problem, replacing
 
 # problems of a file that are listed: all that a person would fix by hand
 MOST_LISTED = 1000
@@ -45,7 +45,7 @@ def read_records(path):
                 return
             data = json.load(file)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {_json_problem(path, error)}") from None
+        raise UserError(f"{path} is not JSON: {json_problem(path, error)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
@@ -71,15 +71,6 @@ def _lines(file):
                 raise
             record = error
         yield f"line {number}", record
-
-
-def _json_problem(path, error):
-    if path.suffix == ".jsonl":
-        return f"line 1: {error.msg}; an array needs a name ending in .json"
-    text = f"line {error.lineno} column {error.colno}: {error.msg}"
-    if error.msg == "Extra data":
-        text += "; one record a line needs a name ending in .jsonl"
-    return text
 
 
 class _Problems:

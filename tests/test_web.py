@@ -43,6 +43,7 @@ class Watched:
     def __init__(self, assistant, **forced):
         self.assistant = assistant
         self.prompt = assistant.prompt
+        self.first_question = assistant.first_question
         self.forced = forced
         self.calls = []
         self.stopped = threading.Event()
