@@ -17,7 +17,7 @@ from .metrics import tokens
 
 Captions = dict[Any, list[str]]  # image -> its descriptions
 # Characters or words of the least sentence
-SENTENCE = 6
+SENTENCE = 5
 CLOSED_QUESTION = re.compile(
     r"吗|是否|是不是|有没有|能否|几[个架条辆只艘座块栋棵片]|多少|"
     r"^(?:is|are|does|do|can|how many)\b",

@@ -163,10 +163,12 @@ def _rounds_of_pair(row, images, answered):
         question = f"{question}\n{row['input']}"
     if answered:
         _, answer = _one_of(row, ANSWER_KEYS)
+        answer = joined(answer, images)
         needed = [question, answer]
     else:
         # Of an answer file the label is the reference
         answer = next((row[key] for key in ANSWER_KEYS if row.get(key) is not None), None)
+        answer = joined(answer, images)
         needed = [] if question is None and images else [question]
 
     if not all(is_text(text) for text in needed):
