@@ -94,7 +94,7 @@ class _Lines:
         self.answered = {}
         self._labels = {}
         for entry in file.entries:
-            if "answer" in entry:
+            if isinstance(entry.get("answer"), str):
                 key = _key(entry, entry.get("settings"))
                 self.answered[key] = entry
                 self._labels.setdefault(key, set()).add(entry.get("label"))

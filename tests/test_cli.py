@@ -662,6 +662,15 @@ class TestRowsOfAFile:
             )
         assert [line["truncated"] for line in self.lines(argv)] == [True, True]
 
+    def test_an_answer_that_is_null_is_asked_again(self, argv, rows, tmp_path):
+        argv[3] = str(tmp_path / "rows.json")
+        Path(argv[3]).write_text(json.dumps([{"prompt": "红色吗？"}]))
+        cli_demo.main(argv)
+        (line,) = self.lines(argv)
+        Path(argv[5]).write_text(json.dumps(line | {"answer": None}) + "\n")
+        cli_demo.main(argv)
+        assert self.lines(argv) == [line | {"answer": None}, line]
+
     def test_rows_of_other_tools(self, argv, rows, tmp_path, capsys):
         argv[3] = str(tmp_path / "rows.json")
         turns = [{"from": "human", "value": "<image>\n红色吗？"}, {"from": "gpt", "value": "是"}]
