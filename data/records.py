@@ -68,6 +68,7 @@ def _lines(file):
         except json.JSONDecodeError as error:
             # not a bad line but another kind of file
             if number == 1:
+                error.lineno = number
                 raise
             record = error
         yield f"line {number}", record

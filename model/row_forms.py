@@ -12,7 +12,7 @@ What marks the image's place in a text (<image> and the like) is taken out.
 
 import re
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 IMAGE_KEYS = ("img", "image", "images")
@@ -20,8 +20,10 @@ QUESTION_KEYS = ("prompt", "query", "question", "instruction")
 ANSWER_KEYS = ("label", "response", "answer", "output")
 DIALOGUE_KEYS = ("conversations", "messages")
 KNOWN_KEYS = {*IMAGE_KEYS, *QUESTION_KEYS, *ANSWER_KEYS, *DIALOGUE_KEYS, "history"}
+EMPTY: tuple = (None, "", [], {})  # what tools write for what a row has not
 ROLES = {"human": "user", "gpt": "assistant"}
 
+MOST_SHOWN = 80  # characters of a wrong value
 PLACE = "<image>"
 # Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral
 IMAGE_PLACE = re.compile(
@@ -68,7 +70,7 @@ def read_form(row: Any, answered: bool = True) -> Form:
             images.append(image)
 
     dialogue_key, dialogue = _one_of(row, DIALOGUE_KEYS)
-    unused = [key for key in row if key not in KNOWN_KEYS]
+    unused = [key for key in row if key not in KNOWN_KEYS and row[key] not in EMPTY]
     if dialogue_key:
         question_key, _ = _one_of(row, QUESTION_KEYS)
         if question_key:
@@ -100,7 +102,7 @@ def image_name(key: str, value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError(f"{key} must be a path, got {str(value)[:60]}")
+        raise ValueError(f"{key} must be a path, got {shown(value)}")
     if not value.strip():
         raise ValueError(f"{key} is empty; name the image, or leave {key} out for plain text")
     return value.removeprefix("file://")
@@ -115,6 +117,13 @@ def is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def shown(value: Any) -> str:
+    """A wrong value in a message."""
+    text = "nothing" if value is None else str(value)
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
 
 
 def without_places(text: str) -> str:
@@ -172,18 +181,25 @@ def _rounds_of_pair(row, images, answered):
         needed = [] if question is None and images else [question]
 
     if not all(is_text(text) for text in needed):
-        keys = ", ".join(map(str, row)) or "none"
-        raise ValueError(f"has keys {keys}; prompt and label must be non-empty texts")
+        keys = ", ".join(row) or "none"
+        wrong = next(text for text in needed if not is_text(text))
+        raise ValueError(
+            f"has keys {keys}; prompt and label must be non-empty texts, got {shown(wrong)}"
+        )
     if answer is not None and not isinstance(answer, str):
-        raise ValueError(f"label must be a text, got {str(answer)[:60]}")
+        raise ValueError(f"label must be a text, got {shown(answer)}")
     return [*_history(row.get("history")), (question, answer)]
 
 
 def _history(pairs):
+    if not pairs:
+        return []
+    if not isinstance(pairs, list):
+        pairs = [pairs]
     rounds = []
-    for pair in pairs or []:
+    for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_text, pair)):
-            raise ValueError(f"history must be pairs of texts, got {str(pair)[:60]}")
+            raise ValueError(f"history must be pairs of texts, got {shown(pair)}")
         rounds.append(tuple(pair))
     return rounds
 
@@ -206,7 +222,7 @@ def _rounds_of_dialogue(turns, images, answered):
         if _role(turn) != role or not is_text(content):
             raise ValueError(
                 "conversations must alternate user, assistant with content; "
-                f"expected {role}, got {str(turn)[:100]}"
+                f"expected {role}, got {shown(turn)}"
             )
         contents.append(content)
     return list(zip_longest(contents[::2], contents[1::2])), system
@@ -225,6 +241,8 @@ def _content(turn):
 
 def _without_places(rounds, image):
     """The rounds without the place of the image. Raises ValueError for any other markup."""
+    if not any("<" in text or "[" in text for text in _texts(rounds)):  # the patterns are slow
+        return rounds
     first, answer = rounds[0]
     places = IMAGE_PLACE.findall(first or "")
     if places and not image:
@@ -237,7 +255,7 @@ def _without_places(rounds, image):
             raise ValueError(f"has no question beside {places[0].strip()}")
 
     rounds = [(first, answer), *rounds[1:]]
-    for text in (text for pair in rounds for text in pair if text):
+    for text in _texts(rounds):
         found = IMAGE_PLACE.search(text) or MARKUP.search(text)
         if found:
             raise ValueError(
@@ -245,6 +263,10 @@ def _without_places(rounds, image):
                 "image is named under img"
             )
     return rounds
+
+
+def _texts(rounds):
+    return filter(None, chain(*rounds))
 
 
 def _lost_image(row, rounds, unused):
