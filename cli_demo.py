@@ -18,11 +18,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from command_line import Parser, add_bands_option, add_loading_options, compares, loading
+from command_line import (
+    Parser,
+    add_bands_option,
+    add_language_options,
+    add_loading_options,
+    compares,
+    loading,
+)
 from model.errors import UserError
+from model.sampling import LIMITS, Sampling, limit_problem
 
 if TYPE_CHECKING:
-    from model import Assistant, Sampling
+    from model import Assistant
 
 HISTORY = "~/.remoteglm_history"
 HISTORY_LINES = 1000
@@ -40,6 +48,7 @@ WORDS = {
         "rounds": "最早的 {} 轮对话",
         "tail": "问题的末尾",
         "and": "和",
+        "truncated": "注意：回答到了长度上限（--max_length）就停下了",
     },
     True: {
         "image": "Path of an image (empty: plain text, stop: leave): ",
@@ -52,18 +61,9 @@ WORDS = {
         "rounds": "the oldest rounds ({})",
         "tail": "the end of the question",
         "and": " and ",
+        "truncated": "note: the answer was stopped by the length limit (--max_length)",
     },
 }
-
-# Least and greatest value of an option; None: no greatest
-LIMITS = {
-    "--batch-size": (1, None),
-    "--max_length": (2, None),
-    "--top_p": (0, 1),
-    "--top_k": (0, None),
-    "--temperature": (0, None),
-}
-
 
 # Options
 
@@ -91,8 +91,8 @@ def add_question_options(group):
         "--prompt_zh",
         help="first question of a dialogue; default: the one the checkpoint was trained on",
     )
-    add("--prompt_en", default="Describe the image.", help="the same with --english (%(default)s)")
-    add("--english", action="store_true", help="ask and answer in English")
+    add("--prompt_en", help="the same in English")
+    add_language_options(add)
     add_bands_option(group)
 
 
@@ -127,23 +127,33 @@ def add_sampling_options(group):
     add(
         "--max_length",
         type=int,
-        default=2048,
+        default=Sampling.max_length,
         help="prompt and answer together, in tokens (%(default)s)",
     )
     add(
         "--top_p",
         type=float,
-        default=0.4,
+        default=Sampling.top_p,
         help="nucleus sampling, 0 to 1; 0: greedy (%(default)s)",
     )
     add(
         "--top_k",
         type=int,
-        default=100,
+        default=Sampling.top_k,
         help="choose among this many tokens; 1: greedy, 0: all (%(default)s)",
     )
-    add("--temperature", type=float, default=0.8, help="0: greedy (%(default)s)")
-    add("--repetition_penalty", type=float, default=1.2, help="1: none (%(default)s)")
+    add(
+        "--temperature",
+        type=float,
+        default=Sampling.temperature,
+        help="0: greedy (%(default)s)",
+    )
+    add(
+        "--repetition_penalty",
+        type=float,
+        default=Sampling.repetition_penalty,
+        help="1: none (%(default)s)",
+    )
     add("--seed", type=int, help="makes sampled answers repeatable")
 
 
@@ -151,14 +161,13 @@ def parse(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
 
-    for option, (low, high) in LIMITS.items():
-        value = getattr(args, option.strip("-").replace("-", "_"))
-        if high is not None and not low <= value <= high:
-            parser.error(f"{option} {value}: must be at least {low} and at most {high}")
-        if value < low:
-            parser.error(f"{option} {value}: must be at least {low}")
-    if args.repetition_penalty <= 0:
-        parser.error(f"--repetition_penalty {args.repetition_penalty}: must be above 0")
+    for name in LIMITS:
+        value = getattr(args, name)
+        problem = None if value is None else limit_problem(name, value)
+        if problem:
+            parser.error(f"--{name} {value}: {problem}")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size {args.batch_size}: must be at least 1")
 
     one_of_two = bool(args.input) != bool(args.output)
     if one_of_two or args.input and (args.image or args.json):
@@ -169,16 +178,7 @@ def parse(argv=None):
 
 
 def sampling_of(args):
-    from model import Sampling
-
-    return Sampling(
-        max_length=args.max_length,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-    )
+    return Sampling(**{name: getattr(args, name) for name in LIMITS})
 
 
 # Answers
@@ -217,46 +217,63 @@ def say(name, pieces, stoppable):
 class Speaker:
     """Answers of a checkpoint; with_base: after the answers of its untuned base.
 
-    What a length limit leaves out is noted once a question, on standard error.
+    english: as for Assistant.stream. What a length limit leaves out is noted once a question, on
+    standard error, and in a terminal after an answer that the limit ended.
     """
 
     assistant: "Assistant"
-    sampling: "Sampling"
-    english: bool
+    sampling: Sampling
+    english: bool | None
     with_base: bool
+    is_truncated: bool = False  # whether the limit ended the last answer
 
     @property
     def words(self):
-        return WORDS[self.english]
+        return WORDS[bool(self.english)]
 
     def say(self, question, image, history=(), stoppable=False):
         """Print the answers as they come; return the checkpoint's. Raises UserError."""
-        on_cut = self._note
+        on_cut = self._note_cut
         if self.with_base:
             with self.assistant.untuned():
                 say(self.words["base"], self._stream(question, image, history, on_cut), stoppable)
+            self._note_truncated()
             on_cut = None
 
-        pieces = self._stream(question, image, history, on_cut)
-        return say(self.words["model"], pieces, stoppable)
+        answer = say(self.words["model"], self._stream(question, image, history, on_cut), stoppable)
+        self._note_truncated()
+        return answer
 
     def answers(self, question, image):
         """{"base_answer" if with_base, "answer"}. Raises UserError."""
         answers = {}
-        on_cut = self._note
+        on_cut = self._note_cut
         if self.with_base:
             with self.assistant.untuned():
                 answers["base_answer"] = "".join(self._stream(question, image, (), on_cut))
+            self._note_truncated()
             on_cut = None
 
         answers["answer"] = "".join(self._stream(question, image, (), on_cut))
+        self._note_truncated()
         return answers
 
     def _stream(self, question, image, history, on_cut):
-        return self.assistant.stream(question, image, history, self.sampling, self.english, on_cut)
+        self.is_truncated = False
+        self.is_truncated = yield from self.assistant.stream(
+            question, image, history, self.sampling, self.english, on_cut
+        )
 
-    def _note(self, rounds, tokens):
-        print(cut_note(self.english, rounds, tokens), file=sys.stderr, flush=True)
+    def _note_cut(self, rounds, tokens):
+        self._note(cut_note(bool(self.english), rounds, tokens))
+
+    def _note_truncated(self):
+        # For a person who reads along: programs have --input, which marks such answers
+        if self.is_truncated and sys.stderr.isatty():
+            self._note(self.words["truncated"])
+
+    def _note(self, text):
+        print(text, file=sys.stderr, flush=True)
 
 
 def answer_once(speaker, args, image, question):
@@ -265,7 +282,17 @@ def answer_once(speaker, args, image, question):
         speaker.say(question, image)
         return
     result = {"image": args.image, "prompt": question} | speaker.answers(question, image)
-    print(json.dumps(result, ensure_ascii=False))
+    print_json(result)
+
+
+def print_json(value):
+    """Print on one line, in ASCII where standard output cannot encode the characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 def answer_file(speaker, args, samples, file, first):
@@ -309,6 +336,13 @@ def report(entries, output):
         print(
             f"{shortened} of them to dialogues beyond the length limit: "
             '"cut" says what was not read',
+            file=sys.stderr,
+        )
+    truncated = sum("truncated" in entry for entry in entries)
+    if truncated:
+        print(
+            f'{truncated} answers were stopped by the length limit, --max_length: "truncated" '
+            "marks them",
             file=sys.stderr,
         )
     if errors:
@@ -416,15 +450,16 @@ def run(args):
     if args.image:
         image = read_image(args.image, args.bands)
     if args.input:
-        samples = load_rows(args.input, args.image_root, questions=True)
+        notes = []
+        samples = load_rows(args.input, args.image_root, questions=True, notes=notes)
+        for note in notes:
+            print(note, file=sys.stderr)
         file = AnswerFile(args.output).open()
 
     assistant = load_assistant(args.from_pretrained, **loading(args))
     speaker = Speaker(assistant, sampling_of(args), args.english, compares(args, assistant))
-    if args.english:
-        first = args.prompt_en
-    else:
-        first = args.prompt_zh or assistant.prompt
+    english = assistant.english if args.english is None else args.english
+    first = (args.prompt_en if english else args.prompt_zh) or assistant.first_question(english)
 
     if args.input:
         answer_file(speaker, args, samples, file, args.prompt or first)

@@ -1,17 +1,30 @@
 """What the command lines of all scripts share. Never imports torch: --help answers at once."""
 
 import argparse
+import io
 import os
 import sys
+
+
+def show_what_can_be_shown():
+    """Let no character that a terminal or file cannot encode end a script: it is shown escaped.
+
+    A Chinese answer in a terminal of cp1252, an emoji in one of gbk.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Parser(argparse.ArgumentParser):
     """The docstring of a script is its help; a wrong option is one line, not the whole usage.
 
-    Every option may be spelled with - or _ between its words.
+    Every option may be spelled with - or _ between its words. From the first Parser of a script on,
+    printing does not fail at a character.
     """
 
     def __init__(self, description, **options):
+        show_what_can_be_shown()
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -102,6 +115,23 @@ def add_bands_option(parser):
         metavar=("R", "G", "B"),
         help="bands shown as red, green and blue, counted from 1, such as 4 3 2; needs rasterio. "
         "Default: what the image says, else its first three",
+    )
+
+
+def add_language_options(add):
+    """args.english: True, False, or None for the language that the checkpoint was trained in."""
+    add(
+        "--english",
+        action="store_const",
+        const=True,
+        help="questions and answers in English (default: as the checkpoint was trained)",
+    )
+    add(
+        "--chinese",
+        dest="english",
+        action="store_const",
+        const=False,
+        help="in Chinese, also of a checkpoint that was trained with --english",
     )
 
 

@@ -15,10 +15,17 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from command_line import Parser, add_bands_option, add_loading_options, compares, loading
+from command_line import (
+    Parser,
+    add_bands_option,
+    add_language_options,
+    add_loading_options,
+    compares,
+    loading,
+)
 from model.errors import UserError
+from model.files import PROJECT
 
-PROJECT = Path(__file__).resolve().parent
 PACKAGES = ("torch", "numpy", "sacrebleu", "jieba")
 BLANK_FILE = "blank.png"
 BLANK_SIZE = (224, 224)  # pixels
@@ -62,7 +69,9 @@ def add_input_options(add):
         type=Path,
         nargs="+",
         help='evaluate existing answers without a model: .jsonl of {"img", "prompt", "answer"}, '
-        "as cli_demo.py --output and this script write them",
+        'as cli_demo.py --output and this script write them, or {"image", "response"}; '
+        "infer_result.jsonl of ms-swift, generated_predictions.jsonl of LLaMA-Factory, .xlsx or "
+        ".tsv of VLMEvalKit",
     )
     add(
         "--references",
@@ -84,7 +93,15 @@ def add_input_options(add):
 
 
 def add_task_options(add):
-    add("--english", action="store_true", help="ask in English")
+    add_language_options(add)
+    add(
+        "--description-questions",
+        nargs="+",
+        default=[],
+        metavar="QUESTION",
+        help="questions that ask for a description, as they stand in the rows (default: those of "
+        "data/generate_prompt.py; without any, the rows whose answer is a sentence)",
+    )
     add(
         "--existence",
         type=int,
@@ -166,11 +183,17 @@ def parse(argv=None):
     return args
 
 
-def output_folder(args):
-    """Where the results go. A base is somebody else's folder: then it is one under checkpoints/."""
+def card_of(folder):
+    """What a checkpoint folder says of itself; {} of a base."""
     from model.files import read_json
     from model.weight_files import CARD
 
+    card = Path(folder) / CARD
+    return read_json(card, "model card", dict) if card.is_file() else {}
+
+
+def output_folder(args):
+    """Where the results go. A base is somebody else's folder: then it is one under checkpoints/."""
     name = f"eval-{Path(args.data).stem}"
     if args.output:
         return args.output
@@ -178,8 +201,7 @@ def output_folder(args):
         return args.predictions[0].parent / name
 
     folder = Path(args.from_pretrained)
-    card = folder / CARD
-    if not card.is_file() or "prompt" not in read_json(card, "model card", dict):
+    if "prompt" not in card_of(folder):
         return PROJECT / "checkpoints" / f"eval-{folder.name}-{Path(args.data).stem}"
     if (folder.parent / "latest").is_file():
         return folder.parent / f"{name}-{folder.name}"  # a run removes its old steps
@@ -200,32 +222,33 @@ def make_output(output, with_blank):
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
 
 
-def load_dataset(args):
-    """(samples to describe, EvaluationSet), all images opened once. Raises UserError."""
-    from dataclasses import replace
+def load_dataset(args, notes):
+    """(samples to describe, EvaluationSet), all images opened once. Raises UserError.
 
+    notes: gets a line about each thing that was left out.
+    """
     from evaluation.hallucination import existence_questions, truth
     from evaluation.references import (
         add_sentences,
         check_one_language,
         described_images,
         evenly_spread,
-        training_captions,
     )
     from evaluation.score import EvaluationSet
     from model import read_image
     from model.rows import check_images
 
-    samples, captions = described_images(args.data, args.image_root)
+    samples, captions = described_images(
+        args.data, args.image_root, args.description_questions, notes
+    )
     if args.references:
         samples, captions = add_sentences(samples, captions, args.references, args.split)
     samples = evenly_spread(samples, args.limit)
-    training = training_captions(args.data, args.train_data, args.image_root)
+    training = load_training(args, notes)
 
     references = [captions[sample.image] for sample in samples]
     check_one_language(samples, references, args.data)
-    training_samples = [replace(samples[0], image=image) for image in training]
-    check_images(samples + training_samples, args.data, args.bands)
+    check_images(samples, args.data, args.bands)
 
     truths = [truth(texts) for texts in references]
     language = "en" if args.english else "zh"
@@ -238,6 +261,29 @@ def load_dataset(args):
         read_image=partial(read_image, bands=args.bands),
     )
     return samples, dataset
+
+
+def load_training(args, notes):
+    """{image: descriptions} of the training rows, for the baselines.
+
+    Rows that nobody named, found beside those under evaluation, are left out with a note if
+    anything is wrong with them. Raises UserError of others.
+    """
+    from evaluation.references import described_images, training_file
+    from model.rows import check_images
+
+    path = args.train_data or training_file(args.data)
+    if not path:
+        return {}
+    try:
+        samples, captions = described_images(path, args.image_root, args.description_questions)
+        check_images(samples, path, args.bands)
+    except UserError as error:
+        if args.train_data:
+            raise
+        notes.append(f"no baselines of the training rows beside --data: {error}")
+        return {}
+    return captions
 
 
 def generate(args, samples, questions, output):
@@ -296,15 +342,21 @@ def evaluate(args):
     from evaluation.score import score
     from evaluation.tables import summary_table
     from model.find import find_checkpoint
+    from model.rows import load_rows
 
-    samples, dataset = load_dataset(args)
-    questions = dataset.distinct_questions()
     if args.from_pretrained:
         args.from_pretrained = find_checkpoint(args.from_pretrained, args.download)
+        if args.english is None:
+            args.english = bool(card_of(args.from_pretrained).get("english"))
+    args.english = bool(args.english)
+    notes = []
+    samples, dataset = load_dataset(args, notes)
+    questions = dataset.distinct_questions()
 
+    rows = partial(load_rows, args.data, args.image_root, questions=True)
     systems = []
     for path in args.predictions or ():
-        systems += read_predictions(path, samples, questions)
+        systems += read_predictions(path, samples, questions, rows)
 
     # Nothing is written before the user's files are known to be right
     output = output_folder(args)
@@ -312,11 +364,14 @@ def evaluate(args):
     if args.from_pretrained:
         systems = generate(args, samples, questions, output)
     number_equal_names(systems)
+    for system in systems:
+        notes += system.notes
 
     scores = score(systems, dataset, args.seed, args.resamples)
-    print(summary_table(scores), *scores.warnings, sep="\n")
     versions = {package: version(package) for package in PACKAGES}
-    metrics = write_report(scores, output, recorded(args), versions, args.gallery)
+    metrics = write_report(scores, output, recorded(args), versions, args.gallery, notes)
+    # After the files are written: a terminal that went away costs nothing
+    print(summary_table(scores), *scores.warnings, *notes, sep="\n")
     print(
         f"report: {output / 'report.html'}; all metrics: {output / 'table.md'}, "
         f"{output / 'metrics.json'}"

@@ -156,6 +156,7 @@ class Inputs:
     valid_file: Path | None
     samples: list[Sample]
     valid_samples: list[Sample]
+    notes: list[str]  # what was not read of the files
 
     @property
     def images(self):
@@ -173,14 +174,17 @@ def read_inputs(options):
         valid_file = Path(options.valid_data)
     elif beside != train_file and beside.is_file():
         valid_file = beside
-    samples = load_rows(train_file, options.image_root)
-    valid_samples = load_rows(valid_file, options.image_root) if valid_file else []
+    notes = []
+    samples = load_rows(train_file, options.image_root, notes=notes)
+    valid_samples = []
+    if valid_file:
+        valid_samples = load_rows(valid_file, options.image_root, notes=notes)
     if options.early_stopping and not valid_samples:
         raise UserError(
             f"--early-stopping {options.early_stopping} needs validation rows: name them with "
             "--valid-data"
         )
-    return Inputs(train_file, valid_file, samples, valid_samples)
+    return Inputs(train_file, valid_file, samples, valid_samples, notes)
 
 
 def prepare_run(options):
@@ -356,7 +360,10 @@ def say_plan(trainer, inputs, method, total_parameters):
         f"(~{tokens * plan.rows_per_step:.0f} tokens, ~{shown * plan.rows_per_step:.0f} images)"
     )
     if dataset.cut:
-        line += f"; {dataset.cut} rows cut by a length limit"
+        line += (
+            f"; {dataset.cut} rows cut by --max_source_length {options.max_source_length} or "
+            f"--max_target_length {options.max_target_length} (a cut answer trains no end)"
+        )
     say(line)
 
 
@@ -387,6 +394,8 @@ def train(options, ignored=()):
     if ignored:
         reasons = ", ".join(f"{flag} ({IGNORED[flag][1]})" for flag in ignored)
         processes.say("no effect any more:", reasons)
+    for note in inputs.notes:
+        processes.say(note)
     say_overlap(inputs, processes.say)
 
     torch.manual_seed(options.seed)

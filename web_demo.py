@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli_demo import cut_note
-from command_line import Parser, add_bands_option, add_loading_options, loading
+from command_line import (
+    Parser,
+    add_bands_option,
+    add_language_options,
+    add_loading_options,
+    loading,
+)
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +46,6 @@ FONTS = [
 WORDS = {
     False: {
         "title": "用中文与遥感图像对话",
-        "prompt": None,
         "file": "遥感图像（TIFF、PNG、JPEG……）",
         "preview": "预览",
         "chat": "对话",
@@ -56,11 +61,11 @@ WORDS = {
         "temperature": "温度（0：贪心）",
         "error": "错误：",
         "empty": "请先输入问题。",
+        "truncated": "注意：回答到了最大长度就停下了，可在“生成参数”里调大。",
         "open": "请在浏览器中打开 {}（Ctrl-C 退出）",
     },
     True: {
         "title": "Talk with aerial images",
-        "prompt": "Describe the image.",
         "file": "Aerial image (TIFF, PNG, JPEG, ...)",
         "preview": "Preview",
         "chat": "Dialogue",
@@ -77,6 +82,7 @@ WORDS = {
         "temperature": "Temperature (0: greedy)",
         "error": "error: ",
         "empty": "please type a question first",
+        "truncated": "note: the answer was stopped by the maximum length; Sampling raises it.",
         "open": "Open {} in a browser (Ctrl-C: leave)",
     },
 }
@@ -99,12 +105,21 @@ def parse(argv=None):
         help="address to listen on; 0.0.0.0: every one of this machine (%(default)s)",
     )
     add("--port", type=int, default=7860, help="port to listen on, 1 to 65535 (%(default)s)")
-    add("--english", action="store_true", help="page, questions and answers in English")
+    add(
+        "--root-path",
+        default="",
+        help="path or address under which a reverse proxy shows the page, such as /remoteglm "
+        "(default: directly)",
+    )
+    add_language_options(add)
     add_bands_option(page)
 
     args = parser.parse_args(argv)
     if not 1 <= args.port <= 65535:
         parser.error(f"--port {args.port}: must be at least 1 and at most 65535")
+    if args.root_path and not args.root_path.startswith(("/", "http://", "https://")):
+        parser.error(f"--root-path {args.root_path}: must begin with / or http(s)://")
+    args.host = args.host.strip("[]")
     return args
 
 
@@ -138,7 +153,8 @@ def notice(text):
 class Page:
     """What the events of the page do. Dialogues stay in the browser: only the last image is kept.
 
-    assistant: see model.Assistant; english: language of page and answers; bands: see read_image.
+    assistant: see model.Assistant; english: language of page and answers, None for a Chinese page
+    and answers as the checkpoint was trained; bands: see read_image.
     """
 
     def __init__(self, assistant, english=False, bands=None):
@@ -146,8 +162,8 @@ class Page:
 
         self.assistant = assistant
         self.english = english
-        self.words = WORDS[english]
-        self.first_question = self.words["prompt"] or assistant.prompt
+        self.words = WORDS[bool(english)]
+        self.first_question = assistant.first_question(english)
         # One image is one object as long as it is the latest: the assistant encodes it once for
         # all its rounds.
         self._read = lru_cache(maxsize=1)(partial(read_image, bands=bands))
@@ -172,28 +188,35 @@ class Page:
 
     def answer(self, path, question, chat, max_length, top_p, temperature):
         """Streams (the dialogue with the answer so far, the emptied question box)."""
+        import gradio as gr
+
         from model import Sampling
+        from model.family import Returning
 
         asked = {"role": "user", "content": question.strip()}
         reply = {"role": "assistant", "content": ""}
-        sampling = Sampling(max_length=int(max_length), top_p=top_p, temperature=temperature)
 
         def on_cut(rounds, tokens):
-            chat.append(notice(cut_note(self.english, rounds, tokens)))
+            chat.append(notice(cut_note(bool(self.english), rounds, tokens)))
 
         try:
             if not asked["content"]:
                 raise UserError(self.words["empty"])
+            sampling = Sampling(max_length=int(max_length), top_p=top_p, temperature=temperature)
             image = self._read(path) if path else None
             yield [*chat, asked, reply], ""
 
-            pieces = self.assistant.stream(
-                asked["content"], image, rounds(chat), sampling, self.english, on_cut
+            pieces = Returning(
+                self.assistant.stream(
+                    asked["content"], image, rounds(chat), sampling, self.english, on_cut
+                )
             )
             for piece in pieces:
                 reply["content"] += piece
                 yield [*chat, asked, reply], ""
             yield [*chat, asked, reply], ""  # of an empty answer the notice alone
+            if pieces.value:
+                gr.Warning(self.words["truncated"])
         except UserError as error:
             yield [*chat, self._problem(error, path)], question
 
@@ -231,7 +254,7 @@ def lay_out(words, first_question):
     import gradio as gr
 
     heading = f"<h1>RemoteGLM</h1><p>{words['title']}</p>"
-    gr.HTML(f"<div id='head'>{LOGO.read_text()}<div>{heading}</div></div>")
+    gr.HTML(f"<div id='head'>{LOGO.read_text(encoding='utf-8')}<div>{heading}</div></div>")
     with gr.Row():
         with gr.Column(scale=2):
             file = gr.File(label=words["file"], height=170, elem_id="file")
@@ -326,10 +349,10 @@ def build(assistant, english=False, bands=None):
 # Serving
 
 
-def serve(assistant, host, port, english=False, bands=None):
+def serve(assistant, host, port, english=False, bands=None, root_path=""):
     """Start to serve the page in the background -> the page, `local_url` is its address.
 
-    Raises OSError.
+    root_path: the path or address under which a proxy shows it. Raises OSError.
     """
     # Gradio asks its own page whether it is up: never through a proxy.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
@@ -340,8 +363,9 @@ def serve(assistant, host, port, english=False, bands=None):
         primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["monospace"]
     )
     page.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,  # IPv6 as in an address
         server_port=port,
+        root_path=root_path,
         share=False,
         ssr_mode=False,
         prevent_thread_lock=True,
@@ -358,13 +382,28 @@ def serve(assistant, host, port, english=False, bands=None):
 
 def check_port(host, port):
     """Exit with one line if another program listens there already."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
-        sys.exit(
-            f"web_demo.py: error: cannot listen on {host} port {port} ({error.strerror}); "
-            "choose another with --host or --port"
-        )
+        exit_without_port(host, port, error.strerror)
+
+
+def exit_without_port(host, port, reason):
+    sys.exit(
+        f"web_demo.py: error: cannot listen on {host} port {port} ({reason}); "
+        "choose another with --host or --port"
+    )
+
+
+def start(assistant, args):
+    """Serve; exit with one line if the port was taken while the weights were read."""
+    # Only where it is given: the page is served as it always was
+    more = {"root_path": args.root_path} if args.root_path else {}
+    try:
+        return serve(assistant, args.host, args.port, args.english, args.bands, **more)
+    except OSError:
+        exit_without_port(args.host, args.port, "taken while the checkpoint was loaded")
 
 
 def serve_until_stopped(assistant, args):
@@ -373,7 +412,7 @@ def serve_until_stopped(assistant, args):
     try:
         with tempfile.TemporaryDirectory(prefix="remoteglm-") as uploads:
             os.environ["GRADIO_TEMP_DIR"] = uploads
-            page = serve(assistant, args.host, args.port, args.english, args.bands)
+            page = start(assistant, args)
             print(WORDS[args.english]["open"].format(page.local_url), flush=True)
             page.block_thread()
     finally:

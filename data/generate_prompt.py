@@ -122,6 +122,12 @@ def survey(sources, args):
     seen = Survey()
     for source in sources:
         for _, split, record in source.records(checked=False):
+            if "problems" in record:
+                raise UserError(
+                    f"{source.path} holds what the quality gate rejected (record "
+                    f"{record['imged_id']} has 'problems'): its captions are no labels; name the "
+                    "file beside it, without -rejected"
+                )
             seen.counts[split] += 1
             if split is None and len(seen.unsplit) < MOST_NAMED:
                 seen.unsplit.append(record["imged_id"])

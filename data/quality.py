@@ -100,7 +100,7 @@ def read_rules(path):
     The patterns of a list are alternatives; "english": [] supports nothing. Raises UserError.
     """
     found = []
-    for number, entry in enumerate(read_json(path, "quality rules", list)):
+    for number, entry in enumerate(read_json(path, "quality rules", list, own=True)):
         try:
             found.append(_rule(entry))
         except (UserError, re.error) as error:

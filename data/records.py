@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data.caption_sets import SPLITS, nwpu_images, split_of
 from model.errors import UserError
-from model.files import diagnosis, parse_json, replacing
+from model.files import json_problem, parse_json, replacing
 
 # records without content that are listed: all that a person would fill by hand
 MOST_LISTED = 1000
@@ -112,7 +112,7 @@ def read_records(path):
                 return
             data = _parsed(file.read())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {_json_problem(path, error)}") from None
+        raise UserError(f"{path} is not JSON: {json_problem(path, error)}") from None
     except UnicodeError as error:
         raise UserError(f"{path} {_encoding_problem(path, error)}") from None
     except OSError as error:
@@ -149,26 +149,12 @@ def _lines(file):
         except json.JSONDecodeError as error:
             # not a bad line but another kind of file
             if number == 1:
+                error.lineno = number
                 raise
             record = error
             if not text.endswith("\n"):
                 error.msg += "; the file ends in the middle: copy or download it again"
         yield f"line {number}", record
-
-
-def _json_problem(path, error):
-    text = error.doc.strip()
-    if not text or text[0] in "<\0" or text.startswith("version https://git-lfs"):
-        return f"line 1 column 1: {error.msg}{diagnosis(path)}"
-    if path.suffix == ".jsonl":
-        return f"line 1: {error.msg}; an array needs a name ending in .json"
-
-    problem = f"line {error.lineno} column {error.colno}: {error.msg}"
-    if error.msg == "Extra data":
-        return f"{problem}; one record a line needs a name ending in .jsonl"
-    if text[0] in "[{" and (text[-1] not in "]}" or not error.doc[error.pos :].strip()):
-        return f"{problem}: the file ends in the middle{diagnosis(path)}"
-    return problem
 
 
 def _encoding_problem(path, error):

@@ -352,11 +352,13 @@ def write_results(args, rows, gated):
     rejected = args.output.with_name(f"{args.output.stem}-rejected{args.output.suffix}")
     path = args.output.with_name(f"{args.output.stem}-report.json")
     report = quality.Report()
+    shortened = 0
     with record_writer(args.output) as good, record_writer(rejected) as bad:
         for record, english, target, problems in rows:
             kept = kept_part(args, english, target, problems)
             trimmed = bool(problems) and kept is not None
             report.add(record["imged_id"], target, problems, trimmed)
+            shortened += kept is not None and kept != target
             if kept is None:
                 bad({**record, "answer": target, "problems": problems})
             else:
@@ -371,7 +373,8 @@ def write_results(args, rows, gated):
         # of an earlier run
         path.unlink(missing_ok=True)
     limited = " (--limit)" if args.limit else ""
-    print(f"{args.output}: {report.passed + report.trimmed} records{limited}")
+    trimmed = f", {shortened} of them with sentences left out (--trim)" if shortened else ""
+    print(f"{args.output}: {report.passed + report.trimmed} records{limited}{trimmed}")
     if report.rejected:
         hint = "" if args.check else "; a correction goes in by --memory"
         print(f"{rejected}: {report.rejected} rows left out, with their reasons{hint}")

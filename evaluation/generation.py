@@ -27,8 +27,10 @@ class Task:
 def image_ablations(samples: list[Sample], blank: Path, seed: int) -> dict[str, list[Sample]]:
     """The samples with a blank image (a file), and with their images shuffled.
 
-    A single sample has no other image to be given.
+    They have no labels: those belong to the right images. A single sample has no other image to be
+    given.
     """
+    samples = [replace(sample, answer=None) for sample in samples]
     ablations = {BLANK_IMAGES: [replace(sample, image=blank) for sample in samples]}
     if len(samples) > 1:
         ablations[SHUFFLED_IMAGES] = shuffle_images(samples, seed)
@@ -43,18 +45,24 @@ def generate_answers(
     untuned: switch the adapter off; options: of answer_rows. Raises UserError if one is missing.
     """
     ask: Callable = partial(_ask, assistant, file, name, base=untuned, **options)
-    system = System(name, ask(task.samples, "images"))
+    entries = ask(task.samples, "images")
+    system = System(name, _texts(entries))
+    system.truncated = sum("truncated" in entry for entry in entries)
     for ablation, samples in task.ablations.items():
-        system.ablations[ablation] = ask(samples, ablation)
+        system.ablations[ablation] = _texts(ask(samples, ablation))
 
     rows = []
     for index, question in task.questions:
         rows.append(replace(task.samples[index], question=question, answer=None))
-    system.replies = dict(zip(task.questions, ask(rows, "yes / no questions")))
+    system.replies = dict(zip(task.questions, _texts(ask(rows, "yes / no questions"))))
     return system
 
 
-def _ask(assistant, file, name, samples, what, **options) -> list[str]:
+def _texts(entries) -> list[str]:
+    return [entry["answer"] for entry in entries]
+
+
+def _ask(assistant, file, name, samples, what, **options) -> list[dict]:
     progress = partial(tqdm, desc=f"{name}, {what}", unit="batch")
     entries = answer_rows(assistant, samples, file, progress=progress, **options)
     errors = [entry["error"] for entry in entries if "error" in entry]
@@ -62,4 +70,4 @@ def _ask(assistant, file, name, samples, what, **options) -> list[str]:
         raise UserError(
             f"{len(errors)} of {len(samples)} rows have no answer; the first: {errors[0]}"
         )
-    return [entry["answer"] for entry in entries]
+    return entries

@@ -1,14 +1,17 @@
-"""Systems under evaluation: the answers of each, and reading them from files."""
+"""Systems under evaluation: the answers of each, and finding them in files."""
 
 import json
+import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model.errors import UserError
-from model.files import parse_json
+from model.row_forms import MARKUP
+from model.rows import Sample
 
+from .answer_lines import Line, path_parts, read_lines
 from .baselines import BASELINES
 
 BLANK_IMAGES = "blank images"
@@ -26,130 +29,176 @@ class System:
     # Image ablation: its name (BLANK_IMAGES, SHUFFLED_IMAGES) -> descriptions, one an image
     ablations: dict[str, list[str]] = field(default_factory=dict)
     replies: dict[Question, str] = field(default_factory=dict)  # all of them or none
+    truncated: int = 0  # descriptions that the length limit ended
+    notes: list[str] = field(default_factory=list)  # why something is not measured
 
 
 @dataclass
 class AnswerGroup:
     """The lines of a predictions file that were made with the same settings."""
 
+    path: Path
     settings: dict
-    # (file name of the image, question) -> [(parts of its path, answer)]
-    answers: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]]
+    names: set[str]  # file names of all images under evaluation
+    # file name without its ending -> lines
+    lines: dict[str, list[Line]] = field(default_factory=lambda: defaultdict(list))
 
 
-def read_predictions(path: Path, samples: Sequence, questions: Sequence[Question]) -> list[System]:
+def read_predictions(
+    path: Path,
+    samples: Sequence[Sample],
+    questions: Sequence[Question],
+    rows: Callable[[], Sequence[Sample]] = list,
+) -> list[System]:
     """The systems whose answers a file holds: as many as it names settings.
 
-    path: JSON lines of {"img", "prompt", "answer"} and perhaps "settings". A system that lacks a
-    reply to one of the yes / no questions has none. Raises UserError where a description lacks.
+    path: see answer_lines.py. A system that lacks a reply to one of the yes / no questions has
+    none. rows: gives the rows of the data file in order, asked for where the answers name no
+    images. Raises UserError where a description lacks.
     """
-    groups = _read_groups(path)
+    lines = read_lines(path)
+    if not any(line.image for line in lines):
+        lines = _by_order(path, lines, rows())
+    groups = _grouped(path, lines, samples)
     names = labels(path.stem, [group.settings for group in groups])
-    systems = []
-    for name, group in zip(names, groups):
-        answers: list[str] = []
-        missing = []
-        for sample in samples:
-            text = _answer(path, group, sample.image, sample.question)
-            if text is None:
-                missing.append(sample)
-            else:
-                answers.append(text)
-        if missing:
-            raise UserError(
-                f"predictions {path}: of {name} {len(missing)} of {len(samples)} images have no "
-                "answer to the question of their row, "
-                f"such as {Path(missing[0].image).name}: {missing[0].question}"
-            )
-
-        replies = _replies(path, group, samples, questions)
-        systems.append(System(name, answers, replies=replies))
-    return systems
+    return [_system(name, group, samples, questions) for name, group in zip(names, groups)]
 
 
-def _replies(path, group, samples, questions) -> dict[Question, str]:
-    """The replies to all yes / no questions, empty if one lacks."""
-    replies = {}
-    for index, question in questions:
-        reply = _answer(path, group, samples[index].image, question)
-        if reply is None:
-            return {}
-        replies[index, question] = reply
-    return replies
-
-
-def _read_groups(path: Path) -> list[AnswerGroup]:
-    """The answers of a file by their settings. Raises UserError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"predictions {path}: cannot be read ({error})") from None
-
-    groups: dict[str, AnswerGroup] = {}
-    keys: dict = {}  # an ordered set
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line)
-            _check_entry(entry)
-            parts = path_parts(entry.get("img") or "")
-            if parts and entry.get("answer") is not None:
-                settings = json.dumps(entry.get("settings"), sort_keys=True)
-                new = AnswerGroup(entry.get("settings") or {}, defaultdict(list))
-                group = groups.setdefault(settings, new)
-                group.answers[parts[-1], entry["prompt"]].append((parts, entry["answer"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f'predictions {path}: line {number} is no {{"img", "prompt", "answer"}} '
-                f"({type(error).__name__}: {error})"
-            ) from None
-        keys.update(entry)
-
-    if not groups:
-        what = f"keys {', '.join(keys)}" if keys else "an empty file"
+def _by_order(path, lines, rows) -> list[Line]:
+    """Lines that name no image, as answers to the rows one by one. Raises UserError."""
+    if len(lines) != len(rows):
         raise UserError(
-            f"predictions {path}: no answers about images; expected lines of img, prompt and "
-            f"answer, got {what}"
+            f"predictions {path}: its answers name no images, so that they must be one for each "
+            f"row of --data in order; got {len(lines)} answers, {len(rows)} rows"
         )
-    return list(groups.values())
+    matched = []
+    for line, row in zip(lines, rows):
+        if not _is_label_of(row, line.label):
+            raise UserError(
+                f"predictions {path}: its answers name no images and are not those to the rows of "
+                f"--data in order: {line.place} was to be {line.label[:40]!r}, the row's label is "
+                f"{row.answer[:40]!r}"
+            )
+        matched.append(replace(line, image=path_parts(row.image or ""), prompt=row.question))
+    return matched
 
 
-def _check_entry(entry) -> None:
-    """Raises ValueError."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"expected an object, got {type(entry).__name__}")
-    answer = entry.get("answer")
-    if answer is not None and not isinstance(answer, str):
-        raise ValueError(f"answer must be a text, got {answer!r}")
-    if not isinstance(entry.get("settings") or {}, dict):
-        raise ValueError(f"settings must be an object, got {entry['settings']!r}")
-    # Half a surrogate pair (\ud800) could not be written into the report: UnicodeEncodeError
-    (answer or "").encode()
+def _is_label_of(row, label) -> bool:
+    """Whether this can be the label of a row, as a tokenizer gives it back: maybe cut."""
+    if not label or not row.answer:
+        return True
+    given, own = (
+        "".join(MARKUP.sub("", unicodedata.normalize("NFKC", text)).split())
+        for text in (label, row.answer)
+    )
+    return own.startswith(given)
 
 
-def _answer(path: Path, group: AnswerGroup, image, question: str) -> str | None:
+def _grouped(path, lines, samples) -> list[AnswerGroup]:
+    names = {path_parts(sample.image)[-1] for sample in samples}
+    groups: dict[str, AnswerGroup] = {}
+    for line in lines:
+        if line.image:
+            settings = json.dumps(line.settings, sort_keys=True)
+            group = groups.setdefault(settings, AnswerGroup(path, line.settings, names))
+            group.lines[Path(line.image[-1]).stem].append(line)
+    # Groups without any answer are the errors of a run that was repeated with other settings
+    answering = [group for group in groups.values() if _has_answer(group)]
+    if not answering:
+        raise UserError(f"predictions {path}: all {len(lines)} answers are null")
+    return answering
+
+
+def _has_answer(group):
+    return any(line.text is not None for lines in group.lines.values() for line in lines)
+
+
+def _system(name, group, samples, questions) -> System:
+    """Raises UserError where a description lacks."""
+    found = []
+    missing = []
+    for sample in samples:
+        line = _answer(group, sample.image, sample.question)
+        if line is None:
+            missing.append(sample)
+        else:
+            found.append(line)
+    if missing:
+        first = missing[0]
+        raise UserError(
+            f"predictions {group.path}: of {name} {len(missing)} of {len(samples)} images have no "
+            "answer to the question of their row, "
+            f"such as {Path(first.image).name}: {first.question} ({_what_is_there(group, first)})"
+        )
+
+    system = System(name, [line.text or "" for line in found])
+    system.truncated = sum(line.is_truncated for line in found)
+    system.notes.append(
+        f"{name}: no image ablation: answers of a file cannot be asked for again with blank or "
+        "shuffled images, as --from_pretrained does"
+    )
+    lacking = []
+    for index, question in questions:
+        reply = _answer(group, samples[index].image, question, by_image=False)
+        if reply is None:
+            lacking.append(f"{Path(samples[index].image).name}: {question}")
+        else:
+            system.replies[index, question] = reply.text or ""
+    if lacking:
+        system.replies = {}
+        system.notes.append(
+            f"{name}: no POPE: {group.path} has no reply to {len(lacking)} of {len(questions)} "
+            f"yes / no questions, such as {lacking[0]}"
+        )
+    return system
+
+
+def _what_is_there(group, sample) -> str:
+    """What a file holds about the image of a sample that lacks its answer."""
+    lines = _about(group, path_parts(sample.image))
+    if not lines:
+        names = sorted({line.image[-1] for lines in group.lines.values() for line in lines})
+        return f"the file is about {len(names)} images, such as {names[0]}"
+    for line in lines:
+        if line.text is None and line.prompt in (sample.question, None):
+            return f"{line.place} has no answer to it"
+    return f"the file asks about it: {lines[0].prompt}"
+
+
+def _about(group: AnswerGroup, parts: tuple[str, ...]) -> list[Line]:
+    """Lines about a file of this name, else about one with another ending that is no other's."""
+    lines = group.lines.get(Path(parts[-1]).stem, [])
+    exact = [line for line in lines if line.image[-1] == parts[-1]]
+    return exact or [line for line in lines if line.image[-1] not in group.names]
+
+
+def _answer(group: AnswerGroup, image, question: str, by_image=True) -> Line | None:
     """Of the answers about files of one name that whose path agrees longest from its end.
 
-    Raises UserError where that does not decide.
+    by_image: a line without a question will do. Raises UserError where that does not decide.
     """
     parts = path_parts(image)
-    longest = 0
-    best: set[str] = set()
-    for other, text in group.answers.get((parts[-1], question), ()):
-        agreeing = _common_suffix(parts, other)
+    about = [line for line in _about(group, parts) if line.text is not None]
+    lines = [line for line in about if line.prompt == question]
+    if by_image and not lines:
+        lines = [line for line in about if line.prompt is None]
+
+    longest = -1
+    best: dict[str, Line] = {}
+    for line in lines:
+        agreeing = _common_suffix(parts[:-1], line.image[:-1])
         if agreeing > longest:
             longest = agreeing
-            best = set()
+            best = {}
         if agreeing == longest:
-            best.add(text)
+            best[line.text or ""] = line
 
     if len(best) > 1:
         raise UserError(
-            f"predictions {path}: several answers about {image} ({question}): "
+            f"predictions {group.path}: several answers about {image} ({question}): "
             "name each image with its folder, once"
         )
-    return best.pop() if best else None
+    return next(iter(best.values()), None)
 
 
 def _common_suffix(a: tuple[str, ...], b: tuple[str, ...]) -> int:
@@ -159,11 +208,6 @@ def _common_suffix(a: tuple[str, ...], b: tuple[str, ...]) -> int:
             break
         length += 1
     return length
-
-
-def path_parts(path) -> tuple[str, ...]:
-    """The parts of a path, also of one written on Windows."""
-    return Path(str(path).replace("\\", "/")).parts
 
 
 def labels(stem: str, settings: Sequence[dict | None]) -> list[str]:

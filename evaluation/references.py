@@ -1,5 +1,6 @@
 """What answers are compared with: the descriptions of each image, from rows and caption sets."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,33 +12,76 @@ from data.lexicon import language
 from model.errors import UserError
 from model.rows import Sample, load_rows
 
-from .predictions import path_parts
+from .answer_lines import path_parts
+from .metrics import tokens
 
 Captions = dict[Any, list[str]]  # image -> its descriptions
+# Characters or words of the least sentence
+SENTENCE = 5
+CLOSED_QUESTION = re.compile(
+    r"吗|是否|是不是|有没有|能否|几[个架条辆只艘座块栋棵片]|多少|"
+    r"^(?:is|are|does|do|can|how many)\b",
+    re.I,
+)
 
 
-def described_images(path: str | Path, image_root: str = "") -> tuple[list[Sample], Captions]:
+def described_images(
+    path: str | Path,
+    image_root: str = "",
+    questions: Sequence[str] = (),
+    notes: list[str] | None = None,
+) -> tuple[list[Sample], Captions]:
     """The rows of a file that ask for a description: (one sample an image, its descriptions).
 
-    Of several rows about an image the first gives its question. Raises UserError.
+    Of several rows about an image the first gives its question. questions: those that ask for a
+    description, see asking_for_description; notes: gets a line about each thing that was left out.
+    Raises UserError.
     """
-    rows = [row for row in load_rows(path, image_root) if row.image and not row.history]
-    if len({row.question for row in rows}) > 1:
-        rows = [row for row in rows if row.question in QUESTIONS["description"]]
+    notes = [] if notes is None else notes
+    every = load_rows(path, image_root, notes=notes)
+    shown = [row for row in every if row.image and not row.history]
+    rows = asking_for_description(shown, questions)
     if not rows:
         raise UserError(
             f"rows {path}: none asks for a description of an image; make them with "
-            "data/generate_prompt.py, with --tasks name description among them"
+            "data/generate_prompt.py, with --tasks name description among them, or name your own "
+            "questions by --description-questions"
+        )
+    if len(rows) < len(shown):
+        notes.append(
+            f"rows {path}: {len(rows)} of {len(shown)} rows are taken as descriptions, such as "
+            f"{rows[0].question}; --description-questions names others"
         )
 
     captions: Captions = {}
     for row in rows:
         texts = captions.setdefault(row.image, [])
-        if row.answer not in texts:
-            texts.append(row.answer)
+        answer = row.answer or ""
+        if answer not in texts:
+            texts.append(answer)
 
     first = {row.image: row for row in reversed(rows)}
     return list(reversed(first.values())), captions
+
+
+def asking_for_description(rows: list[Sample], questions: Sequence[str] = ()) -> list[Sample]:
+    """The rows whose question is one of `questions`. Without these: all, if all ask the same;
+    else those that ask as data/generate_prompt.py does; else those whose question is no yes / no
+    or counting question and whose answer is a sentence.
+    """
+    if questions:
+        return [row for row in rows if row.question in questions]
+    if len({row.question for row in rows}) < 2:
+        return rows
+    known = [row for row in rows if row.question in QUESTIONS["description"]]
+    if known:
+        return known
+    described = []
+    for row in rows:
+        is_sentence = len(tokens(row.answer or "")) >= SENTENCE
+        if is_sentence and not CLOSED_QUESTION.search(row.question):
+            described.append(row)
+    return described
 
 
 def add_sentences(
@@ -89,19 +133,11 @@ def _known_name(image, names) -> str | None:
     return None
 
 
-def training_captions(data: str | Path, train_data=None, image_root: str = "") -> Captions:
-    """{image: descriptions} of the training rows; empty where there are none.
-
-    train_data: their file; by default the -train file beside the rows `data`, if there is one.
-    """
-    if train_data:
-        return described_images(train_data, image_root)[1]
-
+def training_file(data: str | Path) -> Path | None:
+    """The -train file beside the rows `data`, if there is one."""
     data = Path(data)
     beside = data.with_name(data.name.replace("-val", "-train").replace("-test", "-train"))
-    if beside == data or not beside.is_file():
-        return {}
-    return described_images(beside, image_root)[1]
+    return None if beside == data or not beside.is_file() else beside
 
 
 def evenly_spread(samples: list[Sample], limit: int) -> list[Sample]:

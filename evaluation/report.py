@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.errors import UserError
@@ -30,16 +31,18 @@ def write_report(
     settings: dict | None = None,
     versions: dict | None = None,
     gallery: int = 0,
+    left_out: Sequence[str] = (),
 ) -> dict:
     """Write metrics.json, table.md and report.html into `output`; returns what metrics.json holds.
 
-    settings, versions: recorded there; gallery: images in report.html, 0 for all. Raises UserError.
+    settings, versions: recorded there; gallery: images in report.html, 0 for all; left_out: lines
+    about what was not measured. Raises UserError.
     """
-    metrics = metrics_json(scores, settings or {}, versions or {})
+    metrics = metrics_json(scores, settings or {}, versions or {}) | {"left out": list(left_out)}
     contents = {
         "metrics.json": json.dumps(metrics, indent=2, ensure_ascii=False),
         "table.md": f"{summary_table(scores)}\n\n{full_table(scores)}\n",
-        "report.html": html_page(scores, notes(scores), gallery),
+        "report.html": html_page(scores, [*left_out, *notes(scores)], gallery),
     }
     for name, text in contents.items():
         try:

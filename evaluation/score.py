@@ -36,7 +36,7 @@ from .predictions import SHUFFLED_IMAGES, Question, System
 SIGNIFICANT = 0.05
 COPIES = "copies of a training caption"
 UNSEEN = "unseen captions"
-# Columns that are no systems
+LANGUAGES = {"zh": "Chinese", "en": "English"}
 
 
 @dataclass(frozen=True)
@@ -319,6 +319,20 @@ def _warnings(scores: Scores, system: System) -> list[str]:
         )
     elif len(set(system.answers)) == 1 and images > 1:
         warnings.append(f"{system.name}: says the same of all {images} images")
+
+    if system.truncated:
+        warnings.append(
+            f"{system.name}: {system.truncated} of {images} answers were stopped by the length "
+            "limit and end in mid-sentence; raise it (--max-new-tokens)"
+        )
+    described_in = language(scores.dataset.references[0][0])
+    other = [text for text in system.answers if tokens(text) and language(text) != described_in]
+    if 2 * len(other) > images:
+        warnings.append(
+            f"{system.name}: {len(other)} of {images} answers are {LANGUAGES[language(other[0])]}, "
+            f"the references {LANGUAGES[described_in]}: BLEU, ROUGE-L, CIDEr and chrF cannot "
+            "compare them; ask in the language of the references (--english, --chinese)"
+        )
 
     if SHUFFLED_IMAGES in system.ablations:
         shuffled = f"{system.name}, {SHUFFLED_IMAGES}"

@@ -11,11 +11,11 @@ BEGINNING = b'{"img": '  # of every line
 
 
 class AnswerFile:
-    """JSON lines: {"img", "prompt", "history", "label", "cut", "answer" or "error", "settings"}.
+    """JSON lines: {"img", "prompt", "history", "label", "answer" or "error", "settings"}.
 
     "cut" says what the length limit left out: {"rounds": oldest ones of the history, "tokens": of
-    the question's end}. A context that closes the file at its end. Raises UserError where the file
-    cannot be written or holds something else.
+    the question's end}; "truncated": true, that it ended the answer. A context that closes the file
+    at its end. Raises UserError where the file cannot be written or holds something else.
     """
 
     def __init__(self, path):

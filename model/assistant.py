@@ -2,11 +2,12 @@
 
 from contextlib import contextmanager
 
-from model.family import open_checkpoint
+from model.family import Returning, open_checkpoint
 from model.rows import Sample
 from model.sampling import Sampling
 
 DEFAULT_PROMPT = "这张遥感图像展现了什么场景？"
+ENGLISH_PROMPT = "Describe the image."
 
 
 class Assistant:
@@ -20,6 +21,17 @@ class Assistant:
     def prompt(self):
         """The question that the checkpoint was trained on."""
         return self.family.card.get("prompt", DEFAULT_PROMPT)
+
+    @property
+    def english(self):
+        """Whether the checkpoint was trained on questions in the English frame."""
+        return bool(self.family.card.get("english"))
+
+    def first_question(self, english=None):
+        """The question it was trained on, in this language (None: whichever), or the usual one."""
+        if english is None or english == self.english:
+            return self.prompt
+        return ENGLISH_PROMPT if english else DEFAULT_PROMPT
 
     @property
     def has_adapter(self):
@@ -37,13 +49,15 @@ class Assistant:
         with self.family.untuned():
             yield
 
-    def stream(self, question, image=None, history=(), sampling=None, english=False, on_cut=None):
+    def stream(self, question, image=None, history=(), sampling=None, english=None, on_cut=None):
         """Answer one question; yields pieces of text whose concatenation is the answer.
 
         image: PIL RGB image (the same object in a later round is not encoded again) or None for
-        plain text; history: earlier (question, answer) pairs; sampling: None for the defaults.
+        plain text; history: earlier (question, answer) pairs; sampling: None for the defaults;
+        english: None for the language it was trained in.
         Where the dialogue does not fit, the oldest rounds are left out, then the question's end,
         and on_cut(rounds, tokens) is called before the answer begins.
+        Returns whether the length limit ended the answer.
         """
 
         def cut(index, rounds, tokens):
@@ -51,33 +65,55 @@ class Assistant:
                 on_cut(rounds, tokens)
 
         sample = Sample(None, question, None, tuple(history))
-        for (piece,) in self.family.generate(
-            [sample],
-            [image],
-            sampling or Sampling(),
-            english=english,
-            stream=True,
-            on_cut=cut,
-        ):
+        steps = Returning(
+            self.family.generate(
+                [sample],
+                [image],
+                sampling or Sampling(),
+                english=self.english if english is None else english,
+                stream=True,
+                on_cut=cut,
+            )
+        )
+        for (piece,) in steps:
             if piece:
                 yield piece
+        return bool(steps.value and steps.value[0])
 
     def answer_batch(
-        self, questions, images, sampling=None, english=False, histories=None, on_cut=None
+        self,
+        questions,
+        images,
+        sampling=None,
+        english=None,
+        histories=None,
+        on_cut=None,
+        on_truncated=None,
     ):
         """Answers to a list of questions about a list of PIL images (None: no image), in one batch.
 
-        histories: for each, its earlier (question, answer) pairs; on_cut: as for `stream`, with the
-        question's index before.
+        histories: for each, its earlier (question, answer) pairs; english, on_cut: as for `stream`,
+        on_cut with the question's index before; on_truncated(index): the length limit ended that
+        answer.
         """
         samples = []
         for question, history in zip(questions, histories or [()] * len(questions)):
             samples.append(Sample(None, question, None, tuple(history)))
+        steps = Returning(
+            self.family.generate(
+                samples,
+                images,
+                sampling or Sampling(),
+                english=self.english if english is None else english,
+                on_cut=on_cut,
+            )
+        )
         answers = [""] * len(samples)
-        for pieces in self.family.generate(
-            samples, images, sampling or Sampling(), english=english, on_cut=on_cut
-        ):
+        for pieces in steps:
             answers = [answer + piece for answer, piece in zip(answers, pieces)]
+        for index, is_truncated in enumerate(steps.value or ()):
+            if is_truncated and on_truncated:
+                on_truncated(index)
         return answers
 
 

@@ -13,6 +13,8 @@ from model.images import read_image
 from model.sampling import Sampling
 
 READERS = 4  # threads that read images
+# What an entry has beside its question
+RESULT_KEYS = ("cut", "truncated", "answer", "error", "settings")
 
 
 def answer_rows(
@@ -23,7 +25,7 @@ def answer_rows(
     checkpoint,
     base=False,
     sampling=None,
-    english=False,
+    english=None,
     bands=None,
     batch_size=16,
     allow_private_hosts=False,
@@ -32,13 +34,15 @@ def answer_rows(
     """Ask the question of each sample (see rows.py); returns the entries in the samples' order.
 
     file: an open AnswerFile. What it answers already, asked about the same image with the same
-    history, of the same weights and settings, is not asked again. An image that cannot be read
-    gives an entry with "error", which a later run asks again.
-    checkpoint: the name it goes by in the entries; base: switch the adapter off; bands: see
-    read_image; allow_private_hosts: fetch addresses in private networks, too; progress: wraps the
-    iterable of batches (tqdm). Raises UserError.
+    history, of the same weights and settings, is not asked again; rows that ask the same are asked
+    once, and those with a label have a line for each label. An image that cannot be read gives an
+    entry with "error", which a later run asks again.
+    checkpoint: the name it goes by in the entries; base: switch the adapter off; english: None for
+    the language it was trained in; bands: see read_image; allow_private_hosts: fetch addresses in
+    private networks, too; progress: wraps the iterable of batches (tqdm). Raises UserError.
     """
     sampling = sampling or Sampling()
+    english = assistant.english if english is None else english
     settings = {
         "checkpoint": str(checkpoint),
         "fingerprint": assistant.fingerprint,
@@ -46,31 +50,74 @@ def answer_rows(
         "system": "base" if base or assistant.is_base else "tuned",
         "bands": bands,
     } | asdict(sampling)
-    answered = {}
-    for entry in file.entries:
-        if "answer" in entry:
-            answered[_key(entry, entry.get("settings"))] = entry
-
-    entries = [_entry_of(sample) for sample in samples]
-    keys = [_key(entry, settings) for entry in entries]
+    lines = _Lines(file)
+    entries = []
+    known = []
     pending = {}
-    for key, sample, entry in zip(keys, samples, entries):
-        if key not in answered:
-            pending.setdefault(key, (sample, entry))
+    for sample in samples:
+        entry = _entry_of(sample)
+        entries.append(entry)
+        key = _key(entry, settings)
+        if key in lines.answered:
+            _copy_result(lines.answered[key], entry)
+            known.append((key, entry))
+        else:
+            pending.setdefault(key, []).append((sample, entry))
+    lines.append(known)
 
-    pairs = list(pending.values())
-    starts = range(0, len(pairs), batch_size)
+    groups = list(pending.items())
+    starts = range(0, len(groups), batch_size)
     read = partial(_read, bands=bands, allow_private_hosts=allow_private_hosts)
     with ThreadPoolExecutor(READERS) as pool:
         for start in progress(starts) if starts else ():
-            batch = pairs[start : start + batch_size]
-            images = list(pool.map(read, (sample for sample, _ in batch)))
+            batch = groups[start : start + batch_size]
+            asked = [group[0] for _, group in batch]
+            images = list(pool.map(read, (sample for sample, _ in asked)))
             with assistant.untuned() if base else nullcontext():
-                _answer(assistant, batch, images, sampling, english)
-            for _, entry in batch:
-                entry["settings"] = settings
-            file.append([entry for _, entry in batch])
-    return [answered[key] if key in answered else pending[key][1] for key in keys]
+                _answer(assistant, asked, images, sampling, english)
+            for key, group in batch:
+                first = group[0][1]
+                first["settings"] = settings
+                for _, other in group[1:]:
+                    _copy_result(first, other)
+                lines.append((key, entry) for _, entry in group)
+    return entries
+
+
+class _Lines:
+    """The lines of an AnswerFile by what they answer: one for each label, or one without.
+
+    answered: key -> an entry with its answer.
+    """
+
+    def __init__(self, file):
+        self.file = file
+        self.answered = {}
+        self._labels = {}
+        for entry in file.entries:
+            if isinstance(entry.get("answer"), str):
+                key = _key(entry, entry.get("settings"))
+                self.answered[key] = entry
+                self._labels.setdefault(key, set()).add(entry.get("label"))
+
+    def append(self, pairs):
+        """Write the entries of (key, entry) pairs that no line stands for yet."""
+        new = []
+        for key, entry in pairs:
+            labels = self._labels.setdefault(key, set())
+            label = entry.get("label")
+            if label in labels or (label is None and labels):
+                continue
+            labels.add(label)
+            new.append(entry)
+        if new:
+            self.file.append(new)
+
+
+def _copy_result(source, target):
+    for key in RESULT_KEYS:
+        if key in source:
+            target[key] = source[key]
 
 
 def _key(entry, settings):
@@ -102,7 +149,7 @@ def _read(sample, bands, allow_private_hosts):
 
 
 def _answer(assistant, batch, images, sampling, english):
-    """Put "answer" or "error", and what was "cut", into the entries of (sample, entry) pairs."""
+    """Put "answer" or "error", "cut" and "truncated" into the entries of (sample, entry) pairs."""
     asked, readable = [], []
     for (sample, entry), image in zip(batch, images):
         if isinstance(image, UserError):
@@ -116,6 +163,9 @@ def _answer(assistant, batch, images, sampling, english):
     def note_cut(index, rounds, tokens):
         asked[index][1]["cut"] = {"rounds": rounds, "tokens": tokens}
 
+    def note_truncated(index):
+        asked[index][1]["truncated"] = True
+
     try:
         answers = assistant.answer_batch(
             [sample.question for sample, _ in asked],
@@ -124,6 +174,7 @@ def _answer(assistant, batch, images, sampling, english):
             english,
             [sample.history for sample, _ in asked],
             note_cut,
+            note_truncated,
         )
     except torch.OutOfMemoryError:
         raise UserError(

@@ -5,7 +5,7 @@ and pages hold an assistant. A new family is a subclass of it and one line in FA
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -51,6 +51,17 @@ class FeatureSpec:
     cache_key: str  # differs where weights or preprocessing differ
 
 
+class Returning:
+    """Iterates over a generator and keeps in `value` what it returns."""
+
+    def __init__(self, generator: Iterable):
+        self.generator = generator
+        self.value: Any = None
+
+    def __iter__(self):
+        self.value = yield from self.generator
+
+
 class Family(ABC):
     """One loaded network with its tokenizer and image processing.
 
@@ -58,7 +69,8 @@ class Family(ABC):
     A rendered row has `length` and `target_tokens` (in tokens) and `cut` (a limit left something
     out). Every method that reads a user's file or option raises UserError.
     Keys of the card that others read: "method" and "base" (of an adapter), "prompt" (the question
-    it was trained on), "quantization" (such weights cannot be trained).
+    it was trained on), "english" (the frame of that), "quantization" (such weights cannot be
+    trained).
     """
 
     parts: ClassVar[tuple[str, ...]]  # what can be trained in full, by name
@@ -228,8 +240,10 @@ class Family(ABC):
         english: bool = False,
         stream: bool = False,
         on_cut: Callable[[int, int, int], None] | None = None,
-    ) -> Iterator[list[str]]:
+    ) -> Generator[list[str], None, list[bool] | None]:
         """Answer a batch of questions; yields for each a further piece of its answer, maybe "".
+
+        Returns for each whether the length limit ended its answer; None where that is not known.
 
         images: one for each sample, RGB or None; of a sample only question and history are read.
         stream: pieces as they come, else all at once at the end. Where a dialogue does not fit,

@@ -129,28 +129,101 @@ def parse_json(text, parse_constant=None):
     raise json.JSONDecodeError(problem, text if isinstance(text, str) else "", 0)
 
 
-def read_json(path, what, kind=None):
+def read_json(path, what, kind=None, own=False):
     """The content of a JSON file. Raises UserError in one line.
 
-    what: the file's role, for the message; kind: dict or list, if only that will do.
+    what: the file's role, for the message; kind: dict or list, if only that will do; own: the user
+    made it, so that it cannot be fetched again.
     """
     try:
         content = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{what} {path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{what} {path}: not readable as JSON ({error}){diagnosis(path)}") from None
+        problem = own_problem(path, error) if own else f" ({error}){diagnosis(path)}"
+        raise UserError(f"{what} {path}: not readable as JSON{problem}") from None
     if kind is not None and not isinstance(content, kind):
         expected = "object" if kind is dict else "list"
+        advice = "" if own else "; copy it again"
         raise UserError(
-            f"{what} {path}: expected a JSON {expected}, got {type(content).__name__}; "
-            "copy it again"
+            f"{what} {path}: expected a JSON {expected}, got {type(content).__name__}{advice}"
         )
     return content
 
 
+def read_rows(path, what):
+    """[(place, row)] of a file that the user made: a JSON array, or JSON lines as .jsonl.
+
+    place: "row 3", counted from 0, or "line 4"; JSON that is no array is its own only row, at
+    None. Raises UserError in one line.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        content = read_json(path, what, own=True)
+        if not isinstance(content, list):
+            return [(None, content)]
+        return [(f"row {index}", row) for index, row in enumerate(content)]
+
+    rows = []
+    for number, line in enumerate(_own_lines(path, what), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((f"line {number}", parse_json(line)))
+        except json.JSONDecodeError as error:
+            error.lineno = number
+            problem = own_problem(path, error)
+            raise UserError(f"{what} {path}: not readable as JSON lines{problem}") from None
+    return rows
+
+
+def _own_lines(path, what):
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{what} {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        problem = own_problem(path, error)
+        raise UserError(f"{what} {path}: cannot be read{problem}") from None
+
+
+def own_problem(path, error):
+    """What an error of reading a JSON file of the user's own means, as the end of a message."""
+    if isinstance(error, UnicodeDecodeError):
+        return f": not UTF-8 (at byte {error.start}); save it as UTF-8"
+    if isinstance(error, OSError):
+        return f" ({error.strerror})"
+    return damage(path) or f": {json_problem(path, error)}"
+
+
+def json_problem(path, error):
+    """What a JSONDecodeError says about a file of the user's own, and what to do."""
+    text = error.doc.strip()
+    if not text or text[0] in "<\0" or text.startswith("version https://git-lfs"):
+        return f"line 1 column 1: {error.msg}{diagnosis(path)}"
+    problem = f"line {error.lineno} column {error.colno}: {error.msg}"
+    if Path(path).suffix == ".jsonl":
+        if error.lineno == 1:
+            return f"line 1: {error.msg}; an array needs a name ending in .json"
+        return problem
+    if error.msg == "Extra data":
+        return f"{problem}; one record a line needs a name ending in .jsonl"
+    if text[0] in "[{" and (text[-1] not in "]}" or not error.doc[error.pos :].strip()):
+        return f"{problem}: the file ends in the middle{diagnosis(path)}"
+    return problem
+
+
 def diagnosis(path):
     """What a damaged file looks like, as the end of an error message; "" if it cannot be opened."""
+    try:
+        size = Path(path).stat().st_size
+    except OSError:
+        return ""
+    return damage(path) or f"; it has {size} bytes: compare with the source and fetch it again"
+
+
+def damage(path):
+    """What stands in a file's place where a download went wrong, as the end of a message, or ""."""
     try:
         size = Path(path).stat().st_size
         with open(path, "rb") as file:
@@ -167,4 +240,4 @@ def diagnosis(path):
             f": an HTML page of {size} bytes, not the file; the download address has changed "
             "or wants a login"
         )
-    return f"; it has {size} bytes: compare with the source and fetch it again"
+    return ""

@@ -5,16 +5,16 @@ not trained), the loss is on its own answer. Images are read where a sample is u
 once.
 """
 
-import json
 import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 
 from model.errors import UserError
-from model.files import PROJECT, parse_json, read_json
+from model.files import PROJECT, read_rows
 from model.images import blank_image, nearby, read_image
+from model.row_forms import read_form
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
 QUESTION_FORMS = (
@@ -39,38 +39,37 @@ def load_image(source, bands=None):
     return blank_image() if source == BLANK else read_image(source, bands)
 
 
-def load_rows(path, image_root=None, questions=False):
-    """Read and check a row file -> list of Sample, one a round.
+def load_rows(path, image_root=None, questions=False, notes=None):
+    """Read and check a row file (see row_forms.py) -> list of Sample, one a round.
 
     questions: the rows are only to be answered. Then it is one Sample a row, of a dialogue its last
     question; answers may be absent, and prompts, too (None); an img may be an http(s) address, and
     one that is not found spoils its own row only, where it is read.
+    notes: a list that gets a line about each thing that was not read, or that may be missing.
     Raises UserError that lists what is wrong, by row.
     """
     path = Path(path)
-    forms = QUESTION_FORMS if questions else ROW_FORMS
-    rows = _read(path, forms)
-    samples, problems = [], []
-    for index, row in enumerate(rows):
+    expected = QUESTION_FORMS if questions else ROW_FORMS
+    rows = _read(path, expected)
+    forms, samples, problems = [], [], []
+    for place, row in rows:
         try:
-            samples += _samples(row, path, image_root, questions)
+            form = read_form(row, answered=not questions)
+            samples += _samples(form, path, image_root, questions)
+            forms.append(form)
         except ValueError as error:
-            problems.append(f"row {index}: {error}")
-    _report(path, problems, len(rows), f"expected {forms}")
+            problems.append(f"{place}: {error}")
+    _report(path, problems, len(rows), f"expected {expected}")
+    found = _notes(path, forms)
+    if notes is not None:
+        notes += found
     return samples
 
 
 def _read(path, forms):
-    if path.suffix == ".jsonl":
-        try:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-            rows = [parse_json(line) for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"rows {path}: not readable as JSON lines ({error})") from None
-    else:
-        rows = read_json(path, "rows")
-    if not isinstance(rows, list) or not rows:
-        got = "an empty list" if rows == [] else type(rows).__name__
+    rows = read_rows(path, "rows")
+    if not rows or rows[0][0] is None:
+        got = type(rows[0][1]).__name__ if rows else "an empty list"
         raise UserError(
             f"rows {path}: expected a list of {forms}, got {got}; "
             "make it with data/generate_prompt.py"
@@ -78,69 +77,50 @@ def _read(path, forms):
     return rows
 
 
-def _samples(row, path, image_root, questions):
+def _samples(form, path, image_root, questions):
     """The samples of one row. Raises ValueError."""
-    rounds = _rounds(row, answered=not questions)
-    image = row.get("img") or None
+    image = form.image
     is_address = questions and image and "://" in image
     if image and not is_address:
         image = find_image(image, path, image_root, missing_ok=questions)
 
     samples = []
-    for index, (question, answer) in enumerate(rounds):
-        samples.append(Sample(image, question, answer, tuple(rounds[:index])))
+    for index, (question, answer) in enumerate(form.rounds):
+        samples.append(Sample(image, question, answer, tuple(form.rounds[:index])))
     return samples[-1:] if questions else samples
 
 
-def _rounds(row, answered=True):
-    """One row -> its (question, answer) pairs; not `answered`: the last answer may be None.
+def _notes(path, forms):
+    """Lines about keys that were not read and about rows without an image.
 
-    Raises ValueError.
+    Raises UserError where no row has an image, although one seems to be named.
     """
-    if not isinstance(row, dict):
-        raise ValueError(f"is {type(row).__name__}, not an object")
-    if not isinstance(row.get("img") or "", str):
-        raise ValueError(f"img must be a path, got {row['img']}")
-    if "conversations" in row:
-        return _rounds_of_dialogue(row["conversations"], answered)
+    total = len(forms)
+    without = sum(form.image is None for form in forms)
+    lost = [form.lost_image for form in forms if form.lost_image]
+    if lost and without == total:
+        raise UserError(
+            f"rows {path}: none of {total} rows has an image, though {len(lost)} seem to name one "
+            f"({lost[0]}): name it under img"
+        )
 
-    prompt, label = row.get("prompt"), row.get("label")
-    if answered:
-        needed = [prompt, label]
-    elif prompt is None and row.get("img"):
-        needed = []
-    else:
-        needed = [prompt]
-    if not all(_is_text(text) for text in needed):
-        keys = ", ".join(row) or "none"
-        raise ValueError(f"has keys {keys}; prompt and label must be non-empty texts")
-    return [(prompt, label)]
-
-
-def _is_text(value):
-    """Whether it is text with anything in it, which UTF-8 can store (half a surrogate cannot)."""
-    if not isinstance(value, str) or not value.strip():
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    notes = []
+    unused = Counter(key for form in forms for key in form.unused)
+    if unused:
+        keys = ", ".join(f"{key} ({count} rows)" for key, count in unused.most_common(SHOWN))
+        notes.append(f"rows {path}: not used: {keys}{_more(len(unused))}")
+    if without:
+        notes.append(f"rows {path}: {without} of {total} rows have no image and are plain text")
+    if lost:
+        notes.append(
+            f"rows {path}: {len(lost)} rows without an image seem to name one ({lost[0]}): name it "
+            "under img"
+        )
+    return notes
 
 
-def _rounds_of_dialogue(turns, answered):
-    if not isinstance(turns, list) or not turns or (answered and len(turns) % 2):
-        raise ValueError("conversations must be a list of user and assistant turns")
-    for index, turn in enumerate(turns):
-        role = ("user", "assistant")[index % 2]
-        fits = isinstance(turn, dict) and turn.get("role") == role
-        if not fits or not _is_text(turn.get("content")):
-            raise ValueError(
-                "conversations must alternate user, assistant with content; "
-                f"expected {role}, got {turn}"
-            )
-    contents = [turn["content"] for turn in turns]
-    return list(zip_longest(contents[::2], contents[1::2]))
+def _more(count):
+    return f" and {count - SHOWN} more" if count > SHOWN else ""
 
 
 def find_image(name, row_file, image_root=None, missing_ok=False):

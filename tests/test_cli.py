@@ -25,7 +25,7 @@ import web_demo
 from command_line import Parser
 from model import Assistant, Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT
-from model.weight_files import CONFIG, FULL
+from model.weight_files import CARD, CONFIG, FULL
 
 PROJECT = Path(__file__).resolve().parent.parent
 SAT_FIXTURE = PROJECT / "tests/fixtures/visualglm-sat"
@@ -94,6 +94,73 @@ def test_sampling_options_reach_the_engine(adapter, rows, capsys, monkeypatch):
         )
     ]
     assert capsys.readouterr().out == "RemoteGLM: x\n"
+
+
+def test_the_limits_of_sampling_hold_everywhere(adapter, rows, capsys):
+    """What no division survives is greedy, and nan never reaches the network."""
+    for temperature in ("1e-45", "1e-7"):
+        chat(adapter, "--prompt", "你好", "--max_length", 30, "--temperature", temperature)
+        assert capsys.readouterr().out
+    assert Sampling(temperature=1e-45).greedy and not Sampling(temperature=1e-3).greedy
+    for setting in ({"temperature": float("nan")}, {"top_p": 2}, {"seed": -1}, {"max_length": 1}):
+        with pytest.raises(UserError, match=f"^{next(iter(setting))} .*: must be at least"):
+            Sampling(**setting)
+    defaults = vars(cli_demo.parse([]))
+    assert cli_demo.sampling_of(cli_demo.parse([])) == Sampling()
+    assert defaults["top_k"] == Sampling.top_k
+
+
+def test_the_language_of_a_run_is_that_of_its_questions(adapter, rows, tmp_path, capsys):
+    """A run that was trained with --english is asked in English, its question included."""
+    english = shutil.copytree(adapter, tmp_path / "english")
+    card = json.loads((english / CARD).read_text())
+    (english / CARD).write_text(json.dumps(card | {"english": True, "prompt": "What?"}))
+    image = rows / "images/0.tif"
+    for options, question, frame in (
+        ([], "What?", True),
+        (["--english"], "What?", True),
+        (["--chinese"], DEFAULT_PROMPT, False),
+        (["--prompt", "红色吗？"], "红色吗？", True),
+        (["--english", "--prompt_en", "Where?"], "Where?", True),
+    ):
+        chat(english, "--image", image, "--json", *GREEDY, *options)
+        said = json.loads(capsys.readouterr().out)
+        assert said["prompt"] == question
+        assert said["answer"] == answer(english, question, read_image(image), english=frame), (
+            options
+        )
+    assert load_assistant(english, device="cpu").first_question(False) == DEFAULT_PROMPT
+    exported = tmp_path / "exported"
+    export_RemoteGLM.main(
+        ["--from_pretrained", str(english), "--format", "sat", "--output", str(exported)]
+    )
+    assert load_assistant(exported, device="cpu").english
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk"])
+def test_what_cannot_be_encoded_is_shown_escaped(adapter, rows, encoding):
+    """The chat, one-shot and JSON, in a terminal or file of another encoding."""
+    command = [sys.executable, PROJECT / "cli_demo.py", "--from_pretrained", adapter, *GREEDY]
+    command += ["--image", rows / "images/0.tif", "--prompt", "有飞机吗？😀"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    text = answer(adapter, "有飞机吗？😀", read_image(rows / "images/0.tif"))
+    for more in ([], ["--json"]):
+        done = subprocess.run([*command, *more], capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        said = done.stdout.decode(encoding)
+        if more:
+            assert json.loads(said)["prompt"] == "有飞机吗？😀"
+        else:
+            shown = f"RemoteGLM：{text}\n".encode(encoding, "backslashreplace").decode(encoding)
+            assert said.replace("\r\n", "\n") == shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_an_answer_that_the_limit_ended_says_so(endless, rows, tmp_path):
+    options = "--temperature 0 --repetition_penalty 1 --max_length 40 --device cpu".split()
+    with Terminal(tmp_path, "--from_pretrained", endless, "--prompt", "红", *options) as terminal:
+        terminal.read("注意：回答到了长度上限（--max_length）就停下了")
+        assert terminal.status() == 0
 
 
 def test_dialogue(adapter, rows, monkeypatch, capsys):
@@ -573,6 +640,63 @@ class TestRowsOfAFile:
                 adapter, "红色吗？", read_image(rows / "images/0.tif"), history
             )
 
+    def test_rows_that_ask_the_same_have_a_line_for_each_label(
+        self, argv, rows, tmp_path, monkeypatch
+    ):
+        """Asked once; a later run with a further label copies the answer."""
+        asked, whole = [], Assistant.answer_batch
+        monkeypatch.setattr(
+            Assistant,
+            "answer_batch",
+            lambda self, questions, *rest: asked.append(questions) or whole(self, questions, *rest),
+        )
+        row = {"img": "images/0.tif", "prompt": "红色吗？"}
+        labels = ["是", "是。", "是", None]
+        argv[3] = str(tmp_path / "rows.json")
+        for more, lines in (([], 2), (["对"], 3), (["对", None], 3)):
+            content = [row | ({"label": label} if label else {}) for label in labels + more]
+            Path(argv[3]).write_text(json.dumps(content), encoding="utf-8")
+            cli_demo.main([*argv, "--image-root", str(rows)])
+            written = self.lines(argv)
+            assert [line["label"] for line in written] == ["是", "是。", "对"][:lines]
+            assert len({line["answer"] for line in written}) == 1
+        assert asked == [["红色吗？"]]
+
+    def test_answers_that_the_limit_ended_are_marked(self, argv, endless, rows, tmp_path, capsys):
+        """Each, whatever the others of its batch do; the reader of the file is told how many."""
+        argv[1] = str(endless)
+        argv[3] = str(tmp_path / "rows.json")
+        Path(argv[3]).write_text(json.dumps([{"prompt": "红"}, {"prompt": "红色吗？" * 4}]))
+        for _ in range(2):
+            cli_demo.main([*argv, "--repetition_penalty", "1"])
+            assert '2 answers were stopped by the length limit, --max_length: "truncated"' in (
+                capsys.readouterr().err
+            )
+        assert [line["truncated"] for line in self.lines(argv)] == [True, True]
+
+    def test_an_answer_that_is_null_is_asked_again(self, argv, rows, tmp_path):
+        argv[3] = str(tmp_path / "rows.json")
+        Path(argv[3]).write_text(json.dumps([{"prompt": "红色吗？"}]))
+        cli_demo.main(argv)
+        (line,) = self.lines(argv)
+        Path(argv[5]).write_text(json.dumps(line | {"answer": None}) + "\n")
+        cli_demo.main(argv)
+        assert self.lines(argv) == [line | {"answer": None}, line]
+
+    def test_rows_of_other_tools(self, argv, rows, tmp_path, capsys):
+        argv[3] = str(tmp_path / "rows.json")
+        turns = [{"from": "human", "value": "<image>\n红色吗？"}, {"from": "gpt", "value": "是"}]
+        content = [{"image": "images/0.tif", "conversations": turns, "id": "7"}]
+        Path(argv[3]).write_text(json.dumps(content))
+        cli_demo.main([*argv, "--image-root", str(rows)])
+        (line,) = self.lines(argv)
+        assert (line["img"], line["prompt"], line["label"]) == (
+            str(rows / "images/0.tif"),
+            "红色吗？",
+            "是",
+        )
+        assert "not used: id (1 rows)" in capsys.readouterr().err
+
     def test_base(self, argv, adapter, tiny_checkpoint, rows, capsys):
         self.run(argv + ["--base"])
         lines = self.lines(argv)
@@ -681,6 +805,13 @@ def test_user_errors(argv, words):
         (["--temperature", "-1"], "--temperature -1.0"),
         (["--max_length", "1"], "--max_length 1"),
         (["--repetition_penalty", "0"], "--repetition_penalty 0.0"),
+        (["--temperature", "nan"], "--temperature nan: must be at least 0 and at most 100"),
+        (["--temperature", "inf"], "--temperature inf: must be"),
+        (["--repetition_penalty", "nan"], "--repetition_penalty nan: must be at least 0.01"),
+        (["--repetition_penalty", "1e-45"], "--repetition_penalty 1e-45: must be"),
+        (["--top_p", "nan"], "--top_p nan: must be"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--seed", "99999999999999999999"], "--seed 99999999999999999999: must be"),
         (["--json"], "--json needs --image or --prompt"),
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--input", "a.json"], "--input and --output go together"),

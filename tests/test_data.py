@@ -1810,3 +1810,13 @@ def test_a_stage_never_loads_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "png" / "1.png").exists()
+
+
+def test_what_the_gate_rejected_is_no_input(tmp_path, capsys):
+    """Its captions are English, and its answers were found wanting."""
+    rejected = {"answer": "湖面宁静。", "problems": [["subjective", "宁静"]]}
+    rows = [{"imged_id": "0.png", "caption": "A lake ."} | rejected]
+    source = save(tmp_path / "UCM-zh-rejected.json", rows)
+    assert call(generate_prompt, "--input", source, "--no-image-check") == 1
+    assert "UCM-zh-rejected.json holds what the quality gate rejected" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["UCM-zh-rejected.json"]

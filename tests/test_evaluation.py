@@ -1,9 +1,12 @@
 """Metrics against other ways of computing them, the lexicon's rules by hand-made cases, and the
 script as a user starts it."""
 
+import csv
 import json
 import math
+import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -45,11 +48,13 @@ from evaluation.predictions import (
     number_equal_names,
     read_predictions,
 )
+from evaluation.references import asking_for_description
 from evaluation.report import write_report
 from evaluation.score import COPIES, EvaluationSet, score, worst_first
 from model import Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT as PROMPT
 from model.rows import Sample
+from model.weight_files import CARD
 
 REFERENCES = [
     [
@@ -376,6 +381,162 @@ def test_answers_belong_to_the_path_that_agrees_longest(tmp_path):
     assert system.answers == ["beach", "airport"]
 
 
+LABELS = ("红色的屋顶旁有树木。", "绿色的农田。", "蓝色的河流穿过森林。")
+SAMPLES = [Sample(Path(f"images/{i}.tif"), PROMPT, label) for i, label in enumerate(LABELS)]
+# How other tools write the same three answers: name of the file -> its lines
+WRITTEN = {
+    "infer_result.jsonl": [  # ms-swift
+        {
+            "response": label,
+            "labels": label,
+            "logprobs": None,
+            "messages": [
+                {"role": "user", "content": "<image>" + PROMPT},
+                {"role": "assistant", "content": label},
+            ],
+            "images": [{"bytes": None, "path": f"/data/images/{i}.png"}],
+        }
+        for i, label in enumerate(LABELS)
+    ],
+    "generated_predictions.jsonl": [  # LLaMA-Factory: no images, but the order of the rows
+        {"prompt": f"user<|image_pad|>{PROMPT}", "predict": label, "label": label + "<|im_end|>"}
+        for label in LABELS
+    ],
+    "plain.jsonl": [{"image": f"{i}.tif", "response": label} for i, label in enumerate(LABELS)],
+    "png.jsonl": [
+        {"img": f"images\\{i}.png", "prompt": f"<image>\n{PROMPT}", "answer": label}
+        for i, label in enumerate(LABELS)
+    ],
+    "coco.json": [{"image_id": i, "caption": label} for i, label in enumerate(LABELS)],
+    "llava.jsonl": [
+        {"image": [f"{i}.jpg"], "question": PROMPT, "answer": "参考", "prediction": label}
+        for i, label in enumerate(LABELS)
+    ],
+}
+TABLE = [["index", "image_path", "question", "answer", "prediction"]]
+TABLE += [[i, f"images/{i}.tif", PROMPT, "多行\n参考", label] for i, label in enumerate(LABELS)]
+
+
+@pytest.mark.parametrize("name", [*WRITTEN, "table.tsv", "table.csv", "table.xlsx"])
+def test_answers_of_other_tools(tmp_path, name):
+    path = tmp_path / name
+    if name in WRITTEN and path.suffix == ".json":
+        path.write_text(json.dumps(WRITTEN[name]))
+    elif name in WRITTEN:
+        write_lines(path, WRITTEN[name])
+    elif path.suffix == ".xlsx":
+        openpyxl = pytest.importorskip("openpyxl", reason="needs openpyxl")
+        book = openpyxl.Workbook()
+        for line in TABLE:
+            book.active.append(line)
+        book.save(path)
+    else:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows(TABLE)
+
+    (system,) = read_predictions(path, SAMPLES, [(0, "有船吗？")], lambda: SAMPLES)
+    assert system.answers == list(LABELS) and system.replies == {}
+    assert "no image ablation" in system.notes[0]
+    assert "no reply to 1 of 1 yes / no questions, such as 0.tif: 有船吗？" in system.notes[1]
+
+
+def test_a_workbook_without_its_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    (tmp_path / "a.xlsx").touch()
+    with pytest.raises(UserError, match="needs openpyxl .pip install openpyxl.; or save"):
+        read_predictions(tmp_path / "a.xlsx", SAMPLES, [])
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        ([{"predict": "x"}] * 2, "one for each row of --data in order; got 2 answers, 3 rows"),
+        (
+            [{"predict": "x", "label": label} for label in LABELS[::-1]],
+            "line 1 was to be '蓝色的河流穿过森林。', the row's label is '红色的屋顶旁有树木。'",
+        ),
+        (
+            [{"img": "0.tif", "prompt": PROMPT, "answer": None}, *WRITTEN["png.jsonl"][1:]],
+            r"1 of 3 images have no answer .* 0.tif: 这张.* \(line 1 has no answer to it\)",
+        ),
+        (
+            [{"img": f"{i}.tif", "prompt": "啥？", "answer": "x"} for i in range(3)],
+            r"3 of 3 images .* \(the file asks about it: 啥？\)",
+        ),
+        (
+            [{"img": "7.tif", "prompt": PROMPT, "answer": "x"}],
+            r"\(the file is about 1 images, such as 7.tif\)",
+        ),
+        ([{"img": "0.tif", "prompt": PROMPT, "answer": None}], "all 1 answers are null"),
+        ([{"img": "0.tif", "prompt": PROMPT, "error": "gone"}], "all 1 answers are null"),
+        (
+            [{"img": f"0.{end}", "prompt": PROMPT, "answer": end} for end in ("png", "jpg")],
+            "several answers about images/0.tif",
+        ),
+    ],
+)
+def test_a_mismatch_shows_both_sides(tmp_path, lines, words):
+    write_lines(tmp_path / "a.jsonl", lines)
+    with pytest.raises(UserError, match=words) as caught:
+        read_predictions(tmp_path / "a.jsonl", SAMPLES, [], lambda: SAMPLES)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_ending_is_not_another_image(tmp_path):
+    """a.png is an image of its own: its answer is not that of a.tif."""
+    samples = [Sample(Path(f"a.{end}"), PROMPT, None) for end in ("tif", "png")]
+    write_lines(tmp_path / "a.jsonl", [{"img": "a.png", "prompt": PROMPT, "answer": "x"}])
+    with pytest.raises(UserError, match="1 of 2 images have no answer .* such as a.tif"):
+        read_predictions(tmp_path / "a.jsonl", samples, [])
+
+
+def test_answers_that_the_limit_ended_are_counted(tmp_path):
+    lines = [entry | {"truncated": i < 2} for i, entry in enumerate(WRITTEN["png.jsonl"])]
+    write_lines(tmp_path / "a.jsonl", lines)
+    (system,) = read_predictions(tmp_path / "a.jsonl", SAMPLES, [])
+    references = [[label] for label in LABELS]
+    dataset = EvaluationSet(
+        [sample.image for sample in SAMPLES], references, list(map(truth, references))
+    )
+    assert score([system], dataset, resamples=100).warnings == [
+        "a: 2 of 3 answers were stopped by the length limit and end in mid-sentence; raise it "
+        "(--max-new-tokens)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "answers, told",
+    [
+        (["A roof.", "A farmland.", "A river."], True),
+        (["A roof.", "一片农田。", "一条河流。"], False),
+        (["", "", "A river."], False),
+    ],
+)
+def test_answers_in_another_language_get_a_hint(answers, told):
+    references = [[label] for label in LABELS]
+    dataset = EvaluationSet([Path("a")] * 3, references, list(map(truth, references)))
+    warnings = score([System("s", answers)], dataset, resamples=100).warnings
+    hint = "s: 3 of 3 answers are English, the references Chinese"
+    assert any(line.startswith(hint) for line in warnings) == told
+
+
+def test_which_rows_ask_for_a_description():
+    def ask(*pairs):
+        return [Sample(Path("a"), question, answer) for question, answer in pairs]
+
+    own = ask(("说说这图", "一条河流穿过森林。"), ("图里是啥样", "绿色的农田旁有道路。"))
+    closed = ask(
+        ("有船吗？", "没有，图中没有船。"), ("有几条船？", "图中有三条船。"), ("啥？", "船")
+    )
+    known = ask((PROMPT, "船"))
+    assert asking_for_description(own + closed) == own
+    assert asking_for_description(own + closed + known) == known
+    assert asking_for_description(closed[:1]) == closed[:1]
+    assert asking_for_description(own + closed, ["啥？"]) == closed[2:]
+    assert asking_for_description(closed) == []
+
+
 def test_existence_questions():
     truths = [
         AIRPORT,
@@ -595,6 +756,69 @@ class TestScript:
         assert metrics["columns"]["blind"]["distinct outputs"]["value"] == pytest.approx(100 / 3)
         assert "looks / blind" in metrics["p"]
         assert (tmp_path / "eval-rows-val/report.html").is_file()
+
+    def test_own_phrasings_and_rows_that_nobody_named(self, rows, tmp_path, capsys):
+        """The validation rows ask in own words; the training rows beside them cannot be read."""
+        labeled = json.loads((rows / "rows-val.json").read_text(encoding="utf-8"))
+        own, lines = [], []
+        for number, row in enumerate(labeled):
+            row |= {"img": str(rows / row["img"]), "prompt": f"说说第{number}图", "id": number}
+            own.append(row)
+            lines.append({"img": row["img"], "prompt": row["prompt"], "answer": row["label"]})
+        (tmp_path / "my-val.json").write_text(json.dumps(own), encoding="utf-8")
+        write_lines(tmp_path / "a.jsonl", lines)
+        argv = ["--predictions", str(tmp_path / "a.jsonl"), "--resamples", "100"]
+        argv += ["--data", str(tmp_path / "my-val.json")]
+        moved = [{"img": "moved.tif", "prompt": PROMPT, "label": "一条河。"}]
+        for broken in ("[{", json.dumps(moved), json.dumps(moved * 2)):
+            (tmp_path / "my-train.json").write_text(broken)
+            metrics = script.main(argv)
+            assert metrics["pictures"] == 3 and metrics["columns"]["a"]["chrF"]["value"] == 100
+            assert "constant" not in metrics["columns"]
+            said = capsys.readouterr().out
+            assert "no baselines of the training rows beside --data: " in said
+            assert "not used: id (3 rows)" in said and "a: no image ablation" in said
+            page = (tmp_path / "eval-my-val/report.html").read_text(encoding="utf-8")
+            assert "no baselines" in page
+        with pytest.raises(SystemExit, match="moved.tif"):
+            script.main([*argv, "--train-data", str(tmp_path / "my-train.json")])
+
+        picked = script.main([*argv, "--description-questions", "说说第0图", "说说第2图"])
+        assert picked["pictures"] == 2
+        assert "2 of 3 rows are taken as descriptions" in capsys.readouterr().out
+
+    def test_the_report_is_written_before_it_is_printed(self, rows, tmp_path):
+        """To a standard output that is closed, and in ASCII."""
+        labeled = json.loads((rows / "rows-val.json").read_text(encoding="utf-8"))
+        lines = [{"img": row["img"], "response": "河流😀"} for row in labeled]
+        write_lines(tmp_path / "飞机.jsonl", lines)
+        command = [sys.executable, PROJECT / "evaluate_RemoteGLM.py", "--resamples", "100"]
+        command += ["--predictions", tmp_path / "飞机.jsonl", "--data", rows / "rows-val.json"]
+        command += ["--output", tmp_path / "out"]
+        ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+        run = {"env": os.environ | ascii_only, "stderr": subprocess.PIPE}
+        done = subprocess.run([*command], stdout=subprocess.PIPE, **run)
+        assert done.returncode == 0, done.stderr
+        assert rb"\u98de\u673a" in done.stdout
+        (tmp_path / "out/metrics.json").unlink()
+        with open("/dev/full", "wb") as full:
+            subprocess.run([*command], stdout=full, **run)
+        assert (tmp_path / "out/metrics.json").is_file()
+
+    def test_the_card_decides_the_language(self, adapter, rows, tmp_path):
+        """A run trained with --english is asked in English; --chinese asks it in Chinese."""
+        english = shutil.copytree(adapter, tmp_path / "english")
+        card = json.loads((english / CARD).read_text())
+        (english / CARD).write_text(json.dumps(card | {"english": True}))
+        few = ("--existence", "1", "--no-controls", "--limit", "1")
+        for option, expected in (([], True), (["--chinese"], False)):
+            output = tmp_path / f"out{expected}"
+            argv = ["--from_pretrained", str(english), *self.options(rows, output, *few), *option]
+            assert script.main(argv)["settings"]["english"] == expected
+            lines = read_lines(output / "predictions.jsonl")
+            assert {line["settings"]["english"] for line in lines} == {expected}
+            asked = [line for line in lines if line["prompt"].startswith("Is there")]
+            assert bool(asked) == expected
 
     def test_references(self, rows, tmp_path):
         """English sentences only tell what is there, Chinese ones are references; --split

@@ -3,6 +3,7 @@
 Tests that need rasterio are skipped where it is not installed: pip install rasterio
 """
 
+import base64
 import gc
 import io
 import itertools
@@ -987,6 +988,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked.append((self.path, self.headers["Host"]))
+        self.server.proxied.append(self.headers)
         way, _, target = self.path[1:].partition("?")
         body = self.image.getvalue()
         if way == "to":
@@ -1018,6 +1020,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.asked, server.hung_up, server.daemon_threads = [], threading.Event(), True
+        server.proxied = []
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         server.url = f"http://127.0.0.1:{server.server_port}"
         yield server
@@ -1129,6 +1132,45 @@ class TestAddresses:
         (tmp_path / "rows.json").write_text(f'[{{"img": "{server.url}/a.png"}}]')
         (sample,) = model_rows.load_rows(tmp_path / "rows.json", questions=True)
         assert is_close(read_image(sample.image), RGB, 0)
+
+    def test_the_proxy_of_the_environment(self, server, monkeypatch, names):
+        """It is asked for the whole address, but not for this machine or what no_proxy names."""
+        host, port = "127.0.0.1", server.server_port
+        monkeypatch.setenv("http_proxy", f"http://me:p%40ss@{host}:{port}")
+        assert is_close(read_image("http://image.example/a.png?x=1"), RGB, 0)
+        path, headers = server.asked[-1][0], server.proxied[-1]
+        assert path == "http://image.example/a.png?x=1"
+        assert headers["Host"] == "image.example"
+        assert base64.b64decode(headers["Proxy-Authorization"].split()[1]) == b"me:p@ss"
+        assert is_close(read_image(f"{server.url}/a.png"), RGB, 0)
+        assert server.asked[-1][0] == "/a.png"
+
+        names["image.example"] = ["10.0.0.1"]
+        with pytest.raises(UserError, match="not on the public network"):
+            read_image("http://image.example/a.png", public_only=True)
+        names["image.example"] = [host]
+        monkeypatch.setenv("no_proxy", "image.example")
+        assert is_close(read_image(f"http://image.example:{port}/a.png"), RGB, 0)
+        assert server.asked[-1][0] == "/a.png"
+
+    @pytest.mark.parametrize(
+        "proxy, words",
+        [
+            ("socks5://127.0.0.1:9", "https_proxy is of kind socks5://; expected http://host:port"),
+            ("http://127.0.0.1:9", "proxy 127.0.0.1:9 does not lead there"),
+            ("127.0.0.1:9", "proxy 127.0.0.1:9 does not lead there"),
+        ],
+    )
+    def test_a_proxy_that_does_not_work_is_named(self, monkeypatch, proxy, words):
+        monkeypatch.setenv("https_proxy", proxy)
+        with pytest.raises(UserError, match=words) as caught:
+            read_image("https://image.example/a.png")
+        assert "\n" not in str(caught.value)
+
+    def test_a_proxy_that_refuses_a_tunnel(self, server, monkeypatch):
+        monkeypatch.setenv("https_proxy", server.url)
+        with pytest.raises(UserError, match="does not lead there .*501"):
+            read_image("https://image.example/a.png")
 
     def test_https_verifies_the_name(self, server, names, tmp_path, monkeypatch):
         key, certificate = tmp_path / "key", tmp_path / "certificate"

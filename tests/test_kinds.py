@@ -181,7 +181,10 @@ def page():
     """A page for one assistant after the other: `answer`, the function behind its button, asks
     `assistant`.
     """
-    page = SimpleNamespace(prompt=QUESTION, stream=lambda *asked: page.assistant.stream(*asked))
+    page = SimpleNamespace(
+        first_question=lambda english: QUESTION,
+        stream=lambda *asked: page.assistant.stream(*asked),
+    )
     page.answer = next(
         entry.fn for entry in web_demo.build(page).fns.values() if entry.api_name == "answer"
     )

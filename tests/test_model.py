@@ -571,6 +571,11 @@ class TestDialogue:
         assert row.prefix == 25 and row.cut
         row = render(self.tokenizer, "问", "很长的回答", max_target=5)
         assert spelled(row).endswith("<sop>很长的<eop>") and row.cut
+        # what was cut in mid-sentence trains no end
+        trained = [row.ids[position + 1] for position in row.target_positions]
+        assert trained == row.ids[row.prefix : -1] and row.target_tokens == 4
+        whole = render(self.tokenizer, "问", "很长的", max_target=5)
+        assert not whole.cut and whole.target_tokens == 5
         message = "a limit of 12 tokens before the answer is too small: the image takes 13"
         with pytest.raises(UserError, match=message):
             render(self.tokenizer, "问", image_slots=8, max_source=12)

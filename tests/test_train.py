@@ -888,6 +888,34 @@ def test_options(pretrained, rows, tmp_path, options, check):
     assert check(card, load_file(tmp_path / "x" / step / ADAPTER))
 
 
+def test_rows_of_another_tool_in_a_terminal_that_shows_ascii_alone(tiny_checkpoint, rows, tmp_path):
+    """Images under `image` are seen; cut labels, unused keys and rows without an image are told."""
+    turns = [{"from": "human", "value": "<image>\n有什么？"}, {"from": "gpt", "value": "屋顶" * 9}]
+    other = [{"image": str(rows / "images/0.tif"), "conversations": turns, "编号": "a"}]
+    other.append({"prompt": "你好", "label": "你好。"})
+    (tmp_path / "行.json").write_text(json.dumps(other), encoding="utf-8")
+    options = "--train-iters 1 --batch-size 2 --max_target_length 5 --experiment-name 飞机".split()
+    result = run(
+        *options,
+        "--from_pretrained",
+        tiny_checkpoint,
+        "--train-data",
+        tmp_path / "行.json",
+        "--save",
+        tmp_path,
+        PYTHONIOENCODING="ascii",
+    )
+    assert result.returncode == 0, result.stderr
+    escaped = r"\u884c.json"
+    assert rf"{escaped}: not used: \u7f16\u53f7 (1 rows)" in result.stdout
+    assert f"{escaped}: 1 of 2 rows have no image" in result.stdout
+    assert "2 rows, 0 validation rows, 1 images" in result.stdout
+    assert (
+        "rows cut by --max_source_length 0 or --max_target_length 5 (a cut answer trains no end)"
+        in result.stdout
+    )
+
+
 def test_label_smoothing(pretrained, rows, tmp_path):
     """Loss of the first step with and without: a share goes to all tokens alike; the held-out loss
     of step 0 stays what it is.

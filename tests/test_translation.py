@@ -309,7 +309,10 @@ def test_trim_keeps_the_sentences_that_pass_of_what_stays_bad(tmp_path, stub, ca
     # passes as a whole
     save(file, [{"imged_id": "0.png", "caption": "图中有一个湖泊。湖边是水面。", "split": "val"}])
     for number, kept in ((1, "图中有一个湖泊。"), (2, "图中有一个湖泊。湖边是水面。")):
+        capsys.readouterr()
         assert call(translation_en2zh, "--check", file, "--input", source, "--trim", number) == 0
+        said = "old-checked.json: 1 records, 1 of them with sentences left out (--trim)"
+        assert (said in capsys.readouterr().out) == (number == 1)
         assert load(tmp_path / "old-checked.json")[0]["caption"] == kept
         assert load(tmp_path / "old-checked-report.json")["passed"] == 1
 

@@ -43,6 +43,7 @@ class Watched:
     def __init__(self, assistant, **forced):
         self.assistant = assistant
         self.prompt = assistant.prompt
+        self.first_question = assistant.first_question
         self.forced = forced
         self.calls = []
         self.stopped = threading.Event()
@@ -446,6 +447,68 @@ def test_a_taken_port_is_one_line_before_anything_is_loaded():
             match=rf"^web_demo.py: error: cannot listen on 127.0.0.1 port {port} .*--port$",
         ):
             web_demo.main(["--port", str(port), "--from_pretrained", "nowhere"])
+
+
+def test_a_port_that_was_taken_meanwhile_is_one_line(monkeypatch):
+    """The port was free before the weights were read, minutes ago."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(web_demo, "check_port", lambda *_: None)
+        monkeypatch.setattr("model.load_assistant", lambda *_, **__: Fake())
+        for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy", "GRADIO_TEMP_DIR"):
+            monkeypatch.setenv(name, "")
+        with pytest.raises(SystemExit, match=rf"port {port} \(taken while .*--port$"):
+            web_demo.main(["--port", str(port), "--from_pretrained", "x"])
+
+
+class Fake:
+    """An assistant of one answer."""
+
+    def first_question(self, english):
+        return PROMPT
+
+    def stream(self, *_):
+        yield "好"
+        return True
+
+
+def test_an_answer_that_the_limit_ended_is_told_in_the_page():
+    page = web_demo.Page(Fake(), english=None)
+    with pytest.warns(UserWarning, match="回答到了最大长度就停下了"):
+        *_, (chat, _) = page.answer(None, "问", [], 64, 0, 1)
+    assert [message["content"] for message in chat] == ["问", "好"]
+    *_, ([message], _) = page.answer(None, "问", [], 64, 0, float("nan"))
+    assert message["content"].startswith("错误：temperature nan: must be")
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_on_ipv6_and_behind_a_path(host, monkeypatch):
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip("no IPv6 here")
+    for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    argv = ["--host", host, "--port", str(port), "--root-path", "/remote"]
+    args = web_demo.parse(argv)
+    web_demo.check_port(args.host, args.port)
+    page = web_demo.start(Fake(), args)
+    try:
+        assert page.local_url == f"http://[::1]:{port}/"
+        with DIRECT.open(page.local_url, timeout=10) as reply:
+            shown = reply.read().decode()
+        assert '"root":"http://[::1]' in shown and "/remote" in shown
+    finally:
+        page.close(verbose=False)
+
+
+def test_a_root_path_is_a_path(capsys):
+    with pytest.raises(SystemExit):
+        web_demo.main(["--root-path", "remote"])
+    assert "--root-path remote: must begin with / or http(s)://" in capsys.readouterr().err
 
 
 def test_options_reach_the_loader(monkeypatch):

@@ -7,14 +7,16 @@ total time limit either, connects to a checked address only through a private at
 transport, and saves no lines.
 """
 
+import base64
 import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
 import threading
+import urllib.request
 from concurrent.futures import Future
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from model.errors import UserError
 
@@ -33,7 +35,8 @@ def fetch(url: str, public_only: bool = False) -> bytes:
 
     public_only refuses hosts of which any address is private, loopback, link-local, reserved or
     multicast. The connection goes to the very address that was checked, since a second look-up
-    could answer otherwise (DNS rebinding), and every redirect is checked again.
+    could answer otherwise (DNS rebinding), and every redirect is checked again. The proxy of the
+    environment (http_proxy, https_proxy, no_proxy) is used where there is one.
 
     Raises UserError in a few words, without the address.
     """
@@ -69,8 +72,9 @@ def fetch(url: str, public_only: bool = False) -> bytes:
 def _download(url, public_only, sockets):
     """The bytes behind the address, after its redirects; sockets: collects all that are opened."""
     for _ in range(REDIRECTS + 1):
-        with contextlib.closing(_connect(url, public_only, sockets)) as connection:
-            connection.request("GET", _request_target(url), headers=HEADERS)
+        connection, target, headers = _connect(url, public_only, sockets)
+        with contextlib.closing(connection):
+            connection.request("GET", target, headers=HEADERS | headers)
             with connection.getresponse() as response:
                 location = response.headers["Location"]
                 if response.status not in REDIRECT_STATUSES or not location:
@@ -106,11 +110,19 @@ def _read_body(response):
 
 
 def _connect(url, public_only, sockets):
-    """An HTTPConnection, connected to an address of the url's host that has been checked."""
+    """(an HTTPConnection, what to ask it for, further headers).
+
+    It is connected to an address of the url's host that has been checked, or to a proxy.
+    """
     parts = urlsplit(url)
     host = parts.hostname
     if parts.scheme not in ("http", "https") or not host:
         raise UserError(f"expected an http:// or https:// address, got {url}")
+    proxy = _proxy_for(parts)
+    if proxy:
+        if public_only:
+            _refuse_known_private(host)
+        return _connect_through(proxy, url, sockets)
     is_https = parts.scheme == "https"
     port = parts.port or (443 if is_https else 80)
 
@@ -126,7 +138,82 @@ def _connect(url, public_only, sockets):
 
     # http.client does not connect (and look the name up again) when there is a socket.
     connection.sock = sock
-    return connection
+    return connection, _request_target(url), {}
+
+
+def _proxy_for(parts):
+    """The proxy that the environment names for an address, split like it, or None.
+
+    Never for this machine and addresses of private networks. Raises UserError for other kinds.
+    """
+    host = parts.hostname
+    with contextlib.suppress(ValueError):
+        if not ipaddress.ip_address(host).is_global:
+            return None
+    if host == "localhost" or urllib.request.proxy_bypass(host):
+        return None
+    proxies = urllib.request.getproxies()
+    name = proxies.get(parts.scheme) or proxies.get("all")
+    if not name:
+        return None
+    proxy = urlsplit(name if "://" in name else f"http://{name}")
+    if proxy.scheme != "http" or not proxy.hostname:
+        raise UserError(
+            f"the environment's {parts.scheme}_proxy is of kind {proxy.scheme}://; expected "
+            "http://host:port, or the host in no_proxy"
+        )
+    return proxy
+
+
+def _connect_through(proxy, url, sockets):
+    """The same as for `_connect`, through a proxy (as urlsplit gives it)."""
+    parts = urlsplit(url)
+    headers = {}
+    if proxy.username:
+        user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
+
+    target = _request_target(url)
+    place = (proxy.hostname, proxy.port or 80)
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(*place, timeout=SILENCE, context=context)
+        connection.set_tunnel(parts.hostname, parts.port or 443, headers)
+        headers = {}
+    else:
+        connection = http.client.HTTPConnection(*place, timeout=SILENCE)
+        netloc = parts.netloc.rpartition("@")[2]
+        target = f"http://{netloc}{target}"
+    try:
+        connection.connect()
+    except ssl.SSLError:  # of the host behind it
+        raise
+    except OSError as error:
+        raise UserError(
+            f"the environment's proxy {place[0]}:{place[1]} does not lead there ({error})"
+        ) from None
+    sockets.append(connection.sock)
+    return connection, target, headers
+
+
+def _refuse_known_private(host):
+    """Raises UserError for a host that is private by what this machine knows of it.
+
+    A name that only the proxy can look up is the proxy's to judge.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return
+    _refuse_private(host, found)
+
+
+def _refuse_private(host, found):
+    if not all(_is_public(address[0]) for *_, address in found):
+        raise UserError(
+            f"{host} is not on the public network; only public addresses are read here (for files "
+            "that you trust, cli_demo.py --input has --allow-private-hosts)"
+        )
 
 
 def _look_up(host, port, public_only):
@@ -135,11 +222,8 @@ def _look_up(host, port, public_only):
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise UserError(f"the host {host} is not known here") from None
-    if public_only and not all(_is_public(address[0]) for *_, address in found):
-        raise UserError(
-            f"{host} is not on the public network; only public addresses are read here (for files "
-            "that you trust, cli_demo.py --input has --allow-private-hosts)"
-        )
+    if public_only:
+        _refuse_private(host, found)
     return found
 
 

@@ -31,8 +31,8 @@ PEFT_FIELDS = {
 
 
 def full_card(card):
-    """The card of a checkpoint without adapter; it still knows the question it was trained on."""
-    kept = {"prompt": card["prompt"]} if "prompt" in card else {}
+    """The card of a checkpoint without adapter; it still knows the question of its training."""
+    kept = {key: card[key] for key in ("prompt", "english") if key in card}
     return {"format": 1, "method": {"name": "full"}, "base": None} | kept
 
 

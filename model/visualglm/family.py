@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from model.errors import UserError
-from model.family import Family, FeatureSpec, open_checkpoint
+from model.family import Family, FeatureSpec, Returning, open_checkpoint
 from model.visualglm import export
 from model.visualglm.answer_text import AnswerText
 from model.visualglm.checkpoint import (
@@ -278,20 +278,24 @@ class VisualGLMFamily(Family):
                 "image_start": rows[shown[0]].image_start,
             }
         texts = [AnswerText(self.tokenizer) for _ in rows]
-        for tokens in generate(
-            self.network,
-            [row.ids for row in rows],
-            eop=self.tokenizer.eop,
-            sampling=sampling,
-            banned=CHINESE_IDS if english else None,
-            **embeddings,
-        ):
+        steps = Returning(
+            generate(
+                self.network,
+                [row.ids for row in rows],
+                eop=self.tokenizer.eop,
+                sampling=sampling,
+                banned=CHINESE_IDS if english else None,
+                **embeddings,
+            )
+        )
+        for tokens in steps:
             for text, token in zip(texts, tokens):
                 if token is not None:
                     text.append(token)
             if stream:
                 yield [text.next_piece() for text in texts]
         yield [text.last_piece() for text in texts]
+        return steps.value
 
     def _render_question(self, sample, with_image, sampling, english):
         limit = min(sampling.max_length, self.network.config.max_sequence_length)

@@ -4,7 +4,7 @@ Shapes as in network.py; K tokens that may be sampled, n tokens generated so far
 step waits for the device except reading the sampled ids.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -89,10 +89,11 @@ def generate(
     image_embeds: torch.Tensor | None = None,
     image_rows: torch.Tensor | None = None,
     image_start: int = 0,
-) -> Iterator[list[int | None]]:
+) -> Generator[list[int | None], None, list[bool]]:
     """Continue each prompt; yields a list of B ids a step until all rows have ended.
 
-    A row that has ended has None; its `<eop>` is not yielded.
+    A row that has ended has None; its `<eop>` is not yielded. Returns for each row whether its
+    length limit ended it.
 
     prompts: B lists of ids that end with `<sop>`; banned: a slice of ids that are never sampled;
     image_embeds [I, Q, D]: of the rows image_rows [I] (default: all), whose slots begin at
@@ -102,13 +103,14 @@ def generate(
     limits = _token_limits(lengths, sampling, network.config.max_sequence_length)
     max_new_tokens = max(limits)
     if max_new_tokens == 0:
-        return
+        return [True] * len(prompts)
 
     device = network.device
     generators = _generators(len(prompts), device, sampling.seed)
     padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
     generated = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
     unfinished = [limit > 0 for limit in limits]
+    truncated = [True] * len(prompts)
 
     # The last token is sampled and not read.
     decoder = Decoder(network, lengths, max_new_tokens - 1)
@@ -125,11 +127,14 @@ def generate(
         generated[:, step] = token
         new = token.tolist()
         for row, limit in enumerate(limits):
-            if new[row] == eop or step >= limit:
+            if step >= limit:
                 unfinished[row] = False
+            elif new[row] == eop:
+                unfinished[row] = truncated[row] = False
         if not any(unfinished):
-            return
+            return truncated
 
         yield [i if active else None for i, active in zip(new, unfinished)]
         if step + 1 < max_new_tokens:
             logits = decoder.step(token)
+    return truncated

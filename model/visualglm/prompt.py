@@ -34,8 +34,11 @@ class Rendered:
 
     @property
     def target_positions(self):
-        """Indices whose next token is trained: from `[gMASK]`, which predicts `<sop>`, on."""
-        return range(self.prefix - 1, len(self.ids) - 1)
+        """Indices whose next token is trained: from `[gMASK]`, which predicts `<sop>`, on.
+
+        A cut answer does not end where it was cut: its `<eop>` is not trained.
+        """
+        return range(self.prefix - 1, len(self.ids) - 1 - self.answer_cut)
 
     @property
     def length(self):

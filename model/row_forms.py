@@ -1,0 +1,284 @@
+"""One row as this project or another tool writes it -> its image and its rounds.
+
+image      img, image or images (a list of one): a path, an address, {"path"} or {"url"}
+question   prompt, query, question or instruction (with input after it)
+answer     label, response, answer or output
+history    earlier [question, answer] pairs
+dialogue   conversations or messages: [{"role", "content"}] or [{"from", "value"}] in turns of user
+           (human) and assistant (gpt); content is a text or a list of parts
+
+What marks the image's place in a text (<image> and the like) is taken out.
+"""
+
+import re
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from typing import Any
+
+IMAGE_KEYS = ("img", "image", "images")
+QUESTION_KEYS = ("prompt", "query", "question", "instruction")
+ANSWER_KEYS = ("label", "response", "answer", "output")
+DIALOGUE_KEYS = ("conversations", "messages")
+KNOWN_KEYS = {*IMAGE_KEYS, *QUESTION_KEYS, *ANSWER_KEYS, *DIALOGUE_KEYS, "history"}
+EMPTY: tuple = (None, "", [], {})  # what tools write for what a row has not
+ROLES = {"human": "user", "gpt": "assistant"}
+
+MOST_SHOWN = 80  # characters of a wrong value
+PLACE = "<image>"
+# Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral
+IMAGE_PLACE = re.compile(
+    r"\s*(?:<\|vision_start\|>|<img>)?\s*"
+    r"(?:<image(?:[_-]?(?:placeholder|1))?>|<ImageHere>|<\|image(?:_pad|_1)?\|>|"
+    r"<start_of_image>|\[IMG\]|(?<=<img>)(?=</img>))"
+    r"\s*(?:<\|vision_end\|>|</img>)?\s*",
+    re.I,
+)
+MARKUP = re.compile(
+    r"<img>[^<>]*</img>|</?(?:img|image|video|audio|ref|box|s)(?:\s[^<>]*|[_-]?\d*)>|"
+    r"<\|\w+\|>|\[/?INST\]",
+    re.I,
+)
+# The name of an image file in a text
+IMAGE_FILE = re.compile(
+    r"[^\s，。？?\"']+\.(?:tiff?|png|jpe?g|bmp|gif|webp|jp2)(?![A-Za-z0-9])", re.I
+)
+
+
+@dataclass
+class Form:
+    """What a row holds."""
+
+    image: str | None
+    rounds: list[tuple[str | None, str | None]]  # (question, answer)
+    unused: list[str] = field(default_factory=list)  # keys that nothing is read from
+    # a file name in an unused key or a question, where the row names no image
+    lost_image: str | None = None
+
+
+def read_form(row: Any, answered: bool = True) -> Form:
+    """Read one row. Raises ValueError in a few words.
+
+    answered: every question must have its answer; else the last may lack it, and a row that is an
+    image alone has the question None.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"is {type(row).__name__}, not an object")
+    images = []
+    for key in IMAGE_KEYS:
+        image = image_name(key, row.get(key))
+        if image is not None:
+            images.append(image)
+
+    dialogue_key, dialogue = _one_of(row, DIALOGUE_KEYS)
+    unused = [key for key in row if key not in KNOWN_KEYS and row[key] not in EMPTY]
+    if dialogue_key:
+        question_key, _ = _one_of(row, QUESTION_KEYS)
+        if question_key:
+            raise ValueError(f"has both {question_key} and {dialogue_key}; keep one of them")
+        unused += [key for key in (*ANSWER_KEYS, "history") if row.get(key)]
+        rounds, system = _rounds_of_dialogue(dialogue, images, answered)
+        unused += system
+    else:
+        rounds = _rounds_of_pair(row, images, answered)
+        if row.get("instruction") and "input" in unused:
+            unused.remove("input")
+
+    if len(set(images)) > 1:
+        raise ValueError(f"names {len(set(images))} images; a row has one")
+    image = images[0] if images else None
+    rounds = _without_places(rounds, image)
+    lost = None if image else _lost_image(row, rounds, unused)
+    return Form(image, rounds, unused, lost)
+
+
+def image_name(key: str, value: Any) -> str | None:
+    """The path or address under an image key; None where there is none. Raises ValueError."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise ValueError(f"{key} holds {len(value)} images; a row has one")
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = value.get("path") or value.get("url") or value
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be a path, got {shown(value)}")
+    if not value.strip():
+        raise ValueError(f"{key} is empty; name the image, or leave {key} out for plain text")
+    return value.removeprefix("file://")
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is text with anything in it, which UTF-8 can store (half a surrogate cannot)."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(value: Any) -> str:
+    """A wrong value in a message."""
+    text = "nothing" if value is None else str(value)
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
+
+
+def without_places(text: str) -> str:
+    """A text without what marks the place of its image."""
+    return " ".join(part for part in IMAGE_PLACE.split(text) if part)
+
+
+def joined(content: Any, images: list[str]) -> Any:
+    """A content as text: parts are joined, and the images they name are added to `images`.
+
+    Anything else comes back as it is. Raises ValueError for an image that is no path.
+    """
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("image", "image_url"):
+            texts.append(PLACE)
+            named = part.get(kind) or part.get("path") or part.get("url")
+            image = image_name(kind, named)
+            if image:
+                images.append(image)
+        else:
+            return content
+    return "".join(texts)
+
+
+def _one_of(row, keys):
+    """(key, value) of the one of these keys that the row has, else (None, None)."""
+    given = [key for key in keys if row.get(key) is not None]
+    for key in given[1:]:
+        if row[key] != row[given[0]]:
+            raise ValueError(f"has both {given[0]} and {key}, which differ; keep one of them")
+    return (given[0], row[given[0]]) if given else (None, None)
+
+
+def _rounds_of_pair(row, images, answered):
+    key, question = _one_of(row, QUESTION_KEYS)
+    question = joined(question, images)
+    if key == "instruction" and is_text(row.get("input")) and is_text(question):
+        question = f"{question}\n{row['input']}"
+    if answered:
+        _, answer = _one_of(row, ANSWER_KEYS)
+        answer = joined(answer, images)
+        needed = [question, answer]
+    else:
+        # Of an answer file the label is the reference
+        answer = next((row[key] for key in ANSWER_KEYS if row.get(key) is not None), None)
+        answer = joined(answer, images)
+        needed = [] if question is None and images else [question]
+
+    if not all(is_text(text) for text in needed):
+        keys = ", ".join(row) or "none"
+        wrong = next(text for text in needed if not is_text(text))
+        raise ValueError(
+            f"has keys {keys}; prompt and label must be non-empty texts, got {shown(wrong)}"
+        )
+    if answer is not None and not isinstance(answer, str):
+        raise ValueError(f"label must be a text, got {shown(answer)}")
+    return [*_history(row.get("history")), (question, answer)]
+
+
+def _history(pairs):
+    if not pairs:
+        return []
+    if not isinstance(pairs, list):
+        pairs = [pairs]
+    rounds = []
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_text, pair)):
+            raise ValueError(f"history must be pairs of texts, got {shown(pair)}")
+        rounds.append(tuple(pair))
+    return rounds
+
+
+def _rounds_of_dialogue(turns, images, answered):
+    """(rounds, ["system"] if there is a system text, which is not read)"""
+    if not isinstance(turns, list):
+        raise ValueError("conversations must be a list of user and assistant turns")
+    system = []
+    if turns and _role(turns[0]) == "system":
+        system = ["system"] if _content(turns[0]) else []
+        turns = turns[1:]
+    if not turns or (answered and len(turns) % 2):
+        raise ValueError("conversations must be a list of user and assistant turns")
+
+    contents = []
+    for index, turn in enumerate(turns):
+        role = ("user", "assistant")[index % 2]
+        content = joined(_content(turn), images)
+        if _role(turn) != role or not is_text(content):
+            raise ValueError(
+                "conversations must alternate user, assistant with content; "
+                f"expected {role}, got {shown(turn)}"
+            )
+        contents.append(content)
+    return list(zip_longest(contents[::2], contents[1::2])), system
+
+
+def _role(turn):
+    role = turn.get("role") or turn.get("from") if isinstance(turn, dict) else None
+    return ROLES.get(role, role) if isinstance(role, str) else None
+
+
+def _content(turn):
+    if not isinstance(turn, dict):
+        return None
+    return turn["content"] if "content" in turn else turn.get("value")
+
+
+def _without_places(rounds, image):
+    """The rounds without the place of the image. Raises ValueError for any other markup."""
+    if not any("<" in text or "[" in text for text in _texts(rounds)):  # the patterns are slow
+        return rounds
+    first, answer = rounds[0]
+    places = IMAGE_PLACE.findall(first or "")
+    if places and not image:
+        raise ValueError(f"has {places[0].strip()} in a text, but names no image under img")
+    if len(places) > 1:
+        raise ValueError(f"has {len(places)} places of images in a text; a row has one image")
+    if places:
+        first = without_places(first)
+        if not first:
+            raise ValueError(f"has no question beside {places[0].strip()}")
+
+    rounds = [(first, answer), *rounds[1:]]
+    for text in _texts(rounds):
+        found = IMAGE_PLACE.search(text) or MARKUP.search(text)
+        if found:
+            raise ValueError(
+                f"has {found[0].strip()[:60]} in a text, markup of another tool: remove it; the "
+                "image is named under img"
+            )
+    return rounds
+
+
+def _texts(rounds):
+    return filter(None, chain(*rounds))
+
+
+def _lost_image(row, rounds, unused):
+    """Where a row without an image seems to name one: in an unused key or in its question."""
+    for key in unused:
+        value = row.get(key)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, str) and IMAGE_FILE.fullmatch(value.replace(" ", "_")):
+            return f"{key}: {value}"
+    for question, _ in rounds:
+        found = IMAGE_FILE.search(question or "")
+        if found:
+            return found[0]
+    return None

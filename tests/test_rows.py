@@ -1,0 +1,200 @@
+"""Rows as other tools write them: what is read, what is named, what is refused."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from model.errors import UserError
+from model.files import read_rows
+from model.rows import load_rows
+
+QUESTION, ANSWER = "图中有什么？", "一条河流。"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "b.png")
+    return tmp_path
+
+
+def load(folder, *rows, **options):
+    """(samples, notes) of rows in a file of the folder."""
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    notes = []
+    return load_rows(path, notes=notes, **options), notes
+
+
+def turns(question=QUESTION, answer=ANSWER, names=("role", "content"), roles=("user", "assistant")):
+    role, content = names
+    return [{role: roles[0], content: question}, {role: roles[1], content: answer}]
+
+
+LLAVA = {"names": ("from", "value"), "roles": ("human", "gpt")}
+SAME = {
+    "ours": {"img": "a.png", "prompt": QUESTION, "label": ANSWER},
+    "image": {"image": "a.png", "prompt": QUESTION, "label": ANSWER},
+    "ms-swift 2": {"images": ["a.png"], "query": QUESTION, "response": ANSWER},
+    "VQA": {"image": "a.png", "question": QUESTION, "answer": ANSWER},
+    "Alpaca": {"images": ["a.png"], "instruction": QUESTION, "input": "", "output": ANSWER},
+    "LLaMA-Factory": {"images": ["a.png"], "messages": turns(f"<image>{QUESTION}")},
+    "LLaVA": {"image": "a.png", "conversations": turns(f"<image>\n{QUESTION}", **LLAVA)},
+    "after": {"image": "a.png", "conversations": turns(f"{QUESTION}\n<image>", **LLAVA)},
+    "ms-swift 4": {"images": [{"path": "a.png", "bytes": None}], "messages": turns()},
+    "parts": {"messages": turns([{"type": "image", "image": "a.png"}, {"text": QUESTION}])},
+    "OpenAI": {
+        "messages": turns(
+            [
+                {"type": "text", "text": QUESTION},
+                {"type": "image_url", "image_url": {"url": "a.png"}},
+            ]
+        )
+    },
+    "Qwen": {
+        "img": "a.png",
+        "prompt": f"<|vision_start|><|image_pad|><|vision_end|>{QUESTION}",
+        "label": ANSWER,
+    },
+    "InternLM": {
+        "img": "a.png",
+        "prompt": f"<img><ImageHere></img>{QUESTION}",
+        "label": [{"type": "text", "text": ANSWER}],
+    },
+    "both spellings": {"img": "a.png", "image": "a.png", "prompt": QUESTION, "label": ANSWER},
+    "file://": {"img": "file://a.png", "prompt": QUESTION, "label": ANSWER},
+}
+
+
+@pytest.mark.parametrize("form", SAME)
+def test_spellings_of_one_row(folder, form):
+    """Every form trains as the same question about the same image; nothing goes unsaid."""
+    (sample,), notes = load(folder, SAME[form])
+    assert (sample.image, sample.question, sample.answer) == (folder / "a.png", QUESTION, ANSWER)
+    assert not notes
+    (asked,), _ = load(folder, SAME[form], questions=True)
+    assert (asked.image, asked.question) == (folder / "a.png", QUESTION)
+
+
+def test_history_stands_before_the_question(folder):
+    row = {"image": "a.png", "query": "再问", "response": "再答", "history": [["问", "答"]]}
+    samples, _ = load(folder, row)
+    assert [(s.question, s.answer, s.history) for s in samples] == [
+        ("问", "答", ()),
+        ("再问", "再答", (("问", "答"),)),
+    ]
+
+
+PAIR = {"prompt": QUESTION, "label": ANSWER}
+WRONG = {
+    "empty image": ({"img": ""} | PAIR, "row 0: img is empty; name the image"),
+    "two images": ({"images": ["a.png", "b.png"]} | PAIR, "images holds 2 images; a row has one"),
+    "two keys": ({"img": "a.png", "image": "b.png"} | PAIR, "names 2 images; a row has one"),
+    "two questions": (
+        {"img": "a.png", "query": "别的"} | PAIR,
+        "has both prompt and query, which differ; keep one of them",
+    ),
+    "question and dialogue": (
+        {"img": "a.png", "prompt": "x", "messages": turns()},
+        "has both prompt and messages; keep one",
+    ),
+    "place without image": (
+        {"prompt": f"<image>{QUESTION}", "label": ANSWER},
+        "has <image> in a text, but names no image under img",
+    ),
+    "two places": (
+        {"img": "a.png", "prompt": f"<image><image>{QUESTION}", "label": ANSWER},
+        "has 2 places of images",
+    ),
+    "path in the prompt": (
+        {"img": "a.png", "prompt": f"<img>a.png</img>{QUESTION}", "label": ANSWER},
+        "has <img>a.png</img> in a text, markup of another tool",
+    ),
+    "place in an answer": (
+        {"img": "a.png", "prompt": QUESTION, "label": f"<image>{ANSWER}"},
+        "has <image> in a text, markup of another tool",
+    ),
+    "end of a turn": (
+        {"img": "a.png", "prompt": QUESTION, "label": f"{ANSWER}<|im_end|>"},
+        r"has <\|im_end\|> in a text",
+    ),
+    "only a place": (
+        {"img": "a.png", "prompt": "<image>", "label": ANSWER},
+        "has no question beside <image>",
+    ),
+    "a number": ({"img": "a.png", "messages": turns(5)}, "expected user, got .*'content': 5"),
+    "unknown parts": (
+        {"img": "a.png", "messages": turns([{"type": "video", "video": "a.mp4"}])},
+        "expected user, got",
+    ),
+    "a label that is a list": ({"img": "a.png", "prompt": QUESTION, "label": [1]}, "has keys img"),
+    "no turns": ({"img": "a.png", "messages": []}, "list of user and assistant turns"),
+    "odd history": ({"img": "a.png", "history": [["x"]]} | PAIR, "history must be pairs"),
+    "a lost image": (
+        {"picture": "a.png"} | PAIR,
+        r"none of 1 rows has an image, though 1 seem to name one \(picture: a.png\)",
+    ),
+    "an image in the question": (
+        {"prompt": "images/a.tif 图中有什么？", "label": ANSWER},
+        r"seem to name one \(images/a.tif\): name it under img",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_meant_is_refused(folder, case):
+    row, words = WRONG[case]
+    with pytest.raises(UserError, match=words) as caught:
+        load(folder, row)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [5, [1], None, {"text": "x"}])
+def test_questions_that_are_no_text_are_not_asked(folder, content):
+    for row in ({"img": "a.png", "messages": turns(content)}, {"prompt": content}):
+        with pytest.raises(UserError, match="row 0: "):
+            load(folder, row, questions=True)
+
+
+def test_what_is_not_read_is_named(folder):
+    row = SAME["ours"] | {"id": 1, "split": "train"}
+    talk = {"image": "a.png", "messages": [{"role": "system", "content": "你是助手"}, *turns()]}
+    plain = dict(PAIR)
+    lost = PAIR | {"path": "b.png"}
+    samples, notes = load(folder, row, row, talk, plain, lost)
+    rows = f"rows {folder / 'rows.json'}: "
+    assert len(samples) == 5 and notes == [
+        rows + "not used: id (2 rows), split (2 rows), system (1 rows), path (1 rows)",
+        rows + "2 of 5 rows have no image and are plain text",
+        rows + "1 rows without an image seem to name one (path: b.png): name it under img",
+    ]
+
+
+@pytest.mark.parametrize("row", [{"img": None} | PAIR, {"images": []} | PAIR, PAIR])
+def test_rows_without_an_image_say_so(folder, row):
+    (sample,), notes = load(folder, row)
+    assert sample.image is None and "1 of 1 rows have no image" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        (
+            "a.json",
+            '{"img": "x"}\n{"img": "y"}\n',
+            "one record a line needs a name ending in .jsonl",
+        ),
+        ("a.jsonl", '[\n{"img": "x"}\n]', "an array needs a name ending in .json"),
+        ("a.jsonl", '{"img": "x"}\n{"img": \n', "line 2 column 9"),
+        ("a.json", '[{"prompt": "图像"}]'.encode("gbk"), r"not UTF-8 \(at byte \d+\); save it as"),
+        ("a.jsonl", '{"prompt": "图像"}'.encode("gbk"), r"not UTF-8 \(at byte \d+\); save it as"),
+        ("a.json", "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    ],
+)
+def test_ones_own_file_is_not_to_be_fetched_again(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=words) as caught:
+        read_rows(path, "rows")
+    assert "fetch it again" not in str(caught.value) and "\n" not in str(caught.value)
