@@ -38,19 +38,20 @@ CONTROL = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC
 # LoRA in all places that the official model keeps as torch's layers
 EVERYWHERE = LORA | {"layers": [0, 1], "targets": ["attention", "mlp", "projection"]}
 QUESTION = "图中有什么？"
+# Exact where pip would search long for releases that fit each other
 PACKAGES = (
     "torch==2.13.0",
-    "numpy<2.5",
-    "huggingface-hub<1",
-    "accelerate<1.9",
+    "numpy==2.4.6",
+    "huggingface_hub==0.36.2",
+    "accelerate==1.15.0",
+    "datasets==3.6.0",
+    "deepspeed==0.19.8",
+    "tensorboardX==2.6.5",
     "sentencepiece",
     "requests",
     "pillow",
     "einops",
-    "deepspeed==0.19.8",
-    "tensorboardX",
     "cpm_kernels",
-    "datasets<4",
 )
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -116,23 +117,17 @@ def lora_export(tiny_checkpoint, tmp_path_factory):
 
 
 class TestPeft:
-    def test_every_release_finds_the_rank_of_a_layer(self, lora_export):
-        """By the rule of peft up to 0.13 and by that of later releases."""
+    def test_no_layer_differs_in_rank(self, lora_export):
+        """peft 0.5 knows one rank for all, and later releases look others up by different rules."""
         config = json.loads((lora_export / "adapter_config.json").read_text())
+        assert not {"rank_pattern", "alpha_pattern"} & set(config)
+        assert (config["r"], config["lora_alpha"]) == (9, 18)
         tensors = load_file(lora_export / "adapter_model.safetensors")
+        assert len(tensors) == 2 * 9
         for name, matrix in tensors.items():
             layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
             assert re.fullmatch(config["target_modules"], layer)
-            rank = matrix.size(0) if "lora_A" in name else matrix.size(1)
-            for rule in (r".*\.{}$", r"(.*\.)?({})$"):
-                for pattern, default, scale in (
-                    ("rank_pattern", "r", 1),
-                    ("alpha_pattern", "lora_alpha", 2),
-                ):
-                    found = [k for k in config[pattern] if re.match(rule.format(k), layer)]
-                    value = config[pattern].get(found[0] if found else layer, config[default])
-                    assert value == rank * scale, (layer, rule)
-        assert not set("^$\\") & set("".join(config["rank_pattern"]))
+            assert matrix.size(0 if "lora_A" in name else 1) == 9
 
     def test_lora_on_the_vision_tower_is_refused(self, tiny_checkpoint, tmp_path):
         method = LORA | {"targets": ["attention", "vision"]}
@@ -222,8 +217,8 @@ def teach_to_end(family, ids, pixels, after):
     logits = logits_here(family, ids, pixels, greedy(family, ids, pixels, after))
     hook.remove()
     states = hidden[-1][len(ids) - 1 :]
-    wanted = torch.full((after + 1,), -5.0)
-    wanted[after] = 2 * logits.max()
+    wanted = 0.5 * logits[len(ids) - 1 :].max(-1).values
+    wanted[after] *= 2.4
     head.weight[family.tokenizer.eop] = torch.linalg.pinv(states) @ wanted
 
 
@@ -247,7 +242,7 @@ def exported(tmp_path_factory, tiny_config):
     save_file({"pixels": pixels}, work / "pixels.safetensors")
     ids = render(family.tokenizer, QUESTION, image_slots=32).ids
     (work / "ids.json").write_text(json.dumps(ids))
-    teach_to_end(family, ids, pixels, 6)
+    teach_to_end(family, ids, pixels, 4)
 
     # The official code makes its layers in half precision, whatever it reads
     tensors = {name: tensor.half() for name, tensor in family.network.state_dict().items()}
@@ -294,8 +289,9 @@ def test_official_code_computes_the_same(exported, tmp_path, transformers):
     for name in ("base", "adapter"):
         assert (logits[name] - here[name][0]).abs().max() <= 1e-3
         assert there[name] == here[name][1]
-    assert len(there["base"]) == 6 and there["adapter"]
+    assert len(there["base"]) == 4 and there["adapter"]
     assert (logits["base"] - logits["adapter"]).abs().max() > 0.1
     # Its tokenizer and its generation are older than later releases
     if transformers == "4.33.3":
-        assert there["text"] == here["text"]
+        # In this vocabulary control tokens are text; in ChatGLM's they decode to nothing
+        assert re.sub("|".join(map(re.escape, CONTROL)), "", there["text"]) == here["text"]

@@ -23,7 +23,7 @@ import finetune_RemoteGLM as finetune
 from model import UserError, load_assistant, read_image
 from model.family import FeatureSpec, Limits, export_checkpoint, open_checkpoint
 from model.rows import Sample, check_images, load_rows, shuffle_images
-from model.training import feature_cache, run_folder
+from model.training import feature_cache, run_folder, slurm
 from model.training.dataset import COLOR, DIRECTION, rendered_dataset
 from model.training.engine import CheckedAdamW
 from model.training.feature_cache import FeatureCache
@@ -1185,6 +1185,64 @@ def test_shell_script(pretrained, rows, tmp_path):
     assert (
         "3 rows, 0 validation rows, 1 images" in result.stdout and "2 process(es)" in result.stdout
     )
+
+
+@pytest.mark.parametrize(
+    "nodes, host",
+    [
+        ("gpu7", "gpu7"),
+        ("gpu[03-05,9],login", "gpu03"),
+        ("a-[12,14].lab.cn,b1", "a-12.lab.cn"),
+        ("n1,n[2-3]", "n1"),
+    ],
+)
+def test_ranks_of_a_slurm_step(nodes, host):
+    """The second of two nodes with two tasks each."""
+    step = {
+        "SLURM_JOB_ID": "123456",
+        "SLURM_NTASKS": "8",  # of the job; the step may have fewer
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": nodes,
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        "SLURM_GTIDS": "2,3",
+    }
+    found = slurm.ranks(step)
+    assert 20000 <= found.pop("MASTER_PORT") < 50000
+    assert found == {
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": 4,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": host,
+    }
+    assert slurm.ranks(step | {"RANK": "0"}) == {}  # torchrun under srun
+    assert slurm.ranks(step | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
+    assert slurm.ranks({}) == {}
+
+
+def test_tasks_of_srun_train_together(pretrained, rows, tmp_path):
+    """`srun -n 2 python finetune_RemoteGLM.py`, whose tasks only differ in their number."""
+    step = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": str(random.randrange(30000))}
+    arguments = command(
+        "--from_pretrained",
+        pretrained[0],
+        "--train-data",
+        rows / "rows-train.json",
+        "--save",
+        tmp_path,
+        "--train-iters",
+        2,
+    )
+    tasks = []
+    for task in ("0", "1"):
+        environment = ENVIRONMENT | step | {"SLURM_PROCID": task, "SLURM_LOCALID": task}
+        tasks.append(subprocess.Popen(arguments, env=environment, text=True, stdout=-1, stderr=-1))
+    outputs = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert "2 process(es)" in outputs[0][0] and "task 0 of 2 of a SLURM step" in outputs[0][0]
+    assert "process(es)" not in outputs[1][0]
 
 
 class TestRows:

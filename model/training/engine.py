@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from model.training.slurm import ranks
+
 if not torch.cuda.is_available():
     # Before DeepSpeed's import, or it warns that it guesses
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -57,14 +59,22 @@ def start_processes(device):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port,
     }
-    for name, value in alone.items():
+    slurm = ranks(os.environ)
+    for name, value in (alone | slurm).items():
         os.environ.setdefault(name, str(value))
+    if slurm and os.environ["RANK"] == "0":
+        tqdm.write(
+            "task 0 of {WORLD_SIZE} of a SLURM step, waits for the others at "
+            "{MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
+        )
 
     # An inference-only op that DeepSpeed would compile with g++ on every CPU machine
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = device.type == "cuda"
     if cuda:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        # SLURM may show each task its own GPU alone
+        index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from model.errors import UserError
@@ -136,32 +137,29 @@ def to_peft(folder, network, base, trained_parts=()):
     """LoRA as the peft library reads it, over the Hugging Face names of the weights.
 
     base: the base's name or folder; trained_parts: of the checkpoint, must be empty. A fused
-    layer has one pair of matrices there: A of its projections stacked, B block-diagonal, rank and
-    alpha times the number of projections.
+    layer has one pair of matrices there: A of its projections stacked, B block-diagonal, the rank
+    times the number of projections. Layers of fewer projections are filled up with zeros to that
+    rank: what releases of peft know of ranks that differ, and by which keys, differs itself.
     """
     layers = lora_layers(network)
     _check_peft(layers, trained_parts)
-    tensors, ranks, alphas = {}, {}, {}
+    tensors = {}
+    rank = max(len(lora.matrix_A) * lora.r for lora in layers.values())
     for name, lora in layers.items():
-        projections = len(lora.matrix_A)
         a = torch.cat(list(lora.matrix_A))
         b = torch.block_diag(*lora.matrix_B)
+        unused = rank - len(a)
+        a, b = F.pad(a, (0, 0, 0, unused)), F.pad(b, (0, unused))
         if QKV.fullmatch(f"{name}.weight"):
             b = heads_first(b, network.config.num_attention_heads)
         target = hf_name(name)
         tensors[f"base_model.model.{target}.lora_A.weight"] = a.cpu().contiguous()
         tensors[f"base_model.model.{target}.lora_B.weight"] = b.cpu().contiguous()
-        # The end of a name is the one kind of key that every release of peft finds
-        kind = target.rpartition(".")[2]
-        ranks[kind] = projections * lora.r
-        alphas[kind] = projections * lora.lora_alpha
 
     config = PEFT_FIELDS | {
         "base_model_name_or_path": _peft_base(base),
-        "r": min(ranks.values()),
-        "lora_alpha": min(alphas.values()),
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
+        "r": rank,
+        "lora_alpha": rank * lora.scaling,
         # A pattern: a list would be compared with the ends of names, and the image encoder has
         # layers of the same names
         "target_modules": "|".join(re.escape(hf_name(name)) for name in layers),
