@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from model.errors import UserError
 from model.training.slurm import ranks
 
 if not torch.cuda.is_available():
@@ -42,6 +43,30 @@ class Processes:
         value = torch.tensor(float(bool(flag)), device=self.device)
         torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
         return bool(value.item())
+
+    def sharded(self, work, items):
+        """work(items), sharded by rank: what it makes of each item, all of it in every process.
+
+        work: list of items -> list of as many results, which can be pickled. A UserError of one
+        process is raised in all of them.
+        """
+        if self.world == 1:
+            return work(items)
+        results, error = [], None
+        try:
+            results = work(items[self.rank :: self.world])
+        except UserError as caught:
+            error = str(caught)
+        shares = [None] * self.world
+        torch.distributed.all_gather_object(shares, (results, error))
+        for _, error in shares:
+            if error is not None:
+                raise UserError(error)
+
+        merged = [None] * len(items)
+        for rank, (results, _) in enumerate(shares):
+            merged[rank :: self.world] = results
+        return merged
 
 
 def start_processes(device):
