@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_export_says_what_the_official_code_cannot_load(tiny_checkpoint, tmp_pat
     export_RemoteGLM.main([*arguments, str(tmp_path / "hf")])
     said = capsys.readouterr().out
     for words in (
-        "official code for transformers does not",
+        "official code for transformers, which this is for, does not read a network of this kind",
         "hidden_size is 48, 4096 is written into it",
         "image_length is 8, 32 is written into it",
         "qformer hidden_size is 32, 768 is written into it",
@@ -106,6 +107,25 @@ def test_export_says_what_the_official_code_cannot_load(tiny_checkpoint, tmp_pat
         "the vocabulary has no <sop> with the id 510",
     ):
         assert words in said
+
+
+def test_nothing_hinders_the_official_code_from_loading_the_official_network():
+    config = {
+        "num_layers": 28,
+        "hidden_size": 4096,
+        "image_length": 32,
+        "eva_args": {"image_size": [224, 224]},
+        "qformer_args": {"vocab_size": 32, "hidden_size": 768},
+    }
+    ids = {"<sop>": 130004, "<eop>": 130005, "[gMASK]": 130001, "<pad>": 3}
+    words = SimpleNamespace(
+        sop=130004, eop=130005, gmask=130001, pad=3, pieces=SimpleNamespace(piece_to_id=ids.get)
+    )
+    assert official.obstacles(config, words) == []
+    assert official.token_ids(config, words)["mask_token_id"] == 130000
+    ids["<eop>"] = 7
+    (said,) = official.obstacles(config, words)
+    assert said == "the vocabulary has no <eop> with the id 130005"
 
 
 @pytest.fixture(scope="module")

@@ -1323,11 +1323,14 @@ def test_ranks_of_a_slurm_step(nodes, host):
     assert slurm.ranks(step | {"RANK": "0"}) == {}  # torchrun under srun
     assert slurm.ranks(step | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
     assert slurm.ranks({}) == {}
+    script = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "ENVIRONMENT": "BATCH"}
+    assert slurm.ranks(script) == {}  # sbatch without srun
+    assert slurm.ranks(script | {"SLURM_STEP_NUM_TASKS": "8"})["WORLD_SIZE"] == 8
 
 
 def test_tasks_of_srun_train_together(pretrained, rows, tmp_path):
-    """`srun -n 2 python finetune_RemoteGLM.py`, whose tasks only differ in their number."""
-    step = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": str(random.randrange(30000))}
+    """`srun -n 2 bash finetune_RemoteGLM.sh`, whose tasks only differ in their number."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(random.randrange(30000))}
     arguments = command(
         "--from_pretrained",
         pretrained[0],
@@ -1341,6 +1344,7 @@ def test_tasks_of_srun_train_together(pretrained, rows, tmp_path):
     tasks = []
     for task in ("0", "1"):
         environment = ENVIRONMENT | step | {"SLURM_PROCID": task, "SLURM_LOCALID": task}
+        arguments[:2] = ["bash", str(PROJECT / "finetune_RemoteGLM.sh")]
         tasks.append(subprocess.Popen(arguments, env=environment, text=True, stdout=-1, stderr=-1))
     outputs = [task.communicate(timeout=300) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs

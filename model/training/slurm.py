@@ -14,7 +14,10 @@ def ranks(environment):
     environment: os.environ, whose RANK (a launcher set it) wins.
     """
     get = environment.get
-    tasks = int(get("SLURM_STEP_NUM_TASKS") or get("SLURM_NTASKS") or 1)
+    tasks = int(get("SLURM_STEP_NUM_TASKS", 0))
+    # A script of sbatch without srun is one process, however many tasks its job may start
+    if not tasks and get("ENVIRONMENT") != "BATCH":
+        tasks = int(get("SLURM_NTASKS", 1))
     if tasks < 2 or "RANK" in environment or "SLURM_PROCID" not in environment:
         return {}
     nodes = int(get("SLURM_STEP_NUM_NODES") or get("SLURM_NNODES") or 1)

@@ -69,7 +69,6 @@ def to_huggingface(folder, network, tokenizer, card):
     """The merged network as THUDM/visualglm-6b stores it: configurations, safetensors, index.
 
     With the official code beside (its files are not ours to write) transformers loads the folder.
-    Returns what the user should know of that, a list of lines.
     """
     merge(network)
     shards = _shards(network)
@@ -88,16 +87,20 @@ def to_huggingface(folder, network, tokenizer, card):
         words = official.TOKENIZER_CONFIG | {"model_max_length": config["max_sequence_length"]}
         (new / "tokenizer_config.json").write_text(json.dumps(words, indent=2))
         _write_beside(new, card, tokenizer)
-    return _remarks(network, tokenizer)
 
 
-def _remarks(network, tokenizer):
+def remarks(form, network, tokenizer):
+    """What the user should know of an hf or peft export, line by line; others need none."""
+    if form not in ("hf", "peft"):
+        return []
     obstacles = official.obstacles(vars(network.config), tokenizer)
     if obstacles:
         return [
-            "this project reads the folder; VisualGLM-6B's official code for transformers does "
-            f"not: {'; '.join(obstacles)}"
+            "VisualGLM-6B's official code for transformers, which this is for, does not read a "
+            f"network of this kind: {'; '.join(obstacles)}"
         ]
+    if form == "peft":
+        return []
     return [
         f"for transformers 4.33.3 copy {', '.join(official.OFFICIAL_FILES)} of "
         f"{official.HUB_NAME} into the folder (4.48.3 loads the model, not its tokenizer)"

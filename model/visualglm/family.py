@@ -311,15 +311,14 @@ class VisualGLMFamily(Family):
             cls._export_quantized(folder, int(form[3:]), output, options)
             return []
         family = open_checkpoint(folder, **options)
-        whole = (family.network, family.tokenizer, family.card)
-        if form == "hf":
-            return export.to_huggingface(output, *whole)
-        if form == "sat":
-            export.to_sat(output, *whole)
-            return []
-        base = options.get("base") or (family.card.get("base") or {}).get("path")
-        export.to_peft(output, family.network, base, family._base_values)
-        return []
+        if form == "peft":
+            base = options.get("base") or (family.card.get("base") or {}).get("path")
+            export.to_peft(output, family.network, base, family._base_values)
+        elif form == "sat":
+            export.to_sat(output, family.network, family.tokenizer, family.card)
+        else:
+            export.to_huggingface(output, family.network, family.tokenizer, family.card)
+        return export.remarks(form, family.network, family.tokenizer)
 
     @classmethod
     def _export_quantized(cls, folder, bits, output, options):
