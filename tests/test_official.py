@@ -160,6 +160,7 @@ class TestPeft:
         "place, expected",
         [
             ("visualglm-6b", "THUDM/visualglm-6b"),  # its folder, in whichever layout
+            ("models--zai-org--visualglm-6b/snapshots/1", "THUDM/visualglm-6b"),
             ("hf", "hf"),
             ("sat", None),
         ],

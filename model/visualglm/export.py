@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from model.errors import UserError
+from model.files import PROJECT
 from model.find import BASE
 from model.visualglm import official
 from model.visualglm.checkpoint import new_checkpoint, write_card, write_folder
@@ -162,7 +163,7 @@ def to_peft(folder, network, base, trained_parts=()):
     config = PEFT_FIELDS | {
         "base_model_name_or_path": _peft_base(base),
         "r": rank,
-        "lora_alpha": rank * lora.scaling,
+        "lora_alpha": rank * lora.scaling,  # the same scale in every layer
         # A pattern: a list would be compared with the ends of names, and the image encoder has
         # layers of the same names
         "target_modules": "|".join(re.escape(hf_name(name)) for name in layers),
@@ -191,11 +192,21 @@ def _check_peft(layers, trained_parts):
 
 
 def _peft_base(base):
-    """The base as peft may look it up: VisualGLM's public name, another name, or an hf folder."""
-    if base is None or Path(base).name == BASE:
-        return official.HUB_NAME if base else None
-    if Path(base).is_dir() and not (Path(base) / HF_CONFIG).is_file():
-        return None  # a layout that only this project and SAT read
+    """The base as peft may look it up: VisualGLM's public name, an hf folder, or nothing.
+
+    base: a name, or a folder as a card names it.
+    """
+    if base is None:
+        return None
+    folder = Path(base)
+    # As a folder is called by hand, and in the cache of Hugging Face
+    in_cache = any(part.endswith(f"--{BASE}") for part in folder.parts)
+    if folder.name == BASE or in_cache:
+        return official.HUB_NAME
+    for place in (folder, PROJECT / folder):
+        if place.is_dir():
+            # Other layouts only this project and SAT read
+            return str(place.resolve()) if (place / HF_CONFIG).is_file() else None
     return str(base)
 
 
