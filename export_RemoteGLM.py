@@ -48,25 +48,27 @@ def parse(argv=None):
 
 
 def export(args):
-    """Write the folder. Raises UserError."""
+    """Write the folder -> what the user should know of it. Raises UserError."""
     from model.family import export_checkpoint
 
-    export_checkpoint(args.from_pretrained, args.format, args.output, **loading(args))
+    return export_checkpoint(args.from_pretrained, args.format, args.output, **loading(args))
 
 
-def report(args):
-    """Print what was written, and its size."""
+def report(args, remarks):
+    """Print what was written, its size, and the remarks."""
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     print(f"{args.output}: {size / 1e6:.1f} MB, {FORMATS[args.format]}")
+    for remark in remarks:
+        print(remark)
 
 
 def main(argv=None):
     args = parse(argv)
     try:
-        export(args)
+        remarks = export(args)
     except UserError as error:
         sys.exit(f"export_RemoteGLM.py: error: {error}")
-    report(args)
+    report(args, remarks)
 
 
 if __name__ == "__main__":

@@ -447,7 +447,8 @@ def make_trainer(options, family, processes, run, inputs, cache, card, existing_
         options.english,
     )
     augmentation = (options.seed, options.augment) if options.augment else None
-    dataset = rendered_dataset(family, inputs.samples, limits, cache, augmentation)
+    sharded = processes.sharded
+    dataset = rendered_dataset(family, inputs.samples, limits, cache, augmentation, sharded)
     workers = options.num_workers
     if workers < 0:
         workers = 4 if processes.device.type == "cuda" else 0
@@ -463,7 +464,7 @@ def make_trainer(options, family, processes, run, inputs, cache, card, existing_
     validation = None
     if inputs.valid_samples:
         valid_samples = shuffled_rows(inputs.valid_samples, options.seed)
-        valid_dataset = rendered_dataset(family, valid_samples, limits, cache)
+        valid_dataset = rendered_dataset(family, valid_samples, limits, cache, sharded=sharded)
         validation = make_validation(valid_dataset, processes, options, workers)
 
     engine, optimizer = make_engine(options, family.network, plan.total_steps, family.dtype)

@@ -3,6 +3,7 @@
 # bash test.sh tests/test_train.py -k resume; -m slow for the long ones.
 set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")"
+requirements=requirements_test.txt
 . .ci/venv.sh
 "$python" -m pytest "$@"
 echo "all tests passed; next: bash demo.sh"

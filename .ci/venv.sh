@@ -1,5 +1,7 @@
-# Sourced by demo.sh and test.sh: leaves $python, the interpreter of .venv with requirements.txt installed.
-# Makes .venv when there is none and installs only when a requirements file has changed since.
+# Sourced by demo.sh, test.sh and check.sh: leaves $python, the interpreter of .venv, with what the file $requirements
+# (default requirements.txt) lists installed. Makes .venv when there is none and installs only when a requirements file has
+# changed since.
+requirements=${requirements:-requirements.txt}
 
 fail() { echo "$(basename "$0"): error: $*" >&2; exit 1; }
 
@@ -22,10 +24,12 @@ if ! "$python" -m pip --version >/dev/null 2>&1; then
     echo "making .venv with $("$base" --version) ..."
     "$base" -m venv --clear .venv || fail "could not make $PWD/.venv"
 fi
-wanted=$(cat requirements.txt requirements_wo_ds.txt | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
-    echo "installing requirements.txt into .venv (about 2 GB on a CPU machine, once) ..."
-    "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
+# Any change of any of them installs again; a set is installed once it has its line in the file.
+mark=$(cat requirements*.txt | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+if ! grep -qsxF "$requirements $mark" .venv/installed; then
+    echo "installing $requirements into .venv (about 2 GB on a CPU machine, once) ..."
+    "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
         fail "the installation did not finish; run bash $0 again, in China with PIP_INDEX_URL=https://mirrors.aliyun.com/pypi/simple/"
-    echo "$wanted" > .venv/installed
+    # the larger set includes the other
+    printf '%s\n' "requirements.txt $mark" "$requirements $mark" > .venv/installed
 fi

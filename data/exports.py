@@ -9,7 +9,8 @@ llava        {"image": img, "conversations": [{"from": "human", "value": "<image
              {"from": "gpt", "value": "A"}, ...]}
 
 A relative img is looked for under media_dir (default: the folder of dataset_info.json) by
-LLaMA-Factory, in the current folder by ms-swift, under --image_folder by LLaVA.
+LLaMA-Factory, in the current folder (or $ROOT_IMAGE_DIR) by ms-swift, under --image_folder by
+LLaVA.
 """
 
 import json
@@ -89,7 +90,8 @@ def register(paths):
                 "assistant_tag": "assistant",
             },
         }
-    write_text(path, json.dumps(registry, ensure_ascii=False, indent=2) + "\n")
+    # ASCII: LLaMA-Factory opens the registry in the system's encoding, which Windows sets to GBK
+    write_text(path, json.dumps(registry, indent=2) + "\n")
     return path
 
 

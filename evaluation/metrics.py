@@ -6,7 +6,6 @@ bootstrap resamples of the images cost one matrix product.
 Sources: BLEU, ROUGE-L and CIDEr-D as coco-caption computes them (pycocoevalcap); chrF by sacrebleu.
 """
 
-import logging
 import math
 import re
 import unicodedata
@@ -116,8 +115,12 @@ def _segmenter():
     # Imported where it is needed: it takes a second, and characters need no segmentation.
     import jieba
 
-    jieba.setLogLevel(logging.WARNING)
-    return jieba.lcut
+    segmenter = jieba.Tokenizer()
+    # Not jieba's cache: it lies in the temporary folder that all users of a machine share, where
+    # anybody's is read, and reading it is no faster than the dictionary.
+    segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
+    segmenter.initialized = True
+    return segmenter.lcut
 
 
 @lru_cache(2**16)

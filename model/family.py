@@ -255,8 +255,11 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def export(cls, folder: Path, form: str, output: Path, **options: Any) -> None:
-        """Write a checkpoint folder in one of `formats`. options: as for open_checkpoint."""
+    def export(cls, folder: Path, form: str, output: Path, **options: Any) -> list[str]:
+        """Write a checkpoint folder in one of `formats`. options: as for open_checkpoint.
+
+        Returns what the user should know of what was written, line by line.
+        """
 
 
 def family_of(folder: Path) -> type[Family]:
@@ -375,14 +378,14 @@ def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def export_checkpoint(name: str | Path, form: str, output: Path, **options) -> None:
-    """Write a checkpoint in another form. options: as for open_checkpoint. Raises UserError."""
+def export_checkpoint(name: str | Path, form: str, output: Path, **options) -> list[str]:
+    """`Family.export` of a checkpoint found by its name. Raises UserError."""
     folder = find_checkpoint(name, options.get("download"))
     family = family_of(folder)
     if form not in family.formats:
         known = ", ".join(family.formats)
         raise UserError(f"--format {form}: this checkpoint can be written as {known}")
-    family.export(folder, form, output, **options)
+    return family.export(folder, form, output, **options)
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:

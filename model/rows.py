@@ -168,10 +168,11 @@ def blank_images(samples):
     return [replace(sample, image=BLANK) if sample.image else sample for sample in samples]
 
 
-def check_images(samples, source, bands=None, workers=8):
+def check_images(samples, source, bands=None, workers=8, sharded=None):
     """Open and decode every image once, before hours of work depend on it.
 
-    bands: see read_image. Raises UserError, in the name of `source`; returns how many.
+    bands: see read_image; sharded: that of training's Processes, None: this process reads all.
+    Raises UserError, in the name of `source`; returns how many.
     """
     paths = sorted({sample.image for sample in samples if sample.image})
 
@@ -182,8 +183,12 @@ def check_images(samples, source, bands=None, workers=8):
             return str(error)
         return None
 
-    with ThreadPoolExecutor(workers) as pool:
-        problems = [found for found in pool.map(problem, paths) if found]
+    def problems_of(share):
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(problem, share))
+
+    found = sharded(problems_of, paths) if sharded else problems_of(paths)
+    problems = [text for text in found if text]
     _report(source, problems, len(paths), "repair or remove these images and make the rows again")
     return len(paths)
 

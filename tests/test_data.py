@@ -1130,6 +1130,16 @@ def test_default_outputs_of_other_forms_leave_the_trainers_rows_alone(tmp_path, 
     }
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "cp1252", "utf-8"])
+def test_dataset_info_reads_alike_in_every_encoding(tmp_path, encoding):
+    """LLaMA-Factory opens it in the one of the system."""
+    save(tmp_path / "dataset_info.json", {"遥感": {"file_name": "图像.json"}})
+    name = "描述-train.json"
+    exports.register([tmp_path / name])
+    info = json.loads((tmp_path / "dataset_info.json").read_text(encoding=encoding))
+    assert info["遥感"] == {"file_name": "图像.json"} and info["描述-train"]["file_name"] == name
+
+
 def test_dataset_info_keeps_other_entries_and_a_broken_one_stops_first(tmp_path, capsys):
     info = save(tmp_path / "dataset_info.json", {"mine": {"file_name": "x.json"}})
     assert (

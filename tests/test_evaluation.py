@@ -3,6 +3,7 @@ script as a user starts it."""
 
 import csv
 import json
+import marshal
 import math
 import os
 import random
@@ -194,6 +195,22 @@ def test_longest_common_subsequence():
 )
 def test_tokens(text, unit, punctuation, expected):
     assert tokens(text, unit, punctuation) == tuple(expected.split())
+
+
+def test_segmentation_reads_and_writes_nothing_in_the_shared_temporary_folder(tmp_path):
+    """A dictionary planted there would make one word of the whole sentence."""
+    planted = tmp_path / "jieba.cache"
+    planted.write_bytes(marshal.dumps(({"绿": 0, "绿色": 0, "绿色的": 0, "绿色的农田": 9}, 9)))
+    code = "from evaluation.metrics import tokens; print(*tokens('绿色的农田。', 'words'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert result.stdout == "绿色 的 农田\n" and result.stderr == ""
+    assert list(tmp_path.iterdir()) == [planted]
 
 
 def test_unsegmented_or_single_references_are_no_trap():

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -130,6 +131,37 @@ def test_inference_requirements_are_a_subset():
         "transformers",
         "peft",
     } <= set(re.findall(r"^([\w-]+)[=<>]", whole, re.M))
-    for line in (lean + whole).splitlines():
+    tests = (PROJECT / "requirements_test.txt").read_text()
+    assert "-r requirements.txt" in tests
+    assert not re.search(r"^(pytest|playwright|pycocoevalcap|ruff|mypy)\b", whole, re.M)
+    for line in (lean + whole + tests).splitlines():
         if re.match(r"[\w-]+[=<>]", line):
             assert re.search(r"(==|<)\d[\w.]*.*  #|>=.*  #", line), f"no bound or no reason: {line}"
+
+
+def test_each_script_installs_what_it_needs_once(tmp_path):
+    """demo.sh never the tests' packages, and nothing after test.sh has installed both;
+    a changed file is installed again.
+    """
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(PROJECT / ".ci" / "venv.sh", tmp_path / ".ci")
+    for name in ("requirements.txt", "requirements_wo_ds.txt", "requirements_test.txt"):
+        (tmp_path / name).write_text("")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    def installed(script):
+        beginning = (PROJECT / script).read_text().partition(". .ci/venv.sh\n")[0]
+        (line,) = [line for line in beginning.splitlines() if "requirements" in line] or [""]
+        command = ["bash", "-euc", f"{line}\n. .ci/venv.sh"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return re.findall(r"installing (\S+)", run.stdout)
+
+    assert [installed("demo.sh"), installed("demo.sh")] == [["requirements.txt"], []]
+    assert [installed("test.sh"), installed(".ci/check.sh")] == [["requirements_test.txt"], []]
+    assert installed("demo.sh") == []
+    (tmp_path / "requirements_test.txt").write_text("pytest")
+    assert [installed("test.sh"), installed("demo.sh")] == [["requirements_test.txt"], []]

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +23,12 @@ from safetensors.torch import load_file, save_file
 
 import finetune_RemoteGLM as finetune
 from model import UserError, load_assistant, read_image
+from model import rows as rows_module
 from model.family import FeatureSpec, Limits, export_checkpoint, open_checkpoint
 from model.rows import Sample, check_images, load_rows, shuffle_images
-from model.training import feature_cache, run_folder
+from model.training import feature_cache, run_folder, slurm
 from model.training.dataset import COLOR, DIRECTION, rendered_dataset
-from model.training.engine import CheckedAdamW
+from model.training.engine import CheckedAdamW, Processes
 from model.training.feature_cache import FeatureCache
 from model.training.log import Meter
 from model.training.loop import Trainer
@@ -757,6 +760,106 @@ class TestFeatureCache:
             self.make(Path("/proc/c"), pictures).has_space()
 
 
+class TestSharded:
+    """What every process needs of every row is done once, each process doing its share."""
+
+    @pytest.fixture
+    def in_ranks(self, monkeypatch):
+        """Calls a function with the Processes of each of three ranks, which are threads here ->
+        their results or errors.
+        """
+        world, rank = 3, threading.local()
+        shared, barrier = [None] * world, threading.Barrier(world, timeout=60)
+
+        def all_gather_object(shares, own):
+            shared[rank.number] = own
+            barrier.wait()
+            shares[:] = shared
+            barrier.wait()
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+
+        def of(function):
+            def of_rank(number):
+                rank.number = number
+                try:
+                    return function(Processes(number, world, torch.device("cpu")))
+                except UserError as error:
+                    return str(error)
+
+            with ThreadPoolExecutor(world) as pool:
+                return list(pool.map(of_rank, range(world)))
+
+        return of
+
+    @pytest.mark.parametrize("count", [0, 1, 3, 7])
+    def test_every_item_once_and_in_order(self, in_ranks, count):
+        worked = []
+
+        def work(share):
+            worked.append(len(share))
+            return [item * item for item in share]
+
+        found = in_ranks(lambda processes: processes.sharded(work, list(range(count))))
+        assert found == [[item * item for item in range(count)]] * 3
+        assert sum(worked) == count and max(worked) - min(worked) <= 1
+
+    def test_an_error_of_one_is_raised_in_all(self, in_ranks):
+        def work(share):
+            if 5 in share:
+                raise UserError("the fifth is broken")
+            return share
+
+        found = in_ranks(lambda processes: processes.sharded(work, list(range(7))))
+        assert found == ["the fifth is broken"] * 3
+
+    def test_rows_are_rendered_once(self, in_ranks):
+        rendered = []
+
+        class Words:
+            def render(self, sample, limits):
+                rendered.append(sample)
+                length = len(sample)
+                return SimpleNamespace(length=length, target_tokens=1, cut=False)
+
+        samples = ["a", "bb", "ccc", "dddd"]
+        sets = in_ranks(
+            lambda processes: rendered_dataset(Words(), samples, None, sharded=processes.sharded)
+        )
+        assert sorted(rendered) == samples
+        assert [list(rows.lengths) for rows in sets] == [[1, 2, 3, 4]] * 3
+
+    def test_images_are_hashed_and_decoded_once(self, rows, tmp_path, in_ranks, monkeypatch):
+        pictures = sorted((rows / "images").glob("*.tif"))
+        alone = TestFeatureCache().make(tmp_path / "c", pictures)
+        alone.fill(lambda images: torch.zeros(len(images), 2, 3), alone.missing[:4])
+        alone.scan(pictures)
+
+        hashed, decoded = [], []
+        name, read = FeatureCache._name, rows_module.read_image
+        monkeypatch.setattr(
+            FeatureCache, "_name", lambda self, image: hashed.append(image) or name(self, image)
+        )
+        monkeypatch.setattr(
+            rows_module, "read_image", lambda path, bands: decoded.append(path) or read(path, bands)
+        )
+        caches = in_ranks(
+            lambda processes: FeatureCache(tmp_path / "c", alone.spec).scan(
+                pictures, processes.sharded
+            )
+        )
+        assert len(hashed) == len(set(hashed)) == 13
+        assert all(cache.files == alone.files for cache in caches)
+        assert all(cache.missing == alone.missing for cache in caches) and alone.missing
+
+        broken = tmp_path / "broken.tif"
+        broken.write_bytes(b"II*")
+        samples = [Sample(path, "?", "!") for path in (*pictures, broken)]
+        said = in_ranks(lambda own: check_images(samples, "rows.json", sharded=own.sharded))
+        assert len(decoded) == len(set(decoded)) == 13
+        assert len(set(said)) == 1 and "rows.json: 1 of 13 wrong: " in said[0]
+
+
 def test_plan_of_an_epoch():
     """Every row once, alike lengths together, other orders in other epochs, whoever asks."""
     lengths = [random.Random(i).randrange(20, 200) for i in range(1000)]
@@ -1213,6 +1316,68 @@ def test_shell_script(pretrained, rows, tmp_path):
     assert (
         "3 rows, 0 validation rows, 1 images" in result.stdout and "2 process(es)" in result.stdout
     )
+
+
+@pytest.mark.parametrize(
+    "nodes, host",
+    [
+        ("gpu7", "gpu7"),
+        ("gpu[03-05,9],login", "gpu03"),
+        ("a-[12,14].lab.cn,b1", "a-12.lab.cn"),
+        ("n1,n[2-3]", "n1"),
+    ],
+)
+def test_ranks_of_a_slurm_step(nodes, host):
+    """The second of two nodes with two tasks each."""
+    step = {
+        "SLURM_JOB_ID": "123456",
+        "SLURM_NTASKS": "8",  # of the job; the step may have fewer
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": nodes,
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        "SLURM_GTIDS": "2,3",
+    }
+    found = slurm.ranks(step)
+    assert 20000 <= found.pop("MASTER_PORT") < 50000
+    assert found == {
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": 4,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": host,
+    }
+    assert slurm.ranks(step | {"RANK": "0"}) == {}  # torchrun under srun
+    assert slurm.ranks(step | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
+    assert slurm.ranks({}) == {}
+    script = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "ENVIRONMENT": "BATCH"}
+    assert slurm.ranks(script) == {}  # sbatch without srun
+    assert slurm.ranks(script | {"SLURM_STEP_NUM_TASKS": "8"})["WORLD_SIZE"] == 8
+
+
+def test_tasks_of_srun_train_together(pretrained, rows, tmp_path):
+    """`srun -n 2 bash finetune_RemoteGLM.sh`, whose tasks only differ in their number."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(random.randrange(30000))}
+    arguments = command(
+        "--from_pretrained",
+        pretrained[0],
+        "--train-data",
+        rows / "rows-train.json",
+        "--save",
+        tmp_path,
+        "--train-iters",
+        2,
+    )
+    tasks = []
+    for task in ("0", "1"):
+        environment = ENVIRONMENT | step | {"SLURM_PROCID": task, "SLURM_LOCALID": task}
+        arguments[:2] = ["bash", str(PROJECT / "finetune_RemoteGLM.sh")]
+        tasks.append(subprocess.Popen(arguments, env=environment, text=True, stdout=-1, stderr=-1))
+    outputs = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert "2 process(es)" in outputs[0][0] and "task 0 of 2 of a SLURM step" in outputs[0][0]
+    assert "process(es)" not in outputs[1][0]
 
 
 class TestRows:

@@ -83,9 +83,16 @@ class RowDataset(torch.utils.data.Dataset):
         )
 
 
-def rendered_dataset(family, samples, limits, cache=None, augmentation=None):
-    """Render samples once -> RowDataset. limits: family.Limits. Raises UserError."""
-    rows = [family.render(sample, limits) for sample in samples]
+def rendered_dataset(family, samples, limits, cache=None, augmentation=None, sharded=None):
+    """Render samples once -> RowDataset. Raises UserError.
+
+    limits: family.Limits; sharded: that of engine.Processes, None: this process renders all.
+    """
+
+    def render(share):
+        return [family.render(sample, limits) for sample in share]
+
+    rows = sharded(render, samples) if sharded else render(samples)
     return RowDataset(family, samples, rows, cache, augmentation)
 
 

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from model.errors import UserError
+from model.training.slurm import ranks
 
 if not torch.cuda.is_available():
     # Before DeepSpeed's import, or it warns that it guesses
@@ -70,6 +71,30 @@ class Processes:
         if failed < self.world:
             raise SystemExit(1)
 
+    def sharded(self, work, items):
+        """work(items), sharded by rank: what it makes of each item, all of it in every process.
+
+        work: list of items -> list of as many results, which can be pickled. A UserError of one
+        process is raised in all of them.
+        """
+        if self.world == 1:
+            return work(items)
+        results, error = [], None
+        try:
+            results = work(items[self.rank :: self.world])
+        except UserError as caught:
+            error = str(caught)
+        shares = [None] * self.world
+        torch.distributed.all_gather_object(shares, (results, error))
+        for _, error in shares:
+            if error is not None:
+                raise UserError(error)
+
+        merged = [None] * len(items)
+        for rank, (results, _) in enumerate(shares):
+            merged[rank :: self.world] = results
+        return merged
+
     def _first(self, flag):
         """The first process whose flag is set; their number where none is."""
         own = self.rank if flag else self.world
@@ -112,14 +137,22 @@ def start_processes(device):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port,
     }
-    for name, value in alone.items():
+    slurm = ranks(os.environ)
+    for name, value in (alone | slurm).items():
         os.environ.setdefault(name, str(value))
+    if slurm and os.environ["RANK"] == "0":
+        tqdm.write(
+            "task 0 of {WORLD_SIZE} of a SLURM step, waits for the others at "
+            "{MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
+        )
 
     # An inference-only op that DeepSpeed would compile with g++ on every CPU machine
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cuda = device.type == "cuda"
     if cuda:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        # SLURM may show each task its own GPU alone
+        index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)

@@ -47,14 +47,21 @@ class FeatureCache:
         """Of one image's features."""
         return torch.Size(self.spec.shape).numel() * self.spec.dtype.itemsize
 
-    def scan(self, images):
-        """Hash the images (paths) and look which features are there, and the blank image's."""
+    def scan(self, images, sharded=None):
+        """Hash the images (paths) and look which features are there, and the blank image's.
+
+        sharded: that of engine.Processes, None: this process does it all.
+        """
         everything = [*images, BLANK]
         with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                names = list(pool.map(self._name, everything))
-            except OSError as error:
-                raise UserError(f"image {error.filename}: {error.strerror}") from None
+
+            def each(function, items):
+                def work(share):
+                    return list(pool.map(function, share))
+
+                return sharded(work, items) if sharded else work(items)
+
+            names = each(self._name, everything)
             self.files = {
                 image: self.folder / name[:2] / name for image, name in zip(everything, names)
             }
@@ -62,12 +69,15 @@ class FeatureCache:
             first = {}
             for image, file in self.files.items():
                 first.setdefault(file, image)
-            intact = list(pool.map(self._is_intact, first))
+            intact = each(self._is_intact, list(first))
         self.missing = [image for image, there in zip(first.values(), intact) if not there]
         return self
 
     def _name(self, image):
-        content = b"blank" if image == BLANK else image.read_bytes()
+        try:
+            content = b"blank" if image == BLANK else image.read_bytes()
+        except OSError as error:
+            raise UserError(f"image {error.filename}: {error.strerror}") from None
         key = f"{self.spec.cache_key} {reader_of()}"
         made = key.encode() + hashlib.sha256(content).digest()
         return hashlib.sha256(made).hexdigest()
@@ -186,7 +196,7 @@ def open_feature_cache(options, family, samples, source, processes):
     if cache:
         missing = set(cache.missing)
         unchecked = [sample for sample in samples if sample.image in missing]
-    check_images(unchecked, source)
+    check_images(unchecked, source, sharded=processes.sharded)
     if cache:
         _fill_sharded(cache, family, processes)
         if processes.is_main:
@@ -207,12 +217,9 @@ def _scanned_cache(options, family, samples, processes):
         processes.say("features cannot be cached: images are encoded in every step")
         return None
 
-    cache = FeatureCache(options.vision_cache, spec).scan(images)
-    # One list for all: a process that looks later finds less missing
-    missing = [cache.missing]
-    torch.distributed.broadcast_object_list(missing, 0)
-    cache.missing = missing[0]
-    if cache.has_space():
+    cache = FeatureCache(options.vision_cache, spec).scan(images, processes.sharded)
+    # A process that looks later, when another has begun to write, finds less
+    if not processes.any(not cache.has_space()):
         return cache
     processes.say(
         f"the disk of {cache.folder} is too full for {len(cache.missing):,} images of "
@@ -236,9 +243,11 @@ def _fill_sharded(cache, family, processes):
             mininterval=1 if sys.stderr.isatty() else 30,
         )
 
-    own = cache.missing[processes.rank :: processes.world]
-    cache.fill(family.image_features, own, progress=progress)
-    torch.distributed.barrier()
+    def fill(share):
+        cache.fill(family.image_features, share, progress=progress)
+        return share
+
+    processes.sharded(fill, cache.missing)
     processes.say(
         f"encoded {len(cache.missing):,} images once, in {time.perf_counter() - start:.1f} s; "
         f"kept in {cache.folder}"

@@ -315,7 +315,7 @@ class VisualGLMFamily(Family):
     def export(cls, folder, form, output, **options):
         if form.startswith("int"):
             cls._export_quantized(folder, int(form[3:]), output, options)
-            return
+            return []
         family = open_checkpoint(folder, **options)
         if form == "peft":
             base = options.get("base") or (family.card.get("base") or {}).get("path")
@@ -324,6 +324,7 @@ class VisualGLMFamily(Family):
             export.to_sat(output, family.network, family.tokenizer, family.card)
         else:
             export.to_huggingface(output, family.network, family.tokenizer, family.card)
+        return export.remarks(form, family.network, family.tokenizer)
 
     @classmethod
     def _export_quantized(cls, folder, bits, output, options):
