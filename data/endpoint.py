@@ -21,7 +21,8 @@ import time
 import urllib.request
 from urllib.parse import urlsplit
 
-from data.replies import FILTERED, UnusableReply, parse, peel
+from data.peel import peel
+from data.replies import FILTERED, UnusableReply, parse
 from model.errors import UserError
 
 # 401 key, 402 balance (DeepSeek), 403 permission or region, 404 model or URL: no request would do

@@ -17,7 +17,8 @@ from test_data import DATA, english, load, save
 from test_translation import journal_of, rejected_of, translate
 
 from data import quality, translation_en2zh
-from data.replies import Reply, UnusableReply, parse, peel
+from data.peel import peel
+from data.replies import Reply, UnusableReply, parse
 
 TEXT = "图中有一个湖泊，湖边有两座红色的房屋。"
 
@@ -142,7 +143,7 @@ class TestPeel:
             ("图中有一个湖泊🏠。", "marks"),
             ("图中有一个湖\ufffd泊。", "marks"),
             ("图中有一个*湖泊。", "marks"),
-            ("<b>图中</b>有一个湖泊。", "marks"),
+            ("<x>图中</x>有一个湖泊。", "marks"),
             ("图中有一个湖泊&foo;。", "marks"),
             ("{图中有一个湖泊。", "marks"),
         ],
@@ -207,6 +208,11 @@ class TestParse:
             ({"error": "overloaded"}, "overloaded"),
             ({"code": "Throttling", "message": "slow down"}, "Throttling slow down"),
             ({"error_code": 17, "error_msg": "daily limit"}, "17 daily limit"),
+            ({"base_resp": {"status_code": 1008, "status_msg": "no balance"}}, "1008 no balance"),
+            ({"Response": {"Error": {"Code": "Auth", "Message": "no"}}}, "Auth no"),
+            ({"detail": "not found"}, "not found"),
+            ([{"error": {"message": "invalid"}}], "invalid"),
+            ({"choices": [{"error": {"code": 502, "message": "provider"}}]}, "502 provider"),
         ],
     )
     def test_what_is_no_completion(self, body, words):
@@ -255,6 +261,11 @@ class TestParse:
     @pytest.mark.parametrize("ending", ["content_filter", "sensitive", "SAFETY", "blocked"])
     def test_filtered(self, ending):
         assert parse(json.dumps(completion(TEXT, ending))).is_filtered
+
+    def test_a_refusal_in_a_field_of_its_own(self):
+        message = {"content": None, "refusal": "I cannot."}
+        body = {"choices": [{"message": message, "finish_reason": "stop"}]}
+        assert parse(json.dumps(body)).is_filtered
 
     @pytest.mark.parametrize("ending", [None, "", 3])
     def test_without_an_ending_the_text_tells(self, ending):
