@@ -261,14 +261,14 @@ def test_phrasings_vary_and_shares_are_kept(tmp_path):
 
 
 def test_dialogues_are_what_the_trainer_reads(tmp_path):
-    from model.rows import _rounds
+    from model.row_forms import read_form
 
     lengths = Counter()
     for seed in range(20):
         for name, part in run(tmp_path, ["dialogue"], "--seed", str(seed)).items():
             for row in part:
                 assert list(row) == ["img", "conversations"]
-                rounds = _rounds(row)
+                rounds = read_form(row).rounds
                 lengths[len(rounds)] += 1
                 scene = {
                     "1.tif": "机场。",

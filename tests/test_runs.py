@@ -159,16 +159,34 @@ def test_a_replaced_run_is_not_resumed(series, tiny_checkpoint, rows, tmp_path):
     assert (folder / "latest").read_text() == "6" and not (folder / REPLACED).exists()
 
 
-def started(*argv, ready, launcher=(sys.executable,), **how):
-    """A training process, once `ready(process)` says so."""
-    process = subprocess.Popen(
-        [*launcher, SCRIPT, *argv],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **how,
-    )
+@pytest.fixture
+def started():
+    """Starts a training process and returns it once `ready(process)` says so; ends what is left."""
+    processes = []
+
+    def start(*argv, ready, launcher=(sys.executable,), nohup=False, **how):
+        process = subprocess.Popen(
+            [*launcher, SCRIPT, *argv],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # whatever the tests themselves run under
+            preexec_fn=lambda: signal.signal(
+                signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL
+            ),
+            **how,
+        )
+        processes.append(process)
+        return wait_until(ready, process)
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(ready, process):
     deadline = time.time() + 60
     while process.poll() is None and time.time() < deadline and not ready(process):
         time.sleep(0.01)
@@ -189,7 +207,9 @@ def endless(base, rows, save, *more):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 @pytest.mark.parametrize("library", ["libtorch_cpu", "_sentencepiece"])
-def test_a_signal_while_anything_loads_is_one_line(tiny_checkpoint, rows, tmp_path, library):
+def test_a_signal_while_anything_loads_is_one_line(
+    started, tiny_checkpoint, rows, tmp_path, library
+):
     def is_loading(process):
         with open(f"/proc/{process.pid}/maps") as maps:
             return library in maps.read()
@@ -202,7 +222,7 @@ def test_a_signal_while_anything_loads_is_one_line(tiny_checkpoint, rows, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
-def test_signals_of_logins_and_batch_systems_save(tiny_checkpoint, rows, tmp_path, name):
+def test_signals_of_logins_and_batch_systems_save(started, tiny_checkpoint, rows, tmp_path, name):
     process = started(*endless(tiny_checkpoint, rows, tmp_path), ready=trains(tmp_path))
     process.send_signal(getattr(signal, name))
     out, _ = process.communicate(timeout=60)
@@ -212,11 +232,11 @@ def test_signals_of_logins_and_batch_systems_save(tiny_checkpoint, rows, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_nohup_ignores_stays_ignored(tiny_checkpoint, rows, tmp_path):
+def test_what_nohup_ignores_stays_ignored(started, tiny_checkpoint, rows, tmp_path):
     process = started(
         *endless(tiny_checkpoint, rows, tmp_path),
         ready=trains(tmp_path),
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        nohup=True,
     )
     process.send_signal(signal.SIGHUP)
     time.sleep(0.5)
@@ -225,7 +245,7 @@ def test_what_nohup_ignores_stays_ignored(tiny_checkpoint, rows, tmp_path):
     assert process.wait(60) == 143
 
 
-def test_a_signal_to_all_processes_of_a_job(tiny_checkpoint, rows, tmp_path):
+def test_a_signal_to_all_processes_of_a_job(started, tiny_checkpoint, rows, tmp_path):
     """Workers that read images get it as well, and the launcher: no traceback of any."""
     more = ["--num-workers", "1", "--vision_cache", "off"]
     process = started(
