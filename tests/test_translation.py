@@ -611,7 +611,7 @@ def test_2000_records_with_every_fault_finish_complete_and_in_order(tmp_path, st
             )
             faults[fault] += fault is not None and fault != "slow"
         if fault in ("slow", "hang"):
-            time.sleep(0.1 if fault == "slow" else 2)
+            time.sleep(0.1 if fault == "slow" else 4)
         return {
             "429": error(429, "slow down", {"Retry-After": "0.05"}),
             "500": error(500),
@@ -633,7 +633,7 @@ def test_2000_records_with_every_fault_finish_complete_and_in_order(tmp_path, st
         for k in range(2000)
     ]
     source, output = save(tmp_path / "en.json", rows), tmp_path / "zh.json"
-    assert translate(source, output, "--concurrency", 32, "--timeout", 1) == 0
+    assert translate(source, output, "--concurrency", 32, "--timeout", 2) == 0
     assert load(output) == [
         {**row, "caption": f"图中有{k % 1500}个湖泊。"} for k, row in enumerate(rows)
     ]
