@@ -131,8 +131,16 @@ def _made_of(target):
 
 
 def convert(images, bands=None):
-    """Convert {PNG: source}; returns how many were written. Raises UserError naming the first that
-    cannot be read or written."""
+    """Convert {PNG: source}; returns how many were written. Nothing is overwritten but earlier
+    conversions. Raises UserError naming the first that cannot be read or written."""
+
+    sources = {source.resolve() for source in images.values()}
+    for target in images:
+        # what stands there is an image of the user's
+        if target.exists() and (target.resolve() in sources or _made_of(target) is None):
+            raise UserError(
+                f"{target} is there and no earlier --png has made it: name another folder by --png"
+            )
 
     def one(target):
         return to_png(images[target], target, bands)

@@ -87,6 +87,8 @@ BOXED = re.compile(r"<\|begin_of_box\|>(.*?)<\|end_of_box\|>", re.S)
 
 # ---- lines
 OUTER_FENCE = re.compile(r"^(?:```|~~~)[\w-]*\s*|\s*(?:```|~~~)$")
+# an object of one text whose end is missing
+TORN_JSON = re.compile(r"""^\{\s*["'][^"'\n]{1,30}["']\s*[:：]\s*["']([^"'{}]{6,})["']?\s*,?$""")
 FENCED_JSON = re.compile(r"(?:```|~~~)[\w-]*\s*([{\[][^`~]*)(?:```|~~~)")
 FENCE = re.compile(r"^(?:```|~~~)[\w-]*$|^[-=_*#~·—\s]{2,}$")
 HEADING = re.compile(r"^#{1,6}\s*")
@@ -244,7 +246,8 @@ def _unquoted_json(text):
         # or JSON again, in escapes
         if found and (_has_chinese(found) or "\\u" in found):
             return _unquoted_json(found)
-    return text
+    torn = TORN_JSON.match(inner)
+    return torn[1] if torn else text
 
 
 def _json(text):

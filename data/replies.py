@@ -81,7 +81,9 @@ def _events(text):
     for line in text.splitlines():
         name, _, data = line.partition(":")
         if name == "data" and data.strip() not in ("", "[DONE]"):
-            yield _json(data.strip())
+            event = _json(data.strip())
+            if event is not None:
+                yield event
 
 
 def _joined(events):
@@ -116,11 +118,13 @@ def _reply(data, piece=False):
         raise UnusableReply(_as_text(choice["error"]))
     ending = choice.get("finish_reason")
     ending = ending.strip().lower() if isinstance(ending, str) else ""
-    message = choice.get("delta" if piece else "message")
+    message = choice.get("delta") or choice.get("message")
     if isinstance(message, dict):
         text = _text(message.get("content"))
         if message.get("refusal") and not text:
             ending = "refusal"
+        if not text and isinstance(message.get("reasoning_content"), str) and not piece:
+            text = f"<think>{message['reasoning_content']}"
     else:
         text = _text(choice.get("text"))
     return Reply(text, ending, usage)

@@ -90,6 +90,10 @@ OPENAI_URL = "https://api.openai.com/v1"
 EARLY = 20
 
 
+class NothingPassed(Exception):
+    """There is not one row to write."""
+
+
 class Texts:
     """The distinct captions of a run and what is known of each; see open_texts."""
 
@@ -345,7 +349,7 @@ def results(texts, args):
 
 
 def write_results(args, rows, gated):
-    """Write output, NAME-rejected and NAME-report.json and print the report.
+    """Write output, NAME-rejected and NAME-report.json and print the report. Raises UserError.
 
     rows: (record, its English, Chinese, problems); gated: whether there is anything to report.
     """
@@ -353,16 +357,20 @@ def write_results(args, rows, gated):
     path = args.output.with_name(f"{args.output.stem}-report.json")
     report = quality.Report()
     shortened = 0
-    with record_writer(args.output) as good, record_writer(rejected) as bad:
-        for record, english, target, problems in rows:
-            kept = kept_part(args, english, target, problems)
-            trimmed = bool(problems) and kept is not None
-            report.add(record["imged_id"], target, problems, trimmed)
-            shortened += kept is not None and kept != target
-            if kept is None:
-                bad({**record, "answer": target, "problems": problems})
-            else:
-                good({**record, "caption": kept})
+    with record_writer(rejected) as bad, suppress(NothingPassed):
+        # an earlier output is not replaced by nothing
+        with record_writer(args.output) as good:
+            for record, english, target, problems in rows:
+                kept = kept_part(args, english, target, problems)
+                trimmed = bool(problems) and kept is not None
+                report.add(record["imged_id"], target, problems, trimmed)
+                shortened += kept is not None and kept != target
+                if kept is None:
+                    bad({**record, "answer": target, "problems": problems})
+                else:
+                    good({**record, "caption": kept})
+            if report.rejected == report.total:
+                raise NothingPassed
     if not report.rejected:
         rejected.unlink()
 
@@ -372,14 +380,17 @@ def write_results(args, rows, gated):
     else:
         # of an earlier run
         path.unlink(missing_ok=True)
+    if report.rejected == report.total:
+        raise UserError(
+            f"not one description passed: {rejected} has the answers and the reasons, "
+            f"{args.output} is not written"
+        )
     limited = " (--limit)" if args.limit else ""
     trimmed = f", {shortened} of them with sentences left out (--trim)" if shortened else ""
     print(f"{args.output}: {report.passed + report.trimmed} records{limited}{trimmed}")
     if report.rejected:
         hint = "" if args.check else "; a correction goes in by --memory"
         print(f"{rejected}: {report.rejected} rows left out, with their reasons{hint}")
-    if not report.passed + report.trimmed:
-        raise UserError(f"not one description passed: {rejected} has the answers and the reasons")
 
 
 def kept_part(args, english, target, problems):

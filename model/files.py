@@ -125,7 +125,7 @@ def parse_json(text, parse_constant=None):
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except ValueError as error:
-        problem = str(error)
+        problem = str(error).partition(";")[0]
     raise json.JSONDecodeError(problem, text if isinstance(text, str) else "", 0)
 
 

@@ -1383,6 +1383,21 @@ def test_png_of_chosen_bands_and_of_what_a_tiff_means(tmp_path, capsys):
     assert "--bands chooses what --png writes" in capsys.readouterr().err
 
 
+def test_png_never_replace_an_image_of_the_users(tmp_path, capsys):
+    folder = tmp_path / "images"
+    save_images(folder, "1.png", "2.tif", "2.png")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for names in (("1.png",), ("2.tif",)):
+        assert prompt(tmp_path, "--png", "images", records_=dict.fromkeys(names))[0] == 1
+        message = capsys.readouterr().err
+        assert "no earlier --png has made it: name another folder" in message
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    # nor a conversion that is itself the image of a row
+    assert prompt(tmp_path, "--png", "png", records_={"1.png": None})[0] == 0
+    options = ("--image-root", "png", "--png", "png")
+    assert prompt(tmp_path, *options, records_={"1.png": None})[0] == 1
+
+
 def test_a_missing_image_names_the_file_that_is_probably_meant(tmp_path, capsys, monkeypatch):
     save_images(tmp_path / "images", "1.TIF", "2.png")
     save_images(tmp_path / "images" / "airplane", "3.tif")

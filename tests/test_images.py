@@ -851,6 +851,36 @@ class TestDecoders:
             read_image(path)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "content, words",
+        [
+            (b"<!DOCTYPE html><p>gone", "an image Pillow can read .*; it is an HTML page"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
+            (bytes(900), "it begins with zeros"),
+        ],
+    )
+    def test_what_stands_in_the_place_of_an_image(self, tmp_path, content, words):
+        (tmp_path / "a.tif").write_bytes(content)
+        with pytest.raises(ImageError, match=words):
+            read_image(tmp_path / "a.tif")
+
+    def test_a_cut_avif(self, tmp_path):
+        if not features.check("avif"):
+            pytest.skip("Pillow without AVIF")
+        Image.fromarray(RGB).save(tmp_path / "a.avif")
+        whole = (tmp_path / "a.avif").read_bytes()
+        (tmp_path / "a.avif").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ImageError, match="not whole") as caught:
+            read_image(tmp_path / "a.avif")
+        assert caught.value.kind == TRUNCATED
+
+    def test_nothing_is_said_beside_the_line(self, write_as):
+        """Pillow logs that a TIFF has more bands than it decodes, without a name."""
+        path = write_as(np.stack([DEEP[0]] * 13), "tif")
+        code = "import sys; from model import read_image; read_image(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", code, path], cwd=PROJECT, capture_output=True)
+        assert done.returncode == 0 and done.stderr == b""
+
     def test_a_bomb_found_while_loading(self, tmp_path):
         """An icon that says nothing of its size holds a PNG of 400 million pixels."""
         inner = png(20000, 20000, [])

@@ -85,6 +85,8 @@ WRAPPERS = [
     "&nbsp;{}",
     "\ufeff{}\u200b\0",
     "\n\n{}  ",
+    '{{"translation": "{}"',
+    '{{"译文": "{}',
 ]
 PLAIN = [
     TEXT,
@@ -238,7 +240,14 @@ class TestParse:
         with pytest.raises(UnusableReply, match=words):
             parse(body)
 
+    def test_thoughts_in_a_field_of_their_own_are_no_answer(self):
+        message = {"content": "", "reasoning_content": "Let me see"}
+        reply = parse(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}))
+        assert reply.text.strip() and peel(reply.text) == ""
+
     def test_streams(self):
+        odd = 'data: null\n\ndata: {"choices": [{"message": {"content": "图"}}]}\n\n'
+        assert parse(odd + events("中")).text == "图中"
         last = {"delta": {}, "finish_reason": "stop"}
         body = ": hello\n\n" + events(
             "图中有", "一个", {"delta": {"content": None}}, "湖泊。", last
@@ -414,10 +423,13 @@ def test_thoughts_alone_stop_a_run_and_never_become_labels(tmp_path, stub, capsy
 
 
 def test_an_output_without_a_row_is_no_success(tmp_path, stub, capsys):
+    """And does not replace an earlier one."""
     stub.answer = lambda text, nth: "抱歉。"
     source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
+    output.write_text("old")
     assert translate(source, output, "--reask", 0) == 1
     assert "not one description passed" in capsys.readouterr().err
+    assert output.read_text() == "old"
     assert len(load(rejected_of(output))) == 2
 
 

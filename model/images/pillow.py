@@ -1,5 +1,6 @@
 """Reading images through Pillow: what it would lose of a file, and its pixels -> 8-bit RGB."""
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -21,6 +22,8 @@ UNSIGNED, SIGNED = 1, 2
 FITS_TYPES = {"I;16": ">i2", "I": ">i4"}
 CMYK = 5
 
+# It would name no file, and what it says comes back as an error
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # Pillow warns from this number on and refuses twice as many.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 

@@ -164,11 +164,27 @@ def _second_opinion(file: BinaryIO, pillow_error: Exception) -> tuple[Image.Imag
 def _unreadable(file: BinaryIO, error: Exception) -> ImageError:
     """A decoder's error -> what its user reads."""
     if isinstance(error, UnidentifiedImageError) and driver_of(file) is None:
-        return ImageError("not an image Pillow can read (PNG, JPEG, TIFF, ... expected)")
+        return _unidentified(file)
     text = _one_line(error)
     if UNSUPPORTED.search(text):
         return ImageError(f"cannot be read ({text}); convert it to PNG or an uncompressed TIFF")
     return ImageError(f"cannot be read ({text}); copy or download it again", TRUNCATED)
+
+
+def _unidentified(file: BinaryIO) -> ImageError:
+    """Of a file of no known kind: what it is instead, where that can be seen."""
+    file.seek(0)
+    start = file.read(200).lstrip().lower()
+    if start[4:12] in (b"ftypavif", b"ftypavis"):
+        return ImageError("cannot be read (an AVIF that is not whole); copy it again", TRUNCATED)
+    instead = ""
+    if start.startswith((b"<html", b"<!doctype html")):
+        instead = "; it is an HTML page: the download address has changed or wants a login"
+    elif start.startswith(b"version https://git-lfs"):
+        instead = "; it is a Git LFS pointer: run `git lfs pull` there"
+    elif start and not start.strip(b"\0"):
+        instead = "; it begins with zeros: copy or download it again"
+    return ImageError(f"not an image Pillow can read (PNG, JPEG, TIFF, ... expected){instead}")
 
 
 def _one_line(error: Exception) -> str:

@@ -34,7 +34,8 @@ def plot(entries, path):
         if points:
             axes.plot(*zip(*points), style, label=label)
     axes.set(xlabel="step", ylabel="loss per answer token")
-    axes.legend()
+    if axes.has_data():
+        axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
