@@ -9,18 +9,13 @@ reply has reported.
 
 import asyncio
 import email.utils
-import html
 import json
 import math
-import os
 import random
 import re
-import socket
-import ssl
 import time
-import urllib.request
-from urllib.parse import urlsplit
 
+from data.connection import check_settings, reach, without_markup
 from data.peel import peel
 from data.replies import FILTERED, UnusableReply, parse
 from model.errors import UserError
@@ -46,10 +41,6 @@ BREAKER = 10
 TOKENS_PER_MESSAGE = 4
 # a number of tokens above it is no count
 MOST_TOKENS = 10**7
-PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
-CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-# what the client puts into a header
-HEADER_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
 
 class Stopped(Exception):
@@ -105,81 +96,9 @@ def asked_pause(headers):
         return None
 
 
-def check_settings(args, key):
-    """What comes from outside, before anything is asked. Raises UserError naming the setting."""
-    if not is_header(key):
-        raise UserError("OPENAI_API_KEY: expected a key in ASCII without spaces or line breaks")
-    for name in HEADER_VARIABLES:
-        if not is_header(os.environ.get(name) or "x"):
-            raise UserError(f"{name}: expected ASCII without spaces or line breaks")
-    problem = url_problem(args.base_url, ("http", "https"))
-    if problem:
-        raise UserError(f"base URL {args.base_url!r} {problem}")
-
-    for kind, proxy in urllib.request.getproxies().items():
-        if kind not in ("http", "https", "all"):
-            continue
-        problem = url_problem(proxy if "://" in proxy else f"http://{proxy}", PROXY_SCHEMES)
-        if problem:
-            raise UserError(f"{kind}_proxy {proxy!r} {problem}: correct or unset that variable")
-    for name in CERTIFICATES:
-        path = os.environ.get(name)
-        if path and not os.path.exists(path):
-            raise UserError(f"{name} {path} does not exist: correct or unset that variable")
-
-
-def is_header(text):
-    """Whether HTTP can send this text in a header."""
-    return text.isascii() and text.isprintable() and " " not in text
-
-
-def url_problem(url, schemes):
-    """What is wrong with an address, None if nothing is."""
-    if re.search(r"[\s\x00-\x1f\x7f]", url):
-        return "contains spaces, line breaks or invisible characters"
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-        host = (parts.hostname or "").encode("idna")
-    except ValueError as error:
-        return f"is not an address ({error})"
-    if parts.scheme not in schemes or not host:
-        return f"does not start with {' or '.join(f'{scheme}://' for scheme in schemes)} and a host"
-    return None
-
-
-def proxy_of(url):
-    """The proxy that the environment names for an address, without its password, or None."""
-    parts = urlsplit(url)
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return re.sub(r"//[^/@]*@", "//", proxy)
-
-
-def connection_problem(cause):
-    """The deepest cause of a connection that failed, in words."""
-    if isinstance(cause, socket.gaierror):
-        return f"the host is not known here ({cause.strerror or cause})"
-    if isinstance(cause, ssl.SSLError):
-        return f"TLS: {getattr(cause, 'verify_message', '') or cause.reason or cause}"
-    if isinstance(cause, ConnectionRefusedError):
-        return "refused, nothing listens there"
-    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-
-
-def without_markup(text):
-    """The message of an error page as one text."""
-    if not re.search(r"<(?:html|!doctype|body|head)", text, re.IGNORECASE):
-        return text
-    text = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE)
-    return html.unescape(" ".join(text.split()))
-
-
 def connect(args, key):
     """An Endpoint for options and a key; see there. Raises UserError."""
-    check_settings(args, key)
+    check_settings()
     try:
         # here: a run that finds everything in journal and memory needs neither client nor key
         import openai
@@ -341,7 +260,7 @@ class Endpoint:
             raise NoAnswer(f"no answer within {self.args.timeout:g} s") from None
 
     def check_message(self, message):
-        """Raises Refused or Stopped where what a server says stands for it."""
+        """Raises Refused or Stopped where a server's message says so."""
         if UNPAID.search(message):
             self.stop(f"{self.shortened(message)}; check the account, OPENAI_API_KEY and --model")
         if FILTERED.search(message):
@@ -407,13 +326,7 @@ class Endpoint:
         message = getattr(error, "message", str(error))
         if not isinstance(error, self.api_error):
             return message
-        cause = error
-        while cause.__cause__ or cause.__context__:
-            cause = cause.__cause__ or cause.__context__
-        host = urlsplit(self.args.base_url).netloc.rpartition("@")[2]
-        proxy = proxy_of(self.args.base_url)
-        way = f" through the proxy {proxy}" if proxy else ""
-        return f"{message} No connection to {host}{way}: {connection_problem(cause)}"
+        return f"{message} No connection to {reach(self.args.base_url, error)}"
 
     def give_up(self, reason):
         """Raises Failed, or Stopped where too many requests in a row came to that."""

@@ -95,18 +95,18 @@ def register(paths):
     return path
 
 
-def to_png(source, target, bands=None):
+def to_png(source, target, made_before, bands=None):
     """Write the image of `source` as a PNG, as training reads it; returns whether it was written.
 
-    Nothing is done where `target` was made of this very source by the reader of today. bands: see
-    read_image. Raises UserError.
+    made_before: see _made_of; nothing is done where that is this very source, read by the reader
+    of today. bands: see read_image. Raises UserError.
     """
     # only here: it loads numpy and lowers Pillow's limit of pixels for the whole process
     from model.images import read_image, reader_of
 
     stat = source.stat()
     made_of = f"{source.name} {stat.st_size} {stat.st_mtime_ns} {reader_of(bands)}"
-    if _made_of(target) == made_of:
+    if made_before == made_of:
         return False
     image = read_image(source, bands)
     origin = PngInfo()
@@ -131,19 +131,23 @@ def _made_of(target):
 
 
 def convert(images, bands=None):
-    """Convert {PNG: source}; returns how many were written. Nothing is overwritten but earlier
-    conversions. Raises UserError naming the first that cannot be read or written."""
+    """Convert {PNG: source}; returns how many were written.
 
+    Nothing is overwritten but earlier conversions. Raises UserError naming the first that cannot
+    be read or written.
+    """
     sources = {source.resolve() for source in images.values()}
-    for target in images:
-        # what stands there is an image of the user's
-        if target.exists() and (target.resolve() in sources or _made_of(target) is None):
+    made_before = {target: _made_of(target) for target in images}
+    for target, made_of in made_before.items():
+        if target.resolve() in sources:
+            raise UserError(f"{target} is itself the image of a row: name another folder by --png")
+        if made_of is None and target.exists():
             raise UserError(
                 f"{target} is there and no earlier --png has made it: name another folder by --png"
             )
 
     def one(target):
-        return to_png(images[target], target, bands)
+        return to_png(images[target], target, made_before[target], bands)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(one, images)

@@ -25,7 +25,8 @@ THOUGHT = (
     r"|cot|chain_of_thought|deep_?think|details|思考(?:过程)?|推理(?:过程)?)"
 )
 MARK = re.compile(
-    r"(?P<open>[<\[◁【〈])\s{0,3}[|｜]?\s{0,3}(?P<close>/?)\s{0,3}(?:[a-z]{1,8}:|START_|begin_of_|(?P<end>END_|end_of_))?"
+    r"(?P<open>[<\[◁【〈])\s{0,3}[|｜]?\s{0,3}(?P<close>/?)\s{0,3}"
+    r"(?:[a-z]{1,8}:|START_|begin_of_|(?P<end>END_|end_of_))?"
     + THOUGHT
     + r"(?:\s[^<>\[\]◁▷\n]{0,200})?\s{0,3}[|｜]?\s{0,3}[>\]▷】〉]",
     re.I,

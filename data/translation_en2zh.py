@@ -28,15 +28,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import Parser
 from data import quality
+from data.connection import is_header, url_problem
 from data.endpoint import (
     Failed,
     Refused,
     Stopped,
     connect,
     cost_of,
-    is_header,
     prompt_tokens,
-    url_problem,
 )
 from data.journal import Answer, Journal, normalized
 from data.lexicon import language
@@ -103,6 +102,8 @@ class Texts:
         self.texts, self.answers = texts, answers
         # {normalized caption: Chinese}, {normalized caption: (answer, problems)}
         self.known, self.rejected = {}, {}
+        # captions of which an answer is good
+        self.passed = 0
         # normalized captions still to ask
         self.left = []
         # of a verdict: another one, another verdict
@@ -128,6 +129,7 @@ class Texts:
             found = self.problems(name, answer)
             if not found:
                 self.known[name] = answer.text
+                self.passed += 1
                 return True
         if len(answers) > self.args.reask:
             self.rejected[name] = (answers[-1].text, found)
@@ -199,15 +201,13 @@ async def ask_all(texts, args, key, journal):
     endpoint, failures = connect(args, key), []
     # the workers share one iterator
     waiting = iter(texts.left)
-    rejected_before, known_before = len(texts.rejected), len(texts.known)
 
     async def work():
         for name in waiting:
             try:
                 await texts.ask(endpoint, journal, name)
-                rejected = len(texts.rejected) - rejected_before
-                if rejected >= EARLY and len(texts.known) == known_before:
-                    endpoint.stop(all_rejected(texts, rejected))
+                if len(texts.rejected) >= EARLY and not texts.passed:
+                    endpoint.stop(all_rejected(texts))
             except Failed as error:
                 failures.append(f"{error}, for {reprlib.repr(name)}")
             except Stopped:
@@ -215,7 +215,7 @@ async def ask_all(texts, args, key, journal):
             except BaseException:
                 # of the disk: what the others have under way is awaited, nothing new is asked
                 with suppress(Stopped):
-                    endpoint.stop("see above")
+                    endpoint.stop("an answer could not be stored")
                 raise
             bar.set_postfix_str(
                 f"{endpoint.tokens_in} + {endpoint.tokens_out} tokens{spent(args, endpoint)}, "
@@ -239,13 +239,13 @@ async def ask_all(texts, args, key, journal):
     return endpoint, failures
 
 
-def all_rejected(texts, count):
+def all_rejected(texts):
     """Why it makes no sense to go on: nothing passes."""
     answer, problems = next(reversed(texts.rejected.values()))
     reasons = Counter(reason for _, found in texts.rejected.values() for reason, _ in found)
-    common, number = reasons.most_common(1)[0]
+    [(common, _)] = reasons.most_common(1)
     return (
-        f"the first {count} captions have no answer that passes the quality gate, {number} for "
+        f"the first {EARLY} captions have no answer that passes the quality gate, mostly for "
         f"{common}, the last {answer[:60]!r} ({problems[0][1][:80]}); try another --model, or "
         "--no-gate to take the answers as they are"
     )

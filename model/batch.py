@@ -101,7 +101,7 @@ class _Lines:
                 self._labels.setdefault(key, set()).add(entry.get("label"))
 
     def append(self, pairs):
-        """Write the entries of (key, entry) pairs that no line stands for yet."""
+        """Write the entries of (key, entry) pairs that have no line yet."""
         new = []
         for key, entry in pairs:
             labels = self._labels.setdefault(key, set())

@@ -227,15 +227,20 @@ def damage(path):
     try:
         size = Path(path).stat().st_size
         with open(path, "rb") as file:
-            start = file.read(200).lstrip()
+            return impostor(file.read(200), size)
     except OSError:
         return ""
+
+
+def impostor(start, size):
+    """The same for content of so many bytes that begins like this."""
+    start = start.lstrip()
     if start.startswith(b"version https://git-lfs"):
         return (
             ": a Git LFS pointer, not the file itself; run `git lfs pull` there, "
             "or download the file"
         )
-    if start[:1] == b"<":
+    if start[:1] == b"<" and b"<svg" not in start:
         return (
             f": an HTML page of {size} bytes, not the file; the download address has changed "
             "or wants a login"

@@ -1385,12 +1385,17 @@ def test_png_of_chosen_bands_and_of_what_a_tiff_means(tmp_path, capsys):
 
 def test_png_never_replace_an_image_of_the_users(tmp_path, capsys):
     folder = tmp_path / "images"
-    save_images(folder, "1.png", "2.tif", "2.png")
+    save_images(folder, "1.png", "2.tif", "2.png", "3.tif")
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    for names in (("1.png",), ("2.tif",)):
+    for names, words in (
+        (("1.png",), "1.png is itself the image of a row"),
+        (("2.tif",), "2.png is there and no earlier --png has made it"),
+        # 3.tif alone would be no conflict: nothing is written before the others are looked at
+        (("3.tif", "2.tif"), "2.png is there and no earlier --png has made it"),
+    ):
         assert prompt(tmp_path, "--png", "images", records_=dict.fromkeys(names))[0] == 1
         message = capsys.readouterr().err
-        assert "no earlier --png has made it: name another folder" in message
+        assert f"{words}: name another folder by --png" in message
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
     # nor a conversion that is itself the image of a row
     assert prompt(tmp_path, "--png", "png", records_={"1.png": None})[0] == 0

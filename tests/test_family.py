@@ -275,7 +275,7 @@ def imports(path, top_level=False):
 
 # room -> the modules (and rooms) that it may import
 DOWNHILL = {
-    "model.images": ("model.images", "model.errors"),
+    "model.images": ("model.images", "model.errors", "model.files"),
     "model.visualglm": (
         *("model.visualglm", "model.images", "model.errors", "model.files", "model.find"),
         *("model.weight_files", "model.family", "model.sampling"),

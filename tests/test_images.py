@@ -854,8 +854,8 @@ class TestDecoders:
     @pytest.mark.parametrize(
         "content, words",
         [
-            (b"<!DOCTYPE html><p>gone", "an image Pillow can read .*; it is an HTML page"),
-            (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
+            (b"<!DOCTYPE html><p>gone", "an image Pillow can read .*: an HTML page of 22 bytes"),
+            (b"version https://git-lfs.github.com/spec/v1\n", ": a Git LFS pointer"),
             (bytes(900), "it begins with zeros"),
         ],
     )

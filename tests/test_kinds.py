@@ -45,7 +45,7 @@ EXPORTED = {
     "int4": "qlora",
 }  # format -> what is exported
 WEIGHTS = (
-    {kind: kind for kind in TRAINED} | EXPORTED | {"ancestor": "qlora"}
+    {kind: kind for kind in TRAINED} | EXPORTED | {"upstream": "qlora"}
 )  # kind -> whose trained tensors it has
 REFUSED = {
     ("int8", 4): "holds 8-bit weights, --quant 4 was asked for; leave it out",
@@ -97,10 +97,10 @@ def kinds(wide, tiny_checkpoint, rows, tmp_path_factory):
         export_RemoteGLM.main(
             ["--from_pretrained", str(work / kind), "--format", form, "--output", str(work / form)]
         )
-    sat_folder(wide, work / "ancestor", b"")
+    sat_folder(wide, work / "upstream", b"")
     network = load(work / "qlora", device="cpu")[0]
     torch.save(
-        {"module": network.state_dict()}, work / "ancestor" / "1" / "mp_rank_00_model_states.pt"
+        {"module": network.state_dict()}, work / "upstream" / "1" / "mp_rank_00_model_states.pt"
     )
     return {kind: work / kind for kind in (*WEIGHTS, "peft")} | {"narrow": tiny_checkpoint}
 
@@ -248,7 +248,7 @@ def test_it_answers(kinds, references, page, rows, capsys, monkeypatch, kind, bi
 
     assert near(tuned.logits, base.logits)
     assert bits or said["answer"] == tuned.answer
-    assert ("base_answer" in said) == (kind in ("lora", "sight", "qlora", "ptuning", "ancestor"))
+    assert ("base_answer" in said) == (kind in ("lora", "sight", "qlora", "ptuning", "upstream"))
     if "base_answer" in said:
         assert bits or said["base_answer"] == base.answer
         with assistant.untuned():

@@ -32,7 +32,8 @@ THOUGHTS = [
     "<seed:think>x</seed:think>{}",
     "<reasoning>x</reasoning>\n{}",
     "<|begin_of_thought|>x<|end_of_thought|>{}",
-    "<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
+    "<|channel|>analysis<|message|>x<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>{}<|return|>",
     "Thinking...\nx\n...done thinking.\n\n{}",
     "＜think＞x＜/think＞{}",
     "{}<think>once more</think>",
@@ -411,6 +412,15 @@ def test_a_run_whose_first_captions_are_all_rejected_stops(tmp_path, stub, capsy
     assert "the first 20 captions have no answer that passes" in message
     assert "I see a lake." in message and "--model" in message and message.count("\n") == 1
     assert len(stub.asked) <= 2 * (20 + 4)
+
+
+def test_captions_that_stay_bad_do_not_stop_a_run_in_which_others_pass(tmp_path, stub):
+    """Asked once more by a second run, they are rejected one and all; the run goes to its end."""
+    stub.answer = lambda text, nth: chinese(text) if text == "Lake 0 ." else "抱歉。"
+    source, output = save(tmp_path / "en.json", english(30)), tmp_path / "zh.json"
+    assert translate(source, output, "--reask", 0, "--concurrency", 1) == 0
+    assert translate(source, output, "--reask", 1, "--concurrency", 1) == 0
+    assert len(stub.asked) == 30 + 29 and len(load(rejected_of(output))) == 29
 
 
 def test_thoughts_alone_stop_a_run_and_never_become_labels(tmp_path, stub, capsys):

@@ -141,10 +141,10 @@ def _chosen_bands(scene: Any, bands: Sequence[int] | None) -> list[int]:
 
 def _eight_bits(scene: Any, bands: list[int], values: np.ndarray) -> np.ndarray:
     """Bands of 1 to 7 bits, which GDAL gives as bytes: their highest number becomes 255."""
-    bits = [scene.tags(band, ns="IMAGE_STRUCTURE").get("NBITS", "8") for band in bands]
-    if values.dtype != np.uint8 or bits[0] not in "1234567":
+    bits = scene.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", "8")
+    if values.dtype != np.uint8 or bits not in "1234567":
         return values
-    highest = 2 ** int(bits[0]) - 1
+    highest = 2 ** int(bits) - 1
     return (values.astype(np.uint16) * 255 // highest).astype(np.uint8)
 
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from model.errors import UserError
+from model.files import impostor
 from model.images import pillow, rgb
 from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, TRUNCATED, UNREADABLE, ImageError
 from model.images.fetch import fetch
@@ -146,19 +147,19 @@ def _may_be_for_rasterio(file: BinaryIO, error: Exception) -> bool:
 
 
 def _second_opinion(file: BinaryIO, pillow_error: Exception) -> tuple[Image.Image, tuple[int, int]]:
+    """By rasterio. Where that fails as well, Pillow's error counts if it speaks of damage."""
     reason = "a TIFF that Pillow cannot read; unless it was cut short, it"
     if driver_of(file) != "GTiff":
         reason = "a file that Pillow cannot read; unless it is damaged, it"
+    is_damaged = not UNSUPPORTED.search(_one_line(pillow_error))
     try:
         return read_raster(file, None, reason)
     except ImageError as error:
-        is_supported = not UNSUPPORTED.search(_one_line(pillow_error))
-        if error.kind == NEEDS_RASTERIO and is_supported:
+        if error.kind == NEEDS_RASTERIO and is_damaged:
             raise _unreadable(file, pillow_error) from None
         raise
     except Exception as error:  # noqa: BLE001 -- as above
-        knows_better = UNSUPPORTED.search(_one_line(pillow_error))
-        raise _unreadable(file, error if knows_better else pillow_error) from None
+        raise _unreadable(file, pillow_error if is_damaged else error) from None
 
 
 def _unreadable(file: BinaryIO, error: Exception) -> ImageError:
@@ -173,17 +174,14 @@ def _unreadable(file: BinaryIO, error: Exception) -> ImageError:
 
 def _unidentified(file: BinaryIO) -> ImageError:
     """Of a file of no known kind: what it is instead, where that can be seen."""
+    size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    start = file.read(200).lstrip().lower()
+    start = file.read(200)
     if start[4:12] in (b"ftypavif", b"ftypavis"):
         return ImageError("cannot be read (an AVIF that is not whole); copy it again", TRUNCATED)
-    instead = ""
-    if start.startswith((b"<html", b"<!doctype html")):
-        instead = "; it is an HTML page: the download address has changed or wants a login"
-    elif start.startswith(b"version https://git-lfs"):
-        instead = "; it is a Git LFS pointer: run `git lfs pull` there"
-    elif start and not start.strip(b"\0"):
-        instead = "; it begins with zeros: copy or download it again"
+    instead = impostor(start, size)
+    if start and not start.strip(b"\0"):
+        instead = ": it begins with zeros; copy or download it again"
     return ImageError(f"not an image Pillow can read (PNG, JPEG, TIFF, ... expected){instead}")
 
 

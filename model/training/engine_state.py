@@ -2,7 +2,7 @@
 
 DeepSpeed's own checkpoints are pickles, and reading one runs whatever code it names. Here a tree of
 dicts and lists, as optimizers describe themselves, becomes the tensors of a safetensors file and a
-JSON text in its header, in which {"tensor": name} stands for each of them.
+JSON text in its header, in which {"tensor": name} takes the place of each.
 """
 
 import json

@@ -18,7 +18,7 @@ OFFICIAL_FILES = (
 )
 HUB_NAME = "THUDM/visualglm-6b"
 MODEL_CLASS = "modeling_chatglm.ChatGLMForConditionalGenerationWithImage"
-# Of config.json: which class stands for which Auto class, and what the official code would take
+# Of config.json: the class behind each Auto class, and what the official code would take
 # otherwise. Without the last key transformers replaces the head by the embedding.
 CONFIG = {
     "model_type": "chatglm",
