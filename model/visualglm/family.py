@@ -18,6 +18,7 @@ from model.visualglm.checkpoint import (
     write_folder,
 )
 from model.visualglm.config_check import check_memory
+from model.visualglm.float_products import widen_products, widens
 from model.visualglm.generate import generate
 from model.visualglm.layouts import fingerprint, read_config
 from model.visualglm.lora import (
@@ -115,6 +116,8 @@ class VisualGLMFamily(Family):
             method = self._completed(method)
             add_method(network, method)
             trained = {*adapter_names(network), *part_names(network, parts)}
+        if widens(device, network.dtype):
+            widen_products(network)
         for name, parameter in network.named_parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(name in trained)

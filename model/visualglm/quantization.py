@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from model.errors import UserError
+from model.visualglm.float_products import widens
 from model.visualglm.packing import bfloat16_products
 
 GROUP = 32
@@ -328,20 +329,21 @@ def to_nf4(network: torch.nn.Module, device: torch.device | None = None) -> None
         if not is_block or getattr(module, "weight", None) is None:
             continue
         parent, _, name = path.rpartition(".")
-        new = _frozen_copy(Linear4bit, module)
+        target = device or module.weight.device
+        new = _frozen_copy(Linear4bit, module, target)
         # The move to the device quantizes.
-        new = new.to(device or module.weight.device)
+        new = new.to(target)
         setattr(network.get_submodule(parent), name, new)
 
 
-def _frozen_copy(linear_4bit, linear):
-    """bitsandbytes' layer on the CPU with the weights of a linear layer, not yet quantized."""
+def _frozen_copy(linear_4bit, linear, target):
+    """bitsandbytes' layer on the CPU, not yet quantized, that will compute on the target."""
     weight, bias = linear.weight, linear.bias
     new = linear_4bit(
         weight.size(1),
         weight.size(0),
         bias=bias is not None,
-        compute_dtype=weight.dtype,
+        compute_dtype=torch.float32 if widens(target, weight.dtype) else weight.dtype,
         quant_type="nf4",
         device="cpu",
     )
