@@ -85,7 +85,10 @@ def shrink_images(source, target):
 
 
 def split_again(data, work, fold):
-    """dataset.json and zh.json in `work`: of the training images alone, one fold of them as val."""
+    """dataset.json and zh.json in `work`: of the training images alone, one fold of them as val.
+
+    Returns both paths.
+    """
     training = [i for i in read(data / "dataset.json")["images"] if i["split"] == "train"]
     splits = {}
     for index, image in enumerate(training):
@@ -98,6 +101,7 @@ def split_again(data, work, fold):
         if record["imged_id"] in splits:
             records.append(record | {"split": splits[record["imged_id"]]})
     write(work / "zh.json", records)
+    return work / "dataset.json", work / "zh.json"
 
 
 def make_rows(data, captions, whole, work):
@@ -305,12 +309,11 @@ def main():
     work, data = args.work.absolute(), args.data.absolute()
 
     captions, whole = data / "dataset.json", data / f"{data.name}-zh.json"
-    if args.fold is not None:
-        work /= f"fold-{args.fold}"
     work.mkdir(parents=True, exist_ok=True)
     if args.fold is not None:
-        split_again(data, work, args.fold)
-        captions, whole = work / "dataset.json", work / "zh.json"
+        work /= f"fold-{args.fold}"
+        work.mkdir(exist_ok=True)
+        captions, whole = split_again(data, work, args.fold)
     make_rows(data, captions, whole, work)
     make_network(work)
     train_stages(work, args.iters)

@@ -98,12 +98,10 @@ def test_folds_share_out_the_training_images_and_nothing_else(tmp_path):
 
     held_out = []
     for fold in range(effect.FOLDS):
-        effect.split_again(data, tmp_path, fold)
-        split = {
-            i["filename"]: i["split"] for i in effect.read(tmp_path / "dataset.json")["images"]
-        }
+        captions, whole = effect.split_again(data, tmp_path, fold)
+        split = {i["filename"]: i["split"] for i in effect.read(captions)["images"]}
         assert list(split) == train
-        assert {r["imged_id"]: r["split"] for r in effect.read(tmp_path / "zh.json")} == split
+        assert {r["imged_id"]: r["split"] for r in effect.read(whole)} == split
         val = [name for name in train if split[name] == "val"]
         # Neighbours stay together
         places = [train.index(name) // effect.BLOCK for name in val]
