@@ -16,7 +16,6 @@ leave them out with --dtypes float32.
 import gc
 import json
 import random
-import signal
 import statistics
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from networks import PROJECT, full_size, machine, mid_size, random_base, rendere
 from processes import as_words, gigabytes, logged_steps, watch
 from without_gpu import check_room, without_gpu
 
-from command_line import Parser
+from command_line import Parser, sigterm_cleans_up
 
 HERE = Path(__file__).resolve().parent
 # Tokens of UCM's 1,890 Chinese captions in ChatGLM's vocabulary: the middles of 20 equal shares,
@@ -382,12 +381,10 @@ def measure(args, folder):
 
 def main():
     args = parse()
-    # An exception, so that what runs is ended and the files are removed
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     torch.set_num_threads(args.threads)
     on_gpu = args.full_size and torch.cuda.is_available()
     print(f"{machine('cuda' if on_gpu else 'cpu')}\n", flush=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with sigterm_cleans_up(), tempfile.TemporaryDirectory() as scratch:
         try:
             measure(args, Path(scratch))
         except MemoryError as error:

@@ -1,6 +1,7 @@
 """What the benchmarks compare with must be the same network, or the comparison says nothing."""
 
 import json
+import signal
 import sys
 import tempfile
 from types import SimpleNamespace
@@ -147,8 +148,11 @@ def run_full_size(monkeypatch, folder, *options):
     )
     monkeypatch.setattr(train, "full_size", lambda: tiny)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder.parent))  # torch's own, else there
     monkeypatch.setattr(sys, "argv", ["train.py", "--full-size", *options])
+    before = signal.getsignal(signal.SIGTERM)
     train.main()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_full_size_without_a_gpu(monkeypatch, no_gpu, tmp_path, capsys):
