@@ -76,6 +76,38 @@ def test_brief_rows_say_the_scene_first_and_one_thing_more():
     assert kept[0] == row("港口。港口里停着许多船。")
 
 
+def test_folds_share_out_the_training_images_and_nothing_else(tmp_path):
+    import json
+
+    import effect
+
+    data = tmp_path / "UCM"
+    data.mkdir()
+    images, records = [], []
+    for index in range(2 * effect.FOLDS * effect.BLOCK + 7):
+        name, split = f"{index}.tif", "val" if index % 9 == 8 else "train"
+        images.append({"filename": name, "split": split, "sentences": []})
+        records.append({"imged_id": name, "caption": "港口。", "split": split})
+    (data / "dataset.json").write_text(json.dumps({"images": images, "dataset": "UCM"}))
+    (data / "UCM-zh.json").write_text(json.dumps(records))
+    train = [image["filename"] for image in images if image["split"] == "train"]
+
+    held_out = []
+    for fold in range(effect.FOLDS):
+        effect.split_again(data, tmp_path, fold)
+        split = {
+            i["filename"]: i["split"] for i in effect.read(tmp_path / "dataset.json")["images"]
+        }
+        assert list(split) == train
+        assert {r["imged_id"]: r["split"] for r in effect.read(tmp_path / "zh.json")} == split
+        val = [name for name in train if split[name] == "val"]
+        # Neighbours stay together
+        places = [train.index(name) // effect.BLOCK for name in val]
+        assert {place % effect.FOLDS for place in places} == {fold}
+        held_out += val
+    assert sorted(held_out) == sorted(train)
+
+
 def test_split_finds_what_a_linear_classifier_finds():
     import split
 
