@@ -9,11 +9,11 @@ name=demo
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/5 scenes and captions (data/synthetic/demo_scenes.py)"
-"$python" data/synthetic/demo_scenes.py --output data/demo --train 96 --plain
-step "2/5 captions -> records -> Chinese descriptions -> image-text pairs (data/)"
+"$python" data/synthetic/demo_scenes.py --output data/demo --train 192 --test 16
+step "2/5 captions -> records -> Chinese descriptions -> questions and answers (data/)"
 "$python" data/transform.py --dataset demo
 "$python" data/translation_en2zh.py --dataset demo --memory data/demo/memory.jsonl
-"$python" data/generate_prompt.py --dataset demo
+"$python" data/generate_prompt.py --dataset demo --tasks description=2 scene=2 objects existence counting
 step "3/5 LoRA fine-tuning (finetune_RemoteGLM.sh)"
 bash finetune_RemoteGLM.sh --dataset demo --from_pretrained model/tiny/base --experiment-name $name --resume \
     --lora_rank 16 --lora_alpha 64 --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 1500 \
@@ -21,8 +21,8 @@ bash finetune_RemoteGLM.sh --dataset demo --from_pretrained model/tiny/base --ex
 step "4/5 does it describe, invent, look? before and after, on held-out test images (evaluate_RemoteGLM.py)"
 "$python" evaluate_RemoteGLM.py --from_pretrained checkpoints/$name --data data/demo/demo-prompt-test.json --base \
     --references data/demo/dataset.json
-step "5/5 one held-out image, before and after (cli_demo.py)"
-image=data/demo/images/runway_test_000.tif
+step "5/5 the first held-out image, before and after (cli_demo.py)"
+image=data/demo/images/farmland_test_000.tif
 echo "$image"
 "$python" cli_demo.py --from_pretrained checkpoints/$name --image $image --base --temperature 0
 

@@ -1,31 +1,47 @@
 """Make README's images from what `bash demo.sh` left behind.
 
-python images/make.py
+    python images/make.py
+
+answers.json   the first test image of each scene, in the order of the scenes: its reference, the
+               answers before and after fine-tuning, and the objects that an answer invents
+scenes.png     the same, drawn; invented objects in red
+loss.png       the losses of the run
 
 web_demo.png is made elsewhere: see the end of tests/test_web.py.
 """
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.synthetic.captions import SCENES
+from evaluation.hallucination import hallucinated, truth
+
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 RUN = PROJECT / "checkpoints" / "demo"
+DATA = PROJECT / "data" / "demo"
 # Debian's fonts-wqy-microhei
 FONT = Path("/usr/share/fonts/truetype/wqy/wqy-microhei.ttc")
 
 # Images side by side; pixels of an image and of the text below it, both enlarged by SCALE; then
-# pixels between images, of the font, and above each image and each answer, not enlarged
+# pixels between images, of the font, of a line, and above each image and each text, not enlarged
 COLUMNS = 4
 SCALE = 2
-TILE, TEXT, GAP = 128 * SCALE, 76 * SCALE, 12
-FONT_SIZE, TOP, SPACE = 17, 8, 6
+TILE, TEXT, GAP = 128 * SCALE, 106 * SCALE, 12
+FONT_SIZE, LINE, TOP, SPACE = 17, 21, 8, 5
 
-# System in predictions.jsonl -> how its answer begins, and its color
-SYSTEMS = {"base": ("前：", "gray"), "tuned": ("后：", "black")}
+# What stands below an image, how it begins, and its color
+TEXTS = (("reference", "参考：", "#357"), ("base", "前：", "gray"), ("tuned", "后：", "black"))
+INVENTED = "#d02020"
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_answers():
@@ -41,43 +57,74 @@ def read_answers():
     return answers
 
 
-def wrapped(draw, text, font, width):
-    """The text with line breaks where a line would be wider than `width` pixels."""
-    line, lines = "", []
-    for character in text:
-        if draw.textlength(line + character, font) > width:
-            lines.append(line)
-            line = ""
-        line += character
-    return "\n".join([*lines, line])
+def shown_answers():
+    """What answers.json holds: [{"img", "reference", "base", "tuned", "invented"}, ...]
+
+    invented: {"base" or "tuned": words of the answer}
+    """
+    answers = read_answers()
+    captions = {record["imged_id"]: record["caption"] for record in read(DATA / "demo-zh.json")}
+    images = [image for image in read(DATA / "dataset.json")["images"] if image["split"] == "test"]
+    shown = []
+    for scene in SCENES:
+        image = next(image for image in images if image["filename"].startswith(f"{scene}_"))
+        name = image["filename"]
+        entry = {"img": name, "reference": captions[name], "invented": {}}
+        known = truth([captions[name], *(sentence["raw"] for sentence in image["sentences"])])
+        for system in ("base", "tuned"):
+            text = entry[system] = answers[name, system]
+            words = [text[found.start : found.end] for found in hallucinated(text, known)]
+            entry["invented"][system] = words
+        shown.append(entry)
+    return shown
 
 
-def draw_scene(sheet, name, answers, x, y):
-    """One image of the test set at (x, y) of the sheet, the answers of all systems below it."""
+def draw_text(draw, text, at, font, color, invented=()):
+    """Draw a text of TILE pixels at most a line, the invented words in red; returns where it ends.
+
+    at: (left, top) pixel of the text.
+    """
+    colors = [color] * len(text)
+    for word in invented:
+        start = text.find(word)
+        colors[start : start + len(word)] = [INVENTED] * len(word)
+
+    left, y = at
+    x = left
+    for character, own in zip(text, colors):
+        width = draw.textlength(character, font)
+        if x + width > left + TILE:
+            x, y = left, y + LINE
+        draw.text((x, y), character, own, font)
+        x += width
+    return y + LINE
+
+
+def draw_scene(sheet, entry, x, y):
+    """One image of the test set at (x, y) of the sheet, its texts below it."""
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.truetype(str(FONT), FONT_SIZE)
-    image = Image.open(PROJECT / "data" / "demo" / "images" / name)
+    image = Image.open(DATA / "images" / entry["img"])
     sheet.paste(image.resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
 
     y += TILE + SPACE
-    for system, (label, color) in SYSTEMS.items():
-        text = wrapped(draw, label + answers[name, system], font, TILE)
-        draw.multiline_text((x, y), text, color, font, spacing=2)
-        y = draw.multiline_textbbox((x, y), text, font, spacing=2)[3] + SPACE
+    for key, label, color in TEXTS:
+        invented = entry["invented"].get(key, ())
+        y = draw_text(draw, label + entry[key], (x, y), font, color, invented) + SPACE
 
 
 def main():
-    """loss.png; scenes.png: a test image of each scene, answers before and after fine-tuning."""
     shutil.copy(RUN / "loss.png", HERE / "loss.png")
+    shown = shown_answers()
+    text = json.dumps(shown, ensure_ascii=False, indent=4) + "\n"
+    (HERE / "answers.json").write_text(text, encoding="utf-8")
 
-    answers = read_answers()
-    names = sorted({name for name, _ in answers if name.endswith("_test_000.tif")})
-    rows = -(-len(names) // COLUMNS)
+    rows = -(-len(shown) // COLUMNS)
     width, height = TILE + GAP * SCALE, TILE + TEXT
     sheet = Image.new("RGB", (width * COLUMNS, height * rows), "white")
-    for index, name in enumerate(names):
+    for index, entry in enumerate(shown):
         row, column = divmod(index, COLUMNS)
-        draw_scene(sheet, name, answers, column * width + GAP, row * height + TOP)
+        draw_scene(sheet, entry, column * width + GAP, row * height + TOP)
     sheet.quantize(256).save(HERE / "scenes.png", optimize=True)
 
 

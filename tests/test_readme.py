@@ -1,5 +1,7 @@
 """The READMEs are checked: paths exist, options exist, both languages show the same commands."""
 
+import json
+import random
 import re
 import shlex
 import shutil
@@ -9,6 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from data.synthetic import captions
+from evaluation.hallucination import hallucinated, truth
 
 PROJECT = Path(__file__).resolve().parent.parent
 READMES = sorted(
@@ -166,3 +171,30 @@ def test_each_script_installs_what_it_needs_once(tmp_path):
     assert installed("demo.sh") == []
     (tmp_path / "requirements_test.txt").write_text("pytest")
     assert [installed("test.sh"), installed("demo.sh")] == [["requirements_test.txt"], []]
+
+
+def test_shown_answers_are_chosen_by_the_rule_and_judged():
+    """images/answers.json: the first test image of each scene, what its captions say, and what an
+    answer says beyond them; README shows the first as demo.sh prints it.
+    """
+    shown = json.loads((PROJECT / "images" / "answers.json").read_text(encoding="utf-8"))
+    assert [entry["img"] for entry in shown] == [
+        f"{scene}_test_000.tif" for scene in captions.SCENES
+    ]
+    for entry, scene in zip(shown, captions.SCENES):
+        facts = captions.facts(scene, random.Random(f"1/{scene}/test/0"))
+        reference = captions.describe_zh(facts)
+        known = truth([reference, *captions.describe_en(facts)])
+        assert entry["reference"] == reference
+        for system in ("base", "tuned"):
+            invented = [entry[system][o.start : o.end] for o in hallucinated(entry[system], known)]
+            assert entry["invented"][system] == invented, entry["img"]
+
+    demo = (PROJECT / "demo.sh").read_text()
+    assert "--seed" not in re.search(r"demo_scenes.py --output.*", demo)[0]
+    image = re.search(r"^image=data/demo/images/(.*)$", demo, re.M)[1]
+    assert image == shown[0]["img"]
+    for name in ("README.md", "README_en.md"):
+        text = (PROJECT / name).read_text(encoding="utf-8")
+        lines = (image, f"微调前：{shown[0]['base']}", f"RemoteGLM：{shown[0]['tuned']}")
+        assert "\n".join(("data/demo/images/" + lines[0], *lines[1:])) in text

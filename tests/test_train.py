@@ -1101,6 +1101,7 @@ def test_the_tiny_base_is_made_by_its_script(tmp_path, rows):
             "--iters",
             "2",
             "2",
+            "2",
             "1",
         ],
         capture_output=True,

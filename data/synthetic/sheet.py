@@ -93,14 +93,17 @@ def finish(rng, image, blur):
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, blur)))
 
 
-def relit(rng, image):
-    """The image in the light of another day, through another camera and more or less haze."""
+def relit(rng, image, strength=1.0):
+    """The image in the light of another day, through another camera and more or less haze.
+
+    strength: 1 makes brightness 0.7 to 1.3 times what it was, the rest accordingly.
+    """
     for kind, reach in LIGHT:
-        image = kind(image).enhance(1 + rng.uniform(-reach, reach))
-    thick = rng.uniform(0, THICKEST_HAZE)
+        image = kind(image).enhance(1 + strength * rng.uniform(-reach, reach))
+    thick = rng.uniform(0, strength * THICKEST_HAZE)
     channels = []
     for channel, haze in zip(image.split(), HAZE):
-        gain = rng.uniform(1 - CAST, 1 + CAST) * (1 - thick)
+        gain = (1 + strength * rng.uniform(-CAST, CAST)) * (1 - thick)
         levels = [min(255, round(level * gain + haze * thick)) for level in range(256)]
         channels.append(channel.point(levels))
     return Image.merge("RGB", channels)

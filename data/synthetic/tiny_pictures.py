@@ -34,7 +34,7 @@ from data.records import write_records
 from data.stage import run_stage
 from data.synthetic.abstract import abstract
 from data.synthetic.captions import SCENES, describe_en, describe_zh, facts, joint_facts
-from data.synthetic.sheet import finish
+from data.synthetic.sheet import finish, relit
 from data.synthetic.views import view
 from data.synthetic.wording import ASK
 from model.files import write_text
@@ -78,7 +78,8 @@ def draw(job):
     subject = abstract if rng.random() < 0.8 else view
     sheet, label, answers = subject(rng)
     name = f"pictures/{index:06d}.jpg"
-    finish(rng, sheet, 0.5).save(folder / name, "JPEG", quality=90)
+    image = relit(rng, finish(rng, sheet, 0.5), 0.4)
+    image.save(folder / name, "JPEG", quality=90)
 
     number = rng.choice((2, 2, 3))
     rows = rng.sample(answers, min(len(answers), number))
