@@ -130,12 +130,10 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def run_full_size(monkeypatch, folder, *options):
-    """benchmarks/train.py --full-size with a tiny network in the place of VisualGLM-6B's size."""
+def tiny_size():
     import networks
-    import train
 
-    tiny = networks.config(
+    return networks.config(
         layers=1,
         width=128,
         heads=4,
@@ -146,7 +144,13 @@ def run_full_size(monkeypatch, folder, *options):
         image_size=28,
         slots=8,
     )
-    monkeypatch.setattr(train, "full_size", lambda: tiny)
+
+
+def run_full_size(monkeypatch, folder, *options):
+    """benchmarks/train.py --full-size with a tiny network in the place of VisualGLM-6B's size."""
+    import train
+
+    monkeypatch.setattr(train, "full_size", tiny_size)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder.parent))  # torch's own, else there
     monkeypatch.setattr(sys, "argv", ["train.py", "--full-size", *options])
@@ -222,3 +226,22 @@ def test_answers_that_end_early_are_no_measurement(monkeypatch, tmp_path):
         without_gpu.answered(bench, "rows.json", tmp_path, {})
     entry["truncated"] = True
     assert without_gpu.answered(bench, "rows.json", tmp_path, {})[1] == 30
+
+
+def test_answers_are_timed_against_the_same_tokens(monkeypatch, no_gpu, tmp_path, capsys):
+    import generate
+    import networks
+
+    networks.random_base(tmp_path / "base", tiny_size())
+    seconds = generate.read(tmp_path / "base", tokens=3, readings=1, device="cpu")
+    assert list(seconds) == ["baseline", "float32", "bfloat16", "int8", "int4"]
+    for way, readings in seconds.items():
+        assert len(readings.token) == 2
+        assert len(readings.together) == (way != "baseline")
+        assert min(readings.medians().values()) > 0
+
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--full-size"])
+    with pytest.raises(SystemExit) as left:
+        generate.main()
+    assert left.value.code == 2
+    assert "--full-size needs a CUDA GPU" in capsys.readouterr().err
