@@ -20,6 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.synthetic.captions import SCENES
 from evaluation.hallucination import hallucinated, truth
+from model import Sampling, load_assistant
+from model.images import read_image
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
@@ -32,29 +34,29 @@ FONT = Path("/usr/share/fonts/truetype/wqy/wqy-microhei.ttc")
 # pixels between images, of the font, of a line, and above each image and each text, not enlarged
 COLUMNS = 4
 SCALE = 2
-TILE, TEXT, GAP = 128 * SCALE, 106 * SCALE, 12
+TILE, TEXT, GAP = 128 * SCALE, 118 * SCALE, 12
 FONT_SIZE, LINE, TOP, SPACE = 17, 21, 8, 5
 
 # What stands below an image, how it begins, and its color
 TEXTS = (("reference", "参考：", "#357"), ("base", "前：", "gray"), ("tuned", "后：", "black"))
 INVENTED = "#d02020"
+# Stand at the end of a full line, rather than at the begin of the next
+CLOSING = "，。、"
 
 
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_answers():
-    """{(file name of the image, system): answer} of the last evaluation on the test set."""
-    step = (RUN / "latest").read_text()
-    path = RUN / f"eval-demo-prompt-test-{step}" / "predictions.jsonl"
-    answers = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        key = Path(entry["img"]).name, entry["settings"]["system"]
-        # The first row of an image asks for its caption; the later ones are other questions.
-        answers.setdefault(key, entry["answer"])
-    return answers
+def read_answers(names):
+    """{"base" or "tuned": answers to the question that demo.sh asks, in the order of the names}."""
+    assistant = load_assistant(RUN, device="cpu")
+    images = [read_image(DATA / "images" / name) for name in names]
+    questions = [assistant.first_question()] * len(images)
+    greedy = Sampling(temperature=0)
+    with assistant.untuned():
+        base = assistant.answer_batch(questions, images, greedy)
+    return {"base": base, "tuned": assistant.answer_batch(questions, images, greedy)}
 
 
 def shown_answers():
@@ -62,17 +64,17 @@ def shown_answers():
 
     invented: {"base" or "tuned": words of the answer}
     """
-    answers = read_answers()
     captions = {record["imged_id"]: record["caption"] for record in read(DATA / "demo-zh.json")}
-    images = [image for image in read(DATA / "dataset.json")["images"] if image["split"] == "test"]
+    images = {image["filename"]: image for image in read(DATA / "dataset.json")["images"]}
+    names = [f"{scene}_test_000.tif" for scene in SCENES]
+    answers = read_answers(names)
     shown = []
-    for scene in SCENES:
-        image = next(image for image in images if image["filename"].startswith(f"{scene}_"))
-        name = image["filename"]
+    for index, name in enumerate(names):
         entry = {"img": name, "reference": captions[name], "invented": {}}
-        known = truth([captions[name], *(sentence["raw"] for sentence in image["sentences"])])
+        sentences = [sentence["raw"] for sentence in images[name]["sentences"]]
+        known = truth([captions[name], *sentences])
         for system in ("base", "tuned"):
-            text = entry[system] = answers[name, system]
+            text = entry[system] = answers[system][index]
             words = [text[found.start : found.end] for found in hallucinated(text, known)]
             entry["invented"][system] = words
         shown.append(entry)
@@ -93,7 +95,7 @@ def draw_text(draw, text, at, font, color, invented=()):
     x = left
     for character, own in zip(text, colors):
         width = draw.textlength(character, font)
-        if x + width > left + TILE:
+        if x + width > left + TILE and character not in CLOSING:
             x, y = left, y + LINE
         draw.text((x, y), character, own, font)
         x += width
