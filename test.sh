@@ -5,5 +5,5 @@ set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")"
 requirements=requirements_test.txt
 . .ci/venv.sh
-"$python" -m pytest "$@"
+"$python" -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile "$@"
 echo "all tests passed; next: bash demo.sh"

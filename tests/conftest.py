@@ -14,7 +14,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 PIECES = 338  # of the tests' vocabulary
 sys.path.insert(0, str(PROJECT))
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Beside other workers one thread each
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 TEXTS = [
     "这张遥感图像展现了什么场景？",
