@@ -102,10 +102,10 @@ def to_png(source, target, made_before, bands=None):
     of today. bands: see read_image. Raises UserError.
     """
     # only here: it loads numpy and lowers Pillow's limit of pixels for the whole process
-    from model.images import read_image, reader_of
+    from model.images import read_image, reader_of, stamp
 
-    stat = source.stat()
-    made_of = f"{source.name} {stat.st_size} {stat.st_mtime_ns} {reader_of(bands)}"
+    size, mtime = stamp(source)
+    made_of = f"{source.name} {size} {mtime} {reader_of(bands)}"
     if made_before == made_of:
         return False
     image = read_image(source, bands)
