@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from data.conversation import turns_of
 from model.errors import UserError
 from model.files import parse_json, replacing, write_text
 
@@ -44,10 +45,7 @@ def row(form, img, rounds):
         messages[0]["value"] = "<image>\n" + messages[0]["value"]
         return {"image": img, "conversations": messages}
 
-    messages = []
-    for question, answer in rounds:
-        messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": answer})
+    messages = turns_of(rounds)
     if form == "remoteglm":
         return {"img": img, "conversations": messages}
     # as many <image> as images

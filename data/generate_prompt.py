@@ -1,7 +1,8 @@
 """Stage 3: Chinese descriptions + images -> the rows that fine-tuning reads.
 
 in:  [{"imged_id": "1.tif", "caption": Chinese, "split": optional}, ...] and the image folder;
-     several such files are merged
+     several such files are merged; or {"imged_id", "conversations", "split": optional}, whose
+     questions and answers stay as they are
 out: [{"img": "images/1.tif", "prompt": question, "label": Chinese}, ...] in one file and, where
      splits are known, the same rows in NAME-train, NAME-val and NAME-test beside it;
      other forms by --format, more questions by --tasks
@@ -19,8 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import Parser, add_bands_option
 from data import exports, instructions
 from data.caption_sets import CAPTION_SETS, SPLITS
+from data.conversation import rounds_of
 from data.image_check import CACHE, Use, check_images, find
-from data.records import caption_records, record_writer, split_problem, text_problem
+from data.records import (
+    Fault,
+    caption_records,
+    no_key,
+    read_records,
+    record_writer,
+    row_records,
+    split_problem,
+    text_problem,
+)
 from data.stage import PROJECT, add_path_options, listed, resolve_inputs, run_stage
 from data.transform import caption_set, image_problem, sentences_of
 from model.errors import UserError
@@ -42,18 +53,39 @@ class Source:
     # what --captions adds: {file name: split}, {file name: its English sentences}
     splits: dict
     sentences: dict
+    # whether its records bring their questions, in place of captions
+    has_rows: bool = False
 
     def records(self, checked=True):
         """(img, split or None, record) of each.
 
         checked: an earlier reading found no name twice.
         """
-        for record in caption_records(self.path, unique=not checked):
+        if self.has_rows:
+            records = row_records(self.path, conversation_problem)
+        else:
+            records = caption_records(self.path, unique=not checked)
+        for record in records:
             name = record["imged_id"]
-            yield f"{self.root}/{name}", record.get("split") or self.splits.get(name), record
+            img = name if self.root == "." else f"{self.root}/{name}"
+            yield img, record.get("split") or self.splits.get(name), record
 
     def facts(self, record):
         return instructions.facts(record["caption"], self.sentences.get(record["imged_id"], ()))
+
+
+def conversation_problem(record):
+    """The Fault of a record's dialogue, or None."""
+    if "conversations" not in record:
+        return no_key(record, "conversations")
+    rounds = rounds_of(record["conversations"])
+    return rounds if isinstance(rounds, Fault) else None
+
+
+def has_rows(path):
+    """Whether the first record of a file brings its questions. Raises UserError."""
+    first = next((record for _, record in read_records(path)), None)
+    return isinstance(first, dict) and "conversations" in first
 
 
 def warn(text):
@@ -100,7 +132,13 @@ def sources_of(args):
         splits, sentences = {}, {}
         if args.captions:
             splits, sentences = read_captions(args.captions[number], bool(args.tasks))
-        sources.append(Source(path, args.image_root[number], dataset, splits, sentences))
+        own = has_rows(path)
+        sources.append(Source(path, args.image_root[number], dataset, splits, sentences, own))
+    if args.tasks and all(source.has_rows for source in sources):
+        raise UserError(
+            f"{' and '.join(map(str, paths))}: the records bring their own questions: leave "
+            "--tasks out"
+        )
     return sources
 
 
@@ -131,6 +169,8 @@ def survey(sources, args):
             seen.counts[split] += 1
             if split is None and len(seen.unsplit) < MOST_NAMED:
                 seen.unsplit.append(record["imged_id"])
+            if source.has_rows:
+                continue
             if split in seen.evaluated:
                 seen.evaluated[split][hash(record["caption"])] += 1
             if args.tasks:
@@ -317,7 +357,8 @@ def write_rows(sources, dropped, names, statistics, leaks, args):
             for img, split, record in source.records():
                 if img in dropped:
                     continue
-                leaks.add(split, record)
+                if not source.has_rows:
+                    leaks.add(split, record)
                 for rounds in dialogues_of(source, record, statistics, args):
                     row = exports.row(args.format, names.get(img, img), rounds)
                     write(None, row)
@@ -332,6 +373,8 @@ def write_rows(sources, dropped, names, statistics, leaks, args):
 
 def dialogues_of(source, record, statistics, args):
     """[[(question, answer), ...], ...]: one inner list a row."""
+    if source.has_rows:
+        return [rounds_of(record["conversations"])]
     if not args.tasks:
         return [[(args.prompt, record["caption"])]]
     return instructions.dialogues(
@@ -440,8 +483,8 @@ def add_image_options(group):
         "--image-root",
         nargs="+",
         default=["images"],
-        help="folder written before each file name, one per input; a relative one is looked for "
-        "beside the output, then in the project root (default: images)",
+        help="folder written before each file name, one per input, . for none; a relative one is "
+        "looked for beside the output, then in the project root (default: images)",
     )
     add(
         "--png",

@@ -352,6 +352,18 @@ def caption_records(path, limit=None, unique=True):
     return image_records(path, "imged_id", problem, limit, unique)
 
 
+def row_records(path, problem_of, limit=None):
+    """What transform writes of images that bring their questions, several for an image perhaps.
+
+    {"imged_id": file name, "conversations": turns, "split": optional}; see image_records.
+    """
+
+    def problem(record):
+        return problem_of(record) or split_problem(record)
+
+    return image_records(path, "imged_id", problem, limit, unique=False)
+
+
 @contextmanager
 def record_writer(path):
     """A context whose value writes one record after another to `path`, all or nothing.

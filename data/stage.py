@@ -10,6 +10,7 @@ from model.files import temporary_beside
 DATA = Path(__file__).resolve().parent
 PROJECT = DATA.parent
 DEFAULT_SET = "UCM"
+RECORD_FILES = (".json", ".jsonl")
 # which script writes <dataset>-en.json and <dataset>-zh.json
 WRITTEN_BY = {"en": "transform.py", "zh": "translation_en2zh.py"}
 
@@ -124,8 +125,12 @@ def _default_output(path, args):
     if args.dataset:
         return DATA / args.dataset / f"{args.dataset}-{args.writes}.json"
     # x-en.json -> x-zh.json -> x-prompt.json: one's own corpus chains beside its input
+    if path.is_dir():
+        path = path.resolve()
+        return path.with_name(f"{path.name}-{args.writes}.json")
     stem = path.stem.removesuffix(f"-{args.reads}")
-    return path.with_name(f"{stem}-{args.writes}{path.suffix}")
+    suffix = path.suffix if path.suffix in RECORD_FILES else ".json"
+    return path.with_name(f"{stem}-{args.writes}{suffix}")
 
 
 def _check_writable(path):
