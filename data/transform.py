@@ -33,7 +33,7 @@ from data.records import (
     write_records,
 )
 from data.selection import sampled, split_by_content
-from data.stage import add_path_options, listed, resolve_inputs, run_stage
+from data.stage import add_path_options, listed, positive, resolve_inputs, run_stage
 from model.errors import UserError
 
 # sentences per image in every known set
@@ -374,13 +374,6 @@ def shares_of(text):
     if len(shares) != len(parts) or len(shares) != len(SPLITS) or sum(shares) != 100:
         raise argparse.ArgumentTypeError(f"{text}: expected percents such as 80/10/10, 100 in all")
     return shares
-
-
-def positive(text):
-    """A type of argparse: a whole number from 1 on."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
-    return int(text)
 
 
 def add_layout_options(add):

@@ -77,8 +77,10 @@ class Content:
         if slash and split_of(folder) in SPLITS:
             self.notes.add("the split that their folder names", repr(name))
             return {**image, "split": split_of(folder)}
-        # of a folder of shards the shard's name counts
-        file = folder if self.path.is_dir() else self.path.name
+        file = self.path.name
+        if self.path.is_dir():
+            # the shard's; a class folder says nothing, whatever its name
+            file = folder if folder.endswith(".tar") else ""
         split = split_in(file)
         if split is None:
             return image
