@@ -246,6 +246,10 @@ def transform(args):
     if default_output and not files.has_captions:
         stem = args.output.stem.removesuffix("-en")
         args.output = args.output.with_name(f"{stem}-rows{args.output.suffix}")
+    if not files.has_captions and (args.fill or args.dedupe):
+        raise UserError(
+            f"{files.name} has no captions but questions and answers: leave --fill and --dedupe out"
+        )
     choice = Choice(opened, args)
 
     def records():
@@ -272,7 +276,7 @@ class Choice:
         files = opened()
         names, with_split = {}, []
         for image in images_of(files):
-            if "sentences" in image and not sentences_of(image):
+            if files.has_captions and not sentences_of(image):
                 continue
             names[image["filename"]] = None
             if "split" in image:
@@ -325,9 +329,9 @@ def english_record(image, raws, args):
 
 def with_split(record, image, args):
     """The record with its image's split and address, unless --no-split leaves both out."""
-    for key in ("split", "url"):
+    for key, name in (("split", "split"), ("address", "url")):
         if key in image and not args.no_split:
-            record[key] = image[key]
+            record[name] = image[key]
     return record
 
 

@@ -160,7 +160,8 @@ class Texts:
     def receive(self, name, answer):
         """An answer from a file, perhaps of a caption that this run leaves out."""
         self.answers.setdefault(name, []).append(answer)
-        if name in self.texts:
+        # a translation by hand wins
+        if name in self.texts and name not in self.known:
             self.settled(name)
 
     def refresh(self, out):

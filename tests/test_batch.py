@@ -157,6 +157,15 @@ def test_results_that_are_none_are_listed_and_nothing_is_stored(tmp_path, capsys
     assert "cannot read" in capsys.readouterr().err
 
 
+def test_a_translation_by_hand_wins_over_an_imported_answer(tmp_path):
+    source, output = save(tmp_path / "en.json", english(1)), tmp_path / "zh.json"
+    assert translate(source, output, "--export-batch", tmp_path / "r.jsonl") == 0
+    results = save(tmp_path / "results.jsonl", answered(load(tmp_path / "r.jsonl")))
+    memory = save(tmp_path / "memory.json", [{"source": "Lake 0 .", "target": "一个湖。"}])
+    assert translate(source, output, "--import-batch", results, "--memory", memory) == 0
+    assert load(output)[0]["caption"] == "一个湖。"
+
+
 def test_a_refusal_of_a_filter_in_a_file_is_final_as_it_is_in_a_run(tmp_path):
     source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
     options = ("--reask", "0", "--import-batch", tmp_path / "results.jsonl")

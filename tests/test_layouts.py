@@ -277,6 +277,11 @@ def test_dialogues_of_other_tools(tmp_path, capsys):
     assert "1 rows with no image, left out: record 4" in printed.err
 
 
+def test_repeating_sentences_is_not_for_dialogues(tmp_path, capsys):
+    source = save(tmp_path / "in.json", [{"img": "a.png", "prompt": "Q", "label": "A"}])
+    assert "leave --fill and --dedupe out" in faults(source, tmp_path, capsys, "--fill")
+
+
 def test_faults_of_dialogues(tmp_path, capsys):
     def row(*texts, **more):
         roles = ("user", "assistant") * 2

@@ -102,7 +102,7 @@ def stated_split(image, record):
 
 
 def named_image(value, key):
-    """{"filename"} of a path or {"filename", "url"} of an address; the Fault of anything else."""
+    """{"filename"} of a path, {"filename", "address"} of an address; the Fault of anything else."""
     if isinstance(value, list) and len(value) == 1:
         [value] = value
     if isinstance(value, dict):
@@ -116,7 +116,7 @@ def named_image(value, key):
     name = re.split(r"[?#]", value)[0].rpartition("/")[2]
     if not name:
         return got(f"an address that ends in a file name in {key!r}", value)
-    return {"filename": name, "url": value}
+    return {"filename": name, "address": value}
 
 
 def sentences_in(value, key):
@@ -168,7 +168,7 @@ def _grouped(rows):
         _, known = images.setdefault(image["filename"], (where, image))
         if known is image:
             continue
-        for key in ("split", "url"):
+        for key in ("split", "address"):
             if known.get(key) != image.get(key):
                 yield where, Fault(f"another {key!r} than an earlier row of {known['filename']}")
                 break
