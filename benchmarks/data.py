@@ -206,11 +206,76 @@ def translation(folder, args):
     )
 
 
+def batches(folder, args):
+    """Requests and results of 100,000 distinct captions as files, without any endpoint."""
+    count, source = 100_000, folder / "en.jsonl"
+    with open(source, "w") as file:
+        for k in range(count):
+            row = {"imged_id": f"{k}.tif", "caption": f"Airplanes at airport number {k} ."}
+            file.write(json.dumps(row) + "\n")
+    script, output = DATA / "translation_en2zh.py", folder / "zh.jsonl"
+    files = ("--input", source, "--output", output)
+    requests, results = folder / "requests.jsonl", folder / "results.jsonl"
+    seconds, memory = run(script, *files, "--export-batch", requests)
+    yield f"batch export, {count:,} captions", f"{seconds:.1f} s, {memory:.0f} MB", ""
+
+    with open(results, "w") as file:
+        for path in (requests, folder / "requests-2.jsonl"):
+            for line in open(path) if path.exists() else ():
+                number = json.loads(line)["custom_id"]
+                message = {"role": "assistant", "content": "图中有一座机场，停着飞机。"}
+                choice = {"index": 0, "finish_reason": "stop", "message": message}
+                response = {"status_code": 200, "body": {"choices": [choice]}}
+                file.write(json.dumps({"custom_id": number, "response": response}) + "\n")
+    seconds, memory = run(script, *files, "--import-batch", results)
+    yield f"batch import, {count:,} answers", f"{seconds:.1f} s, {memory:.0f} MB", ""
+
+
+# argv: a tar; prints nothing, so that the time of `run` is its own
+READ_TAR = """
+import random, sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from model.images import exists, open_file
+path, count = Path(sys.argv[2]), int(sys.argv[3])
+assert exists(path / "0.jpg")
+for number in random.Random(0).choices(range(count), k=int(sys.argv[4])):
+    assert open_file(path / f"{number}.jpg").read() == b"%d" % number
+"""
+
+
+def tars(folder, args):
+    """One tar of a million members: its index, and members read at random."""
+    import tarfile
+    from io import BytesIO
+
+    path, count, reads = folder / "shard.tar", args.records, 100_000
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            content = b"%d" % number
+            info.size = len(content)
+            tar.addfile(info, BytesIO(content))
+            tar.members.clear()
+
+    def read(number):
+        return run("-c", READ_TAR, DATA.parent, path, count, number)
+
+    seconds, memory = read(0)
+    yield f"index of a tar of {count:,} members", f"{seconds:.0f} s, {memory:.0f} MB", ""
+    start, _ = read(0)
+    seconds, memory = read(reads)
+    rate = reads / (seconds - start)
+    yield f"members read at random, {count:,}", f"{rate:,.0f} members/s, {memory:.0f} MB", ""
+
+
 BENCHMARKS = {
     "translation": translation,
     "transform": transform,
     "stream": stream,
     "images": images,
+    "batches": batches,
+    "tars": tars,
 }
 
 
@@ -229,7 +294,10 @@ def main():
         help="folder of images to check, such as data/UCM/images",
     )
     parser.add_argument(
-        "--records", type=int, default=1_000_000, help="of stream (default: %(default)s)"
+        "--records",
+        type=int,
+        default=1_000_000,
+        help="of stream, and members of tars (default: %(default)s)",
     )
     args = parser.parse_args()
     names = args.names or [name for name in BENCHMARKS if name != "images" or args.images]

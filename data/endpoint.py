@@ -96,6 +96,30 @@ def asked_pause(headers):
         return None
 
 
+def usable_text(reply):
+    """The answer in a Reply, bare. Raises Refused where a filter refuses, NoAnswer."""
+    text = peel(reply.text)
+    if reply.is_filtered:
+        raise Refused(f"finish_reason {reply.ending}")
+    if not text and reply.text.strip():
+        raise NoAnswer("thoughts and no answer; --extra-body may turn thinking off")
+    if not text or not reply.is_whole:
+        raise NoAnswer(f"empty or cut answer (finish_reason {reply.ending or 'not given'})")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NoAnswer("half a surrogate pair, which no file can store") from None
+    return text
+
+
+def reported_tokens(usage):
+    """(tokens in, tokens out) as a reply reports them; (0, 0) where it does not, or nonsense."""
+    used = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
+    if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in used):
+        return 0, 0
+    return tuple(used)
+
+
 def connect(args, key):
     """An Endpoint for options and a key; see there. Raises UserError."""
     check_settings()
@@ -227,18 +251,8 @@ class Endpoint:
             self.check_message(str(error))
             raise NoAnswer(str(error)) from None
 
-        text = peel(reply.text)
         used = self.account(reply.usage, reply.text, tokens_in, expected)
-        if reply.is_filtered:
-            raise Refused(f"finish_reason {reply.ending}")
-        if not text and reply.text.strip():
-            raise NoAnswer("thoughts and no answer; --extra-body may turn thinking off")
-        if not text or not reply.is_whole:
-            raise NoAnswer(f"empty or cut answer (finish_reason {reply.ending or 'not given'})")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise NoAnswer("half a surrogate pair, which no file can store") from None
+        text = usable_text(reply)
         self.failed_in_a_row = 0
         return self.hide(text), used
 
@@ -271,12 +285,9 @@ class Endpoint:
 
     def account(self, usage, text, tokens_in, expected):
         """Count what a reply has used and correct the pace; returns (tokens in, tokens out)."""
-        used = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
-        # some servers count nothing, or nonsense
-        if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in used):
-            used = [0, 0]
+        used = reported_tokens(usage)
         if not any(used):
-            used = [tokens_in, estimated_tokens(text)]
+            used = (tokens_in, estimated_tokens(text))
 
         self.tokens_in += used[0]
         self.tokens_out += used[1]
@@ -285,7 +296,7 @@ class Endpoint:
         self.token_ratio = max(self.token_ratio, used[0] / tokens_in)
         if self.args.tpm:
             self.next_start += 60 * (sum(used) - tokens_in - expected) / self.args.tpm
-        return tuple(used)
+        return used
 
     def seconds_to_retry(self, error, attempt):
         """Seconds to wait before the next try; raises Failed or Stopped where there is none."""

@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from data.conversation import turns_of
 from model.errors import UserError
 from model.files import parse_json, replacing, write_text
 
@@ -44,10 +45,7 @@ def row(form, img, rounds):
         messages[0]["value"] = "<image>\n" + messages[0]["value"]
         return {"image": img, "conversations": messages}
 
-    messages = []
-    for question, answer in rounds:
-        messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": answer})
+    messages = turns_of(rounds)
     if form == "remoteglm":
         return {"img": img, "conversations": messages}
     # as many <image> as images
@@ -102,10 +100,10 @@ def to_png(source, target, made_before, bands=None):
     of today. bands: see read_image. Raises UserError.
     """
     # only here: it loads numpy and lowers Pillow's limit of pixels for the whole process
-    from model.images import read_image, reader_of
+    from model.images import read_image, reader_of, stamp
 
-    stat = source.stat()
-    made_of = f"{source.name} {stat.st_size} {stat.st_mtime_ns} {reader_of(bands)}"
+    size, mtime = stamp(source)
+    made_of = f"{source.name} {size} {mtime} {reader_of(bands)}"
     if made_before == made_of:
         return False
     image = read_image(source, bands)

@@ -1,7 +1,8 @@
 """Stage 3: Chinese descriptions + images -> the rows that fine-tuning reads.
 
 in:  [{"imged_id": "1.tif", "caption": Chinese, "split": optional}, ...] and the image folder;
-     several such files are merged
+     several such files are merged; or {"imged_id", "conversations", "split": optional}, whose
+     questions and answers stay as they are
 out: [{"img": "images/1.tif", "prompt": question, "label": Chinese}, ...] in one file and, where
      splits are known, the same rows in NAME-train, NAME-val and NAME-test beside it;
      other forms by --format, more questions by --tasks
@@ -11,17 +12,29 @@ import math
 import os
 import sys
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import Parser, add_bands_option
-from data import exports, instructions
+from data import exports, instructions, toolkits
 from data.caption_sets import CAPTION_SETS, SPLITS
+from data.conversation import rounds_of
 from data.image_check import CACHE, Use, check_images, find
-from data.records import caption_records, record_writer, split_problem, text_problem
-from data.stage import PROJECT, add_path_options, listed, resolve_inputs, run_stage
+from data.packing import Packer, refuse_old_shards
+from data.records import (
+    Fault,
+    caption_records,
+    no_key,
+    read_records,
+    row_records,
+    split_problem,
+    text_problem,
+)
+from data.row_files import SUFFIXES, RowFiles, part_of
+from data.stage import PROJECT, add_path_options, listed, positive, resolve_inputs, run_stage
 from data.transform import caption_set, image_problem, sentences_of
 from model.errors import UserError
 
@@ -42,18 +55,39 @@ class Source:
     # what --captions adds: {file name: split}, {file name: its English sentences}
     splits: dict
     sentences: dict
+    # whether its records bring their questions, in place of captions
+    has_rows: bool = False
 
     def records(self, checked=True):
         """(img, split or None, record) of each.
 
         checked: an earlier reading found no name twice.
         """
-        for record in caption_records(self.path, unique=not checked):
+        if self.has_rows:
+            records = row_records(self.path, conversation_problem)
+        else:
+            records = caption_records(self.path, unique=not checked)
+        for record in records:
             name = record["imged_id"]
-            yield f"{self.root}/{name}", record.get("split") or self.splits.get(name), record
+            img = name if self.root == "." else f"{self.root}/{name}"
+            yield img, record.get("split") or self.splits.get(name), record
 
     def facts(self, record):
         return instructions.facts(record["caption"], self.sentences.get(record["imged_id"], ()))
+
+
+def conversation_problem(record):
+    """The Fault of a record's dialogue, or None."""
+    if "conversations" not in record:
+        return no_key(record, "conversations")
+    rounds = rounds_of(record["conversations"])
+    return rounds if isinstance(rounds, Fault) else None
+
+
+def has_rows(path):
+    """Whether the first record of a file brings its questions. Raises UserError."""
+    first = next((record for _, record in read_records(path)), None)
+    return isinstance(first, dict) and "conversations" in first
 
 
 def warn(text):
@@ -81,9 +115,9 @@ def read_captions(path, sentences):
 def sources_of(args):
     """The inputs, each with what belongs to it; fills in args.output."""
     default_output = args.output is None
-    paths = resolve_inputs(args, args.input)
-    if default_output and args.format == "ms-swift":
-        args.output = args.output.with_suffix(".jsonl")
+    paths = resolve_inputs(args, args.input, to_folder=args.format == "hf")
+    if default_output and args.format in SUFFIXES:
+        args.output = args.output.with_suffix(SUFFIXES[args.format])
 
     for split in SPLITS:
         part = part_of(args.output, split)
@@ -100,7 +134,13 @@ def sources_of(args):
         splits, sentences = {}, {}
         if args.captions:
             splits, sentences = read_captions(args.captions[number], bool(args.tasks))
-        sources.append(Source(path, args.image_root[number], dataset, splits, sentences))
+        own = has_rows(path)
+        sources.append(Source(path, args.image_root[number], dataset, splits, sentences, own))
+    if args.tasks and all(source.has_rows for source in sources):
+        raise UserError(
+            f"{' and '.join(map(str, paths))}: the records bring their own questions: leave "
+            "--tasks out"
+        )
     return sources
 
 
@@ -131,6 +171,8 @@ def survey(sources, args):
             seen.counts[split] += 1
             if split is None and len(seen.unsplit) < MOST_NAMED:
                 seen.unsplit.append(record["imged_id"])
+            if source.has_rows:
+                continue
             if split in seen.evaluated:
                 seen.evaluated[split][hash(record["caption"])] += 1
             if args.tasks:
@@ -286,7 +328,11 @@ def generate(args):
     names = convert(sources, folders, dropped, args) if args.png else {}
 
     leaks = Leaks(seen.evaluated)
-    written = write_rows(sources, dropped, names, seen.statistics, leaks, args)
+
+    def file_of(img):
+        return args.output.parent / names[img] if img in names else find(img, folders)
+
+    written = write_rows(sources, dropped, (names, file_of), seen.statistics, leaks, args)
 
     leaks.report()
     for part, count in written.items():
@@ -294,44 +340,58 @@ def generate(args):
     if args.format == "llamafactory":
         registry = exports.register([part_of(args.output, part) for part in written])
         print(f"{registry}: {len(written)} data sets entered")
-    remove_stale(args.output, written)
+    if args.format != "hf":
+        remove_stale(args.output, written)
 
 
-def write_rows(sources, dropped, names, statistics, leaks, args):
+def write_rows(sources, dropped, images, statistics, leaks, args):
     """Write all rows and those of each split; returns {split, None for all: rows}.
 
-    dropped: imgs left out; names: {img: img of its PNG}. All files or none appear. Raises UserError
-    where there is no row.
+    dropped: imgs left out; images: ({img: img of its PNG}, a function img -> its file or member of
+    a tar). Raises UserError where there is no row.
     """
-    written = Counter()
-    with ExitStack() as files:
-        writers = {}
-
-        def write(part, row):
-            if part not in writers:
-                writers[part] = files.enter_context(record_writer(part_of(args.output, part)))
-            writers[part](row)
-            written[part] += 1
-
-        for source in sources:
-            for img, split, record in source.records():
-                if img in dropped:
-                    continue
-                leaks.add(split, record)
-                for rounds in dialogues_of(source, record, statistics, args):
-                    row = exports.row(args.format, names.get(img, img), rounds)
-                    write(None, row)
-                    if split:
-                        write(split, row)
-        if not written:
+    names, file_of = images
+    with RowFiles(args.output, args.format) as rows, packer_of(sources, dropped, args) as packer:
+        for img, split, records in images_of(sources, dropped):
+            dialogues = []
+            for source, record in records:
+                if not source.has_rows:
+                    leaks.add(split, record)
+                dialogues += dialogues_of(source, record, statistics, args)
+            name, file = names.get(img, img), file_of(img)
+            if packer and dialogues:
+                own = [exports.row("remoteglm", img, rounds) for rounds in dialogues]
+                name = packer.add(split, img, file, own)
+            for rounds in dialogues:
+                rows.add(split, name, file, rounds)
+        if not rows.written:
             raise UserError(
                 "no rows: the captions say too little for these --tasks; add description=1"
             )
-    return written
+    return rows.written
+
+
+def images_of(sources, dropped):
+    """Yield (img, split, [(source, record), ...]) of what is not dropped, in order."""
+    for source in sources:
+        kept = (entry for entry in source.records() if entry[0] not in dropped)
+        for (img, split), entries in groupby(kept, lambda entry: entry[:2]):
+            yield img, split, [(source, record) for _, _, record in entries]
+
+
+def packer_of(sources, dropped, args):
+    """The context of --pack, or one of None without it."""
+    if not args.pack:
+        return nullcontext()
+    refuse_old_shards(args.output, args.shards)
+    counts = Counter(split for _, split, _ in images_of(sources, dropped))
+    return Packer(args.output, args.shards, counts)
 
 
 def dialogues_of(source, record, statistics, args):
     """[[(question, answer), ...], ...]: one inner list a row."""
+    if source.has_rows:
+        return [rounds_of(record["conversations"])]
     if not args.tasks:
         return [[(args.prompt, record["caption"])]]
     return instructions.dialogues(
@@ -353,13 +413,6 @@ def remove_stale(output, written):
             print(
                 f"{path}: removed; it was of an earlier run, {output} has no {split} rows any more"
             )
-
-
-def part_of(output, part):
-    """rows.json, "val" -> rows-val.json; None: the file of all rows."""
-    if part is None:
-        return output
-    return output.with_name(f"{output.stem}-{part}{output.suffix}")
 
 
 def task_shares(texts):
@@ -427,10 +480,23 @@ def add_row_options(add):
     )
     add(
         "--format",
-        choices=exports.FORMATS,
+        choices=(*exports.FORMATS, *toolkits.SUFFIXES),
         default="remoteglm",
         help="form of the rows; llamafactory also enters the files into dataset_info.json beside "
-        "them (default: %(default)s)",
+        "them; evalscope, vlmevalkit: what these evaluation toolkits load; hf: a folder for "
+        "datasets.load_dataset (default: %(default)s)",
+    )
+    add(
+        "--pack",
+        action="store_true",
+        help="put images and rows into WebDataset shards beside the output, which the rows name "
+        "(default: the rows name the images where they are)",
+    )
+    add(
+        "--shards",
+        type=positive,
+        metavar="N",
+        help="of --pack: so many shards of each split (default: 1)",
     )
 
 
@@ -440,8 +506,8 @@ def add_image_options(group):
         "--image-root",
         nargs="+",
         default=["images"],
-        help="folder written before each file name, one per input; a relative one is looked for "
-        "beside the output, then in the project root (default: images)",
+        help="folder written before each file name, one per input, . for none; a relative one is "
+        "looked for beside the output, then in the project root (default: images)",
     )
     add(
         "--png",
@@ -495,12 +561,23 @@ def contradictions(args):
         )
     if args.bands and not args.png:
         problems.append("--bands chooses what --png writes: give --png as well")
-    if args.no_image_check and (args.png or args.strict):
-        option = "--png" if args.png else "--strict"
+    opening = {
+        "--png": args.png,
+        "--strict": args.strict,
+        "--pack": args.pack,
+        f"--format {args.format}": args.format in toolkits.SUFFIXES,
+    }
+    option = next((option for option, given in opening.items() if given), None)
+    if args.no_image_check and option:
         problems.append(f"{option} opens the images: leave --no-image-check out")
-    if args.format == "ms-swift" and args.output and args.output.suffix != ".jsonl":
-        name = args.output.with_suffix(".jsonl")
-        problems.append(f"--format ms-swift is one row a line: name --output {name}")
+    suffix = SUFFIXES.get(args.format, args.output.suffix if args.output else "")
+    if args.output and args.output.suffix != suffix:
+        name = args.output.with_suffix(suffix)
+        problems.append(f"--format {args.format} is of another kind: name --output {name}")
+    if args.pack and args.format != "remoteglm":
+        problems.append(f"--pack writes rows of its own: leave --format {args.format} out")
+    if args.shards and not args.pack:
+        problems.append("--shards is of --pack: give it as well")
     try:
         args.tasks = task_shares(args.tasks)
     except UserError as error:
@@ -518,6 +595,7 @@ def main(argv=None):
         args.prompt = PROMPT
     if args.format != "remoteglm":
         args.writes = args.format
+    args.shards = args.shards or 1
     return run_stage(__file__, generate, args)
 
 

@@ -34,14 +34,25 @@ class Use:
 
 
 def find(img, folders):
-    """The file of an `img`, in the first of the folders that has it, or None.
+    """The file of an `img`, or member of a tar, in the first of the folders that has it, or None.
 
-    An absolute `img` ignores the folders.
+    An absolute `img` ignores the folders. Raises UserError for a tar that cannot be read.
     """
+    # only here: it loads numpy
+    from model.images import exists
+
     for folder in folders:
-        if (folder / img).is_file():
+        if exists(folder / img):
             return folder / img
     return None
+
+
+def digest_of(path):
+    """Of the bytes of an image: equal ones are copies. Raises OSError."""
+    from model.images import open_file
+
+    with open_file(path) as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def examine(path, bands=None):
@@ -51,17 +62,16 @@ def examine(path, bands=None):
     where a package is missing that may read it: the image is not to blame.
     """
     # only here: it loads numpy
-    from model.images import NEEDS_RASTERIO, TOO_LARGE, ImageError, read_image
+    from model.images import NEEDS_RASTERIO, TOO_LARGE, ImageError, read_image, stamp
 
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    digest = digest_of(path)
     try:
         width, height = read_image(path, bands).info["original_size"]
     except ImageError as error:
         if error.kind == NEEDS_RASTERIO:
             raise
         kind = "wrong size" if error.kind == TOO_LARGE else error.kind
-        text = f"{path.stat().st_size} bytes, {str(error).removeprefix(f'image {path}: ')}"
+        text = f"{stamp(path)[0]} bytes, {str(error).removeprefix(f'image {path}: ')}"
         return {"digest": digest, "kind": kind, "text": text}
     return {"digest": digest, "width": width, "height": height}
 
@@ -90,13 +100,12 @@ def examine_all(paths, cache_path, bands=None):
 
     The cache is written whatever happens.
     """
-    from model.images import reader_of
+    from model.images import reader_of, stamp
 
     reader = reader_of(bands)
     cache, found, keys, new = read_cache(cache_path, reader), {}, {}, 0
     for path in paths:
-        stat = path.stat()
-        keys[path] = str(path), stat.st_size, stat.st_mtime_ns
+        keys[path] = str(path), *stamp(path)
         if keys[path] in cache:
             found[path] = cache[keys[path]]
     left = [path for path in paths if path not in found]

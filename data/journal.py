@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 from model.files import parse_json
@@ -31,12 +32,21 @@ class Answer:
 class Journal:
     """One line of JSON an answer. `add` returns when its entry is on disk (fsync).
 
-    Entries that arrive meanwhile share the next fsync.
+    Entries that arrive meanwhile share the next fsync. Requests that are out in a batch have lines
+    as well, so that nothing is asked twice:
+    {"source", "style", "out": id}                  a request was written to a file
+    {"source", "style", "target", ..., "id": id}    its answer
+    {"source", "style", "failed": why, "id": id}    it has none
+    {"style", "batch": batch id, "requests": path}  the file was handed to the API
     """
 
     def __init__(self, path):
         self.path = path
         self.file = None
+        # {id: caption} of all requests ever written to a file; of those that are still out
+        self.sent, self.out = {}, {}
+        # {caption: requests written}, {path of a file of requests: id of its batch}
+        self.rounds, self.batches = Counter(), {}
         # [(line, future of who waits for it)]; the task that writes them, or None
         self.pending = []
         self.flushing = None
@@ -56,7 +66,7 @@ class Journal:
                 try:
                     entry = parse_json(line)
                     # the journals of earlier versions knew one style
-                    if entry.get("style", "detailed") == style:
+                    if entry.get("style", "detailed") == style and self._is_answer(entry):
                         answers.setdefault(normalized(entry["source"]), []).append(_answer(entry))
                 except (ValueError, KeyError, TypeError, AttributeError):
                     unreadable += 1
@@ -67,11 +77,38 @@ class Journal:
             )
         return answers
 
+    def _is_answer(self, entry):
+        """Whether an entry holds an answer; keeps account of what is out."""
+        if "batch" in entry:
+            self.batches[entry["requests"]] = entry["batch"]
+            return False
+        if "out" in entry:
+            name = normalized(entry["source"])
+            self.sent[entry["out"]] = self.out[entry["out"]] = name
+            self.rounds[name] += 1
+            return False
+        self.out.pop(entry.get("id"), None)
+        return "failed" not in entry
+
+    def store(self, entries):
+        """Write many entries and return when they are on disk. Raises OSError."""
+        if entries:
+            self._write([_line(entry) for entry in entries])
+        for entry in entries:
+            self._is_answer(entry)
+
+    def give_up(self, numbers, style, reason):
+        """Requests of these ids have no answer and are asked again. Raises OSError."""
+        entries = []
+        for number in numbers:
+            entry = {"source": self.sent[number], "style": style, "id": number}
+            entries.append({**entry, "failed": reason})
+        self.store(entries)
+
     async def add(self, entry):
         """entry: {"source": English, "target": Chinese, ...}. Raises OSError."""
         done = asyncio.get_running_loop().create_future()
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        self.pending.append((line, done))
+        self.pending.append((_line(entry), done))
         if self.flushing is None:
             self.flushing = asyncio.create_task(self._flush())
         await done
@@ -115,6 +152,10 @@ class Journal:
             await self.flushing
         if self.file:
             self.file.close()
+
+
+def _line(entry):
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
 def _answer(entry):

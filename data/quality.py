@@ -26,6 +26,8 @@ RULES_FILE = Path(__file__).resolve().parent / "quality_rules.json"
 LEAST, PER_WORD, ALWAYS = 5, 3, 80
 # of the letters, that are Chinese
 CHINESE_SHARE = 0.8
+# reasons of the rules that only English sentences can give
+BY_ENGLISH = ("attribute", "position")
 # so many characters of the instruction in a row are an echo of it
 ECHO = 12
 
@@ -130,6 +132,24 @@ def chinese_characters(text):
     return len(re.findall("[\u4e00-\u9fff]", text))
 
 
+def written_in(text):
+    """ "zh" of a text that is Chinese for the most part, "other" of neither Chinese nor Latin
+    letters, else "en".
+    """
+    letters = re.findall(r"[^\W\d_]", text)
+    chinese = chinese_characters(text)
+    if letters and chinese >= CHINESE_SHARE * len(letters):
+        return "zh"
+    latin = sum(letter < "\u0250" for letter in letters)
+    return "other" if chinese + latin < len(letters) / 2 else "en"
+
+
+def as_description(caption):
+    """A Chinese caption of transform's as a paragraph: its distinct sentences, each with an end."""
+    sentences = dict.fromkeys(part.strip() for part in caption.split("  ") if part.strip())
+    return "".join(one if ENDING.search(one) else f"{one}。" for one in sentences)
+
+
 def distinct_sentences(source):
     """The sentences of a source text, each once; transform sets two spaces between sentences."""
     sentences = [sentence.strip().lower() for sentence in re.split(r"[.\n]|  ", source)]
@@ -137,7 +157,9 @@ def distinct_sentences(source):
 
 
 def most_characters(source, allowance=1.0):
-    """Chinese characters that a description of `source` may have."""
+    """Chinese characters that a description of `source` may have; of None any number."""
+    if source is None:
+        return math.inf
     words = sum(len(sentence.split()) for sentence in distinct_sentences(source))
     return int(allowance * max(ALWAYS, PER_WORD * words))
 
@@ -145,6 +167,8 @@ def most_characters(source, allowance=1.0):
 def problems(target, source, instruction="", allowance=1.0):
     """What is wrong with `target`, Chinese made from the English `source`.
 
+    source: None of a description that was Chinese from the beginning, of which only what no text
+    may have is found: what it names is for its author to know.
     instruction: text of the request, an answer must not repeat it; allowance: factor on the length
     that a style may have. Returns [(reason, words that show it), ...], [] if nothing is.
     """
@@ -171,11 +195,13 @@ def problems(target, source, instruction="", allowance=1.0):
         found.append(("echo", copied))
 
     for reason, pattern, support in rules():
+        if source is None and reason in BY_ENGLISH:
+            continue
         hits = [match[0] for match in pattern.finditer(target)]
-        supported = support is not None and support.search(source)
+        supported = support is not None and support.search(source or "")
         if hits and not supported:
             found.append((reason, " ".join(dict.fromkeys(hits))))
-    return found + unfaithful(target, source)
+    return found if source is None else found + unfaithful(target, source)
 
 
 def _copied(target, instruction):
@@ -236,7 +262,10 @@ def _scenes(text):
 
 def _needed_scenes(target, source):
     """Scenes of which a trimmed target must keep one."""
-    mentions, scenes = lexicon.find(source, "en"), _scenes(target)
+    scenes = _scenes(target)
+    if source is None:
+        return scenes
+    mentions = lexicon.find(source, "en")
     stated = scenes & lexicon.named(mentions, "scene")
     if stated:
         return stated

@@ -105,25 +105,44 @@ def read_records(path):
     UTF-8, UTF-16, a BOM and CRLF are allowed; NaN is null. The record of a line that is not JSON is
     the exception, so that one bad line does not hide the next. Raises UserError.
     """
+    if path.suffix == ".jsonl":
+        with text_file(path) as file:
+            yield from _lines(file)
+        return
+    yield from records_in(path, read_content(path))
+
+
+def read_content(path):
+    """What a .json file holds, NaN as null. Raises UserError."""
+    with text_file(path) as file:
+        return _parsed(file.read())
+
+
+def records_in(path, content):
+    """Yield (where, record) of what a .json file holds. Raises UserError."""
+    if isinstance(content, dict):
+        content = content["images"] if "images" in content else nwpu_images(content)
+    if not isinstance(content, list):
+        raise UserError(f'{path}: expected an array of records or {{"images": [...]}} at the top')
+    for index, record in enumerate(content):
+        yield f"record {index}", record
+
+
+@contextmanager
+def text_file(path):
+    """A context with the open file; what is wrong with its text or JSON is a UserError.
+
+    UTF-8 or UTF-16, with a BOM or without.
+    """
     try:
         with _open(path) as file:
-            if path.suffix == ".jsonl":
-                yield from _lines(file)
-                return
-            data = _parsed(file.read())
+            yield file
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {json_problem(path, error)}") from None
     except UnicodeError as error:
         raise UserError(f"{path} {_encoding_problem(path, error)}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-    if isinstance(data, dict):
-        data = data["images"] if "images" in data else nwpu_images(data)
-    if not isinstance(data, list):
-        raise UserError(f'{path}: expected an array of records or {{"images": [...]}} at the top')
-    for index, record in enumerate(data):
-        yield f"record {index}", record
 
 
 def _open(path):
@@ -238,12 +257,13 @@ class _Problems:
         return lines
 
 
-def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None):
+def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None, read=read_records):
     """Yield the good records of a file; after the last, raise UserError naming every kind of fault.
 
     key: under which a record has its name; problem_of(record): its Fault, or None; limit: of the
     first so many records; unique: a name may occur once; tidy(record): the record in the form that
-    is checked and yielded. Records whose only fault is that they are empty are yielded as well, and
+    is checked and yielded; read(path): yields (where, record), or the Fault in a record's place.
+    Records whose only fault is that they are empty are yielded as well, and
     an error where they are half of the file or more. Raises UserError as well where there is no
     record at all. Of a .jsonl, memory holds one record at a time and a hash of each name, to find
     duplicates.
@@ -253,6 +273,8 @@ def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None):
     def problem_with(record):
         if isinstance(record, json.JSONDecodeError):
             return Fault("not JSON", f" from column {record.colno}: {record.msg}")
+        if isinstance(record, Fault):
+            return record
         if not isinstance(record, dict):
             return Fault("expected an object", f", got {type(record).__name__}")
         problem = text_problem(record, key)
@@ -260,7 +282,7 @@ def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None):
             problem = Fault("duplicate")
         return problem or problem_of(record)
 
-    for where, record in islice(read_records(path), limit):
+    for where, record in islice(read(path), limit):
         is_object = isinstance(record, dict)
         if tidy and is_object:
             record = tidy(record)
@@ -278,7 +300,7 @@ def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None):
     problems.report(good)
 
 
-def image_records(path, key, problem_of, limit=None, unique=True, notes=None):
+def image_records(path, key, problem_of, limit=None, unique=True, notes=None, read=read_records):
     """checked_records of images, whose name under `key` is a path within the image folder.
 
     Names get / for \\, splits their usual spelling; `notes`, a Tally, says which.
@@ -291,7 +313,7 @@ def image_records(path, key, problem_of, limit=None, unique=True, notes=None):
     def tidy(record):
         return _tidied(record, key, notes)
 
-    return checked_records(path, key, problem, limit, unique, tidy)
+    return checked_records(path, key, problem, limit, unique, tidy, read)
 
 
 def _name_problem(name):
@@ -328,6 +350,18 @@ def caption_records(path, limit=None, unique=True):
         return text_problem(record, "caption") or split_problem(record)
 
     return image_records(path, "imged_id", problem, limit, unique)
+
+
+def row_records(path, problem_of, limit=None):
+    """What transform writes of images that bring their questions, several for an image perhaps.
+
+    {"imged_id": file name, "conversations": turns, "split": optional}; see image_records.
+    """
+
+    def problem(record):
+        return problem_of(record) or split_problem(record)
+
+    return image_records(path, "imged_id", problem, limit, unique=False)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the scripts of data/ share: default paths, their options, and errors shown as one line."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from model.files import temporary_beside
 DATA = Path(__file__).resolve().parent
 PROJECT = DATA.parent
 DEFAULT_SET = "UCM"
+RECORD_FILES = (".json", ".jsonl")
 # which script writes <dataset>-en.json and <dataset>-zh.json
 WRITTEN_BY = {"en": "transform.py", "zh": "translation_en2zh.py"}
 
@@ -75,10 +77,10 @@ def resolve_paths(args):
     [args.input] = resolve_inputs(args, given)
 
 
-def resolve_inputs(args, given):
+def resolve_inputs(args, given, to_folder=False):
     """The inputs as a list; fills in args.dataset and args.output. Raises UserError.
 
-    given: a list of paths, or None for the default of args.dataset.
+    given: a list of paths, or None for the default of args.dataset; to_folder: the output is one.
     """
     inputs, hint = given, "check --input"
     if inputs is None:
@@ -92,7 +94,8 @@ def resolve_inputs(args, given):
     for path in inputs:
         if not path.exists():
             raise UserError(f"input {path} does not exist: {hint}")
-        if output.is_dir() or (output.exists() and output.samefile(path)):
+        is_folder = output.is_dir() and not to_folder
+        if is_folder or (output.exists() and output.samefile(path)):
             raise UserError(
                 f"output {output} is a folder or the input itself: name another file by --output"
             )
@@ -124,8 +127,12 @@ def _default_output(path, args):
     if args.dataset:
         return DATA / args.dataset / f"{args.dataset}-{args.writes}.json"
     # x-en.json -> x-zh.json -> x-prompt.json: one's own corpus chains beside its input
+    if path.is_dir():
+        path = path.resolve()
+        return path.with_name(f"{path.name}-{args.writes}.json")
     stem = path.stem.removesuffix(f"-{args.reads}")
-    return path.with_name(f"{stem}-{args.writes}{path.suffix}")
+    suffix = path.suffix if path.suffix in RECORD_FILES else ".json"
+    return path.with_name(f"{stem}-{args.writes}{suffix}")
 
 
 def _check_writable(path):
@@ -139,6 +146,13 @@ def _check_writable(path):
         raise UserError(
             f"cannot write output {path}: {error.strerror}; choose another --output"
         ) from None
+
+
+def positive(text):
+    """A type of argparse: a whole number from 1 on."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
+    return int(text)
 
 
 def listed(problems, shown=5):

@@ -9,11 +9,13 @@ appended to <output>.journal.jsonl and fsynced before its worker asks the next o
 was killed continues where it stopped. An answer that quality.py finds fault with is asked again
 with the complaint; what stays bad goes to NAME-rejected and is left out, or with --trim keeps the
 sentences that pass. NAME-report.json counts the reasons. --check runs the same gate on a file that
-exists. The key is read from the environment variable OPENAI_API_KEY only.
+exists. Captions that are Chinese already are not asked but judged as well. The key is read from the
+environment variable OPENAI_API_KEY only.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -27,7 +29,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import Parser
-from data import quality
+from data import batch, quality
+from data.batch_rounds import ask_in_batches
 from data.connection import is_header, url_problem
 from data.endpoint import (
     Failed,
@@ -104,8 +107,10 @@ class Texts:
         self.known, self.rejected = {}, {}
         # captions of which an answer is good
         self.passed = 0
-        # normalized captions still to ask
-        self.left = []
+        # captions that are Chinese already; of these rejected
+        self.chinese = self.unfit = 0
+        # normalized captions still to ask, and those whose requests are out in a file
+        self.left, self.waiting = [], []
         # of a verdict: another one, another verdict
         self.rules = f"{quality.fingerprint()} {args.style}"
 
@@ -135,6 +140,51 @@ class Texts:
             self.rejected[name] = (answers[-1].text, found)
             return True
         return False
+
+    @property
+    def is_gated(self):
+        """Whether the gate has judged anything."""
+        return bool(self.answers or self.chinese) and not self.args.no_gate
+
+    def take(self, name):
+        """A caption that is Chinese already: it is not asked, only judged."""
+        text = quality.as_description(self.texts[name])
+        found = [] if self.args.no_gate else quality.problems(text, None)
+        self.chinese += 1
+        if found:
+            self.unfit += 1
+            self.rejected[name] = (text, found)
+        else:
+            self.known[name] = text
+
+    def receive(self, name, answer):
+        """An answer from a file, perhaps of a caption that this run leaves out."""
+        self.answers.setdefault(name, []).append(answer)
+        # a translation by hand wins
+        if name in self.texts and name not in self.known:
+            self.settled(name)
+
+    def refresh(self, out):
+        """Sort what is not settled; out: {id: caption} of the requests that are out."""
+        captions = set(out.values())
+        open_ = []
+        for name in (*self.left, *self.waiting):
+            if name not in self.known and name not in self.rejected:
+                open_.append(name)
+        self.left = [name for name in open_ if name not in captions]
+        self.waiting = [name for name in open_ if name in captions]
+
+    def counts(self, model):
+        """What is known and what is left, as one text."""
+        parts = [f"{len(self.known)} known"]
+        if self.chinese:
+            parts.insert(0, f"{self.chinese} Chinese already")
+        if self.rejected:
+            parts.append(f"{len(self.rejected)} rejected")
+        if self.waiting:
+            parts.append(f"{len(self.waiting)} out in batches")
+        asked = f"to ask {model}" if self.left else "to ask"
+        return ", ".join([*parts, f"{len(self.left)} {asked}"])
 
     def messages(self, name):
         """Of the next request; after a bad answer it is quoted with the complaint."""
@@ -183,8 +233,12 @@ def open_texts(args, captions, answers):
             name = normalized(entry["source"])
             if name in captions:
                 texts.known[name] = entry["target"]
-    for name in captions:
-        if name not in texts.known and not texts.settled(name):
+    for name, caption in captions.items():
+        if name in texts.known:
+            continue
+        if quality.written_in(caption) == "zh":
+            texts.take(name)
+        elif not texts.settled(name):
             texts.left.append(name)
     return texts
 
@@ -206,7 +260,7 @@ async def ask_all(texts, args, key, journal):
         for name in waiting:
             try:
                 await texts.ask(endpoint, journal, name)
-                if len(texts.rejected) >= EARLY and not texts.passed:
+                if len(texts.rejected) - texts.unfit >= EARLY and not texts.passed:
                     endpoint.stop(all_rejected(texts))
             except Failed as error:
                 failures.append(f"{error}, for {reprlib.repr(name)}")
@@ -266,27 +320,22 @@ def translate(args):
             "file"
         )
     journal = Journal(args.output.with_name(args.output.name + ".journal.jsonl"))
-    count, captions = 0, {}
-    for record in caption_records(args.input, args.limit):
-        count += 1
-        captions.setdefault(normalized(record["caption"]), record["caption"])
+    count, captions = distinct_captions(args)
     texts = open_texts(args, captions, journal.read(args.style))
+    receive_batches(texts, args, journal)
 
-    left = len(texts.left)
-    rejected = f"{len(texts.rejected)} rejected, " if texts.rejected else ""
-    model = f" {args.model}" if left else ""
     print(
         f"{args.input}: {count} records, {len(captions)} distinct captions, "
-        f"{len(texts.known)} known, {rejected}{left} to ask{model}",
+        f"{texts.counts(args.model)}",
         flush=True,
     )
     if args.dry_run:
         print_estimate(texts, args)
         return
-    if left:
-        ask_what_is_left(texts, args, journal)
+    if not settle(texts, args, journal):
+        return
 
-    write_results(args, results(texts, args), gated=bool(texts.answers) and not args.no_gate)
+    write_results(args, results(texts, args), gated=texts.is_gated)
     if args.memory_out:
         pairs = []
         for name, text in captions.items():
@@ -294,6 +343,71 @@ def translate(args):
                 pairs.append({"source": text, "target": texts.known[name]})
         count = write_records(args.memory_out, pairs)
         print(f"{args.memory_out}: {count} pairs of translation memory")
+
+
+def receive_batches(texts, args, journal):
+    """Store the answers of --import-batch, and sort out what is out. Raises UserError."""
+    if args.lost_batch:
+        journal.give_up(list(journal.out), args.style, "lost, by --lost-batch")
+    for path in args.import_batch:
+        imported = batch.import_results(path, texts, journal, args.style)
+        print(f"{path}: {imported}", flush=True)
+    texts.refresh(journal.out)
+
+
+def settle(texts, args, journal):
+    """Ask for what is left, by files or by requests; returns whether every caption is settled.
+
+    Raises UserError.
+    """
+    in_files = bool(args.export_batch or args.import_batch)
+    if in_files and texts.left:
+        path = args.export_batch or next_requests(args.output)
+        for file in batch.export(path, texts, journal, args):
+            print(f"{file}: requests of the next round; their results go to --import-batch")
+        texts.refresh(journal.out)
+    elif args.batch_api:
+        left = len(texts.left) + len(texts.waiting)
+        if left:
+            ask_in_batches(texts, args, journal, key_of_environment(left))
+    elif texts.left:
+        ask_what_is_left(texts, args, journal)
+
+    if not texts.waiting:
+        return True
+    text = (
+        f"{len(texts.waiting)} captions are out in files of requests: {args.output} is written "
+        "once --import-batch has their results; --lost-batch asks for them again"
+    )
+    if not in_files:
+        raise UserError(text)
+    print(text)
+    return False
+
+
+def next_requests(output):
+    """The first NAME-requests-N.jsonl that is not there."""
+    for number in itertools.count(2):
+        path = output.with_name(f"{output.stem}-requests-{number}.jsonl")
+        if not path.exists():
+            return path
+
+
+def distinct_captions(args):
+    """(number of records, {normalized caption: caption}) of the input. Raises UserError."""
+    count, captions, foreign = 0, {}, []
+    for record in caption_records(args.input, args.limit):
+        caption = record["caption"]
+        captions.setdefault(normalized(caption), caption)
+        if quality.written_in(caption) == "other":
+            foreign.append(f"record {count} ({record['imged_id']}: {reprlib.repr(caption)})")
+        count += 1
+    if foreign:
+        raise UserError(
+            f"{args.input}: {len(foreign)} of {count} captions are neither English nor Chinese: "
+            f"{listed(foreign)}; take them out, or translate them first"
+        )
+    return count, captions
 
 
 def print_estimate(texts, args):
@@ -308,9 +422,8 @@ def print_estimate(texts, args):
     )
 
 
-def ask_what_is_left(texts, args, journal):
-    """Ask the endpoint for all texts left. Raises UserError where any of them has no answer."""
-    left = len(texts.left)
+def key_of_environment(left):
+    """The key that `left` captions are asked with. Raises UserError."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not is_header(key or " "):
         raise UserError(
@@ -318,6 +431,13 @@ def ask_what_is_left(texts, args, journal):
             "a server without keys), and --base-url for an endpoint other than OpenAI's; or give "
             "--memory"
         )
+    return key
+
+
+def ask_what_is_left(texts, args, journal):
+    """Ask the endpoint for all texts left. Raises UserError where any of them has no answer."""
+    left = len(texts.left)
+    key = key_of_environment(left)
     endpoint, failures = asyncio.run(ask_all(texts, args, key, journal))
     print(
         f"{endpoint.requests} requests ({endpoint.retries} of them retries), "
@@ -338,20 +458,22 @@ def ask_what_is_left(texts, args, journal):
 
 
 def results(texts, args):
-    """Yield (record, its English, Chinese, problems) of every record."""
+    """Yield (record, its English or None, Chinese, problems) of every record."""
     for record in caption_records(args.input, args.limit):
         name = normalized(record["caption"])
         if name in texts.known:
             target, problems = texts.known[name], []
         else:
             target, problems = texts.rejected[name]
-        yield record, record["caption"], target, problems
+        is_english = quality.written_in(record["caption"]) != "zh"
+        yield record, record["caption"] if is_english else None, target, problems
 
 
 def write_results(args, rows, gated):
     """Write output, NAME-rejected and NAME-report.json and print the report. Raises UserError.
 
-    rows: (record, its English, Chinese, problems); gated: whether there is anything to report.
+    rows: (record, its English or None, Chinese, problems); gated: whether there is something to
+    report.
     """
     rejected = args.output.with_name(f"{args.output.stem}-rejected{args.output.suffix}")
     path = args.output.with_name(f"{args.output.stem}-report.json")
@@ -514,7 +636,46 @@ def make_parser():
     add_gate_options(parser.add_argument_group("quality gate").add_argument)
     add_endpoint_options(parser.add_argument_group("endpoint").add_argument)
     add_cost_options(parser.add_argument_group("cost").add_argument)
+    add_batch_options(parser.add_argument_group("batches").add_argument)
     return parser
+
+
+def add_batch_options(add):
+    add(
+        "--export-batch",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="ask nothing: write the requests to this file in OpenAI's Batch form, which `vllm "
+        f"run-batch` and Ray read as well; at most {batch.MOST_REQUESTS:,} requests and "
+        f"{batch.MOST_BYTES // 10**6} MB a file, then FILE-2.jsonl and so on",
+    )
+    add(
+        "--import-batch",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="store the answers of these files of results, judge them, and write the requests of "
+        "the next round for what was rejected or failed (to --export-batch, else to "
+        "NAME-requests-N.jsonl beside the output)",
+    )
+    add(
+        "--batch-api",
+        action="store_true",
+        help="the same in one go: upload the files, wait and download, round after round",
+    )
+    add(
+        "--poll",
+        type=at_least(float, 0.01),
+        default=60.0,
+        metavar="SECONDS",
+        help="of --batch-api: pause between two looks at a batch (default: %(default)s)",
+    )
+    add(
+        "--lost-batch",
+        action="store_true",
+        help="take the requests that are out in files for lost: ask for them again",
+    )
 
 
 def add_gate_options(add):
@@ -647,6 +808,13 @@ def contradictions(args):
             "--check asks nothing: it does not go with --memory, --memory-out, --dry-run or "
             "--no-gate"
         )
+    in_files = args.export_batch or args.import_batch
+    if args.batch_api and in_files:
+        problems.append("--batch-api does all: leave --export-batch and --import-batch out")
+    if (args.batch_api or in_files) and (args.check or args.stream or args.max_cost is not None):
+        problems.append("batches do not go with --check, --stream or --max-cost")
+    if args.export_batch and args.export_batch.suffix != ".jsonl":
+        problems.append(f"--export-batch {args.export_batch}: expected a name ending in .jsonl")
     if args.trim and args.no_gate:
         problems.append("--trim cuts what the gate finds: leave --no-gate out")
     return problems

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import PROJECT, read_rows
-from model.images import blank_image, nearby, read_image
+from model.images import blank_image, exists, nearby, read_image
 from model.row_forms import read_form
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
@@ -135,8 +135,10 @@ def find_image(name, row_file, image_root=None, missing_ok=False):
     tried = [name] if name.is_absolute() else [root / name for root in roots]
     for path in tried:
         try:
-            if path.is_file():
+            if exists(path):
                 return path
+        except UserError as error:  # a tar that cannot be read
+            raise ValueError(str(error)) from None
         except OSError as error:  # a name that no file system takes
             raise ValueError(f"image {str(name)[:60]}...: {error.strerror}") from None
     if missing_ok:

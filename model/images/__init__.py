@@ -6,6 +6,7 @@ from model.images.augment import augment
 from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, ImageError
 from model.images.nearby import nearby
 from model.images.reading import read_image, reader_of
+from model.images.tars import exists, members, open_file, stamp
 
 __all__ = [
     "BLANK_COLOR",
@@ -14,9 +15,13 @@ __all__ = [
     "ImageError",
     "augment",
     "blank_image",
+    "exists",
+    "members",
     "nearby",
+    "open_file",
     "read_image",
     "reader_of",
+    "stamp",
 ]
 
 # uniform image of the image ablation: the mean colour of CLIP's training images

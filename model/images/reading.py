@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from model.errors import UserError
 from model.files import impostor
-from model.images import pillow, rgb
+from model.images import pillow, rgb, tars
 from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, TRUNCATED, UNREADABLE, ImageError
 from model.images.fetch import fetch
 from model.images.raster import RANDOM_ACCESS, driver_of, read_raster
@@ -46,11 +46,11 @@ def read_image(
 ) -> Image.Image:
     """An image -> PIL image, 8-bit RGB, upright.
 
-    source: a file, or an http(s) address; bands: the three bands, counted from 1, that are shown
-    as red, green and blue. public_only is for what strangers type: it refuses files and whatever
-    is not on the public network (see fetch.py). Of an animation it is the first frame; what is
-    transparent or nodata becomes white. `info["original_size"]` of the image is (width, height) of
-    the file: long sides are shrunk (see rgb.py).
+    source: a file, a member of a tar (`a.tar/key.jpg`), or an http(s) address; bands: the three
+    bands, counted from 1, that are shown as red, green and blue. public_only is for what strangers
+    type: it refuses files and whatever is not on the public network (see fetch.py). Of an animation
+    it is the first frame; what is transparent or nodata becomes white. `info["original_size"]` of
+    the image is (width, height) of the file: long sides are shrunk (see rgb.py).
 
     Raises ImageError (a UserError) that names the source and what is wrong with it.
     """
@@ -78,7 +78,7 @@ def _open(source: str | os.PathLike, public_only: bool) -> BinaryIO:
 
     path = os.path.expanduser(source)
     try:
-        return open(path, "rb")
+        return tars.open_file(path)
     except FileNotFoundError:
         raise UserError("no such file") from None
     # ValueError: a name with a null in it

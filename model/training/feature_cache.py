@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from model.errors import UserError
 from model.files import replacing
-from model.images import reader_of
+from model.images import open_file, reader_of
 from model.rows import BLANK, check_images, load_image
 
 NAME = re.compile("[0-9a-f]{64}")
@@ -75,7 +75,7 @@ class FeatureCache:
 
     def _name(self, image):
         try:
-            content = b"blank" if image == BLANK else image.read_bytes()
+            content = b"blank" if image == BLANK else _bytes_of(image)
         except OSError as error:
             raise UserError(f"image {error.filename}: {error.strerror}") from None
         key = f"{self.spec.cache_key} {reader_of()}"
@@ -167,6 +167,11 @@ class FeatureCache:
                 break
             over -= size
             file.unlink(missing_ok=True)
+
+
+def _bytes_of(image):
+    with open_file(image) as file:
+        return file.read()
 
 
 def _checksum(content):

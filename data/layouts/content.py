@@ -1,0 +1,177 @@
+"""A file or folder of a caption set, opened as far as it takes to recognise its layout."""
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from data.caption_sets import SPLITS, split_of
+from data.records import Fault, Tally, got, read_content, read_records, records_in
+from data.stage import RECORD_FILES
+
+# a word of a file name that says which split it holds: captions_train2014.json, x-val.csv
+SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|valid|validation|test)(?![a-z])", re.I)
+# names of columns and keys, lower case without _, - and spaces; the first that is there counts
+IMAGE_KEYS = (
+    *("filename", "filepath", "imagepath", "imgpath", "path", "imagename", "imgname", "imagefile"),
+    *("image", "img", "images", "file", "picture", "photo", "url", "imageurl", "imgurl"),
+)
+CAPTION_KEYS = ("caption", "sentence", "text", "description")
+# a list of texts as Python, NumPy and pandas print it into a cell
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+
+
+@dataclass
+class Content:
+    """image_key, caption_key: the columns or keys that --image-column and --caption-column name.
+
+    notes: what was read although it is not said outright.
+    """
+
+    path: Path
+    image_key: str | None = None
+    caption_key: str | None = None
+    notes: Tally = field(default_factory=Tally)
+
+    @cached_property
+    def data(self):
+        """What a .json holds, None of anything else. Raises UserError."""
+        if self.path.is_dir() or self.path.suffix != ".json":
+            return None
+        return read_content(self.path)
+
+    def records(self):
+        """Yield (where, record) of a .json or .jsonl. Raises UserError."""
+        if self.data is None:
+            return read_records(self.path)
+        return records_in(self.path, self.data)
+
+    @cached_property
+    def first(self):
+        """The first record of a .json or .jsonl, {} where that is no object. Raises UserError."""
+        if self.path.is_dir() or self.path.suffix not in RECORD_FILES:
+            return {}
+        record = next((record for _, record in self.records()), None)
+        return record if isinstance(record, dict) else {}
+
+    def keys(self, names):
+        """(the key of the image, those of the captions) among these; None, [] for none."""
+        plain = {}
+        for name in names:
+            plain.setdefault(re.sub(r"[\W_]", "", name).lower(), name)
+        image = next((plain[key] for key in IMAGE_KEYS if key in plain), None)
+        if self.image_key:
+            image = self.image_key if self.image_key in names else None
+        if self.caption_key:
+            return image, [self.caption_key] if self.caption_key in names else []
+        for word in CAPTION_KEYS:
+            found = [plain[key] for key in plain if re.fullmatch(rf"{word}s?\d*", key)]
+            if found:
+                return image, found
+        return image, []
+
+    def with_split(self, image):
+        """An image without a split with that of its folder or of this file's name, if they say."""
+        name = image["filename"]
+        folder, slash, _ = name.partition("/")
+        if slash and split_of(folder) in SPLITS:
+            self.notes.add("the split that their folder names", repr(name))
+            return {**image, "split": split_of(folder)}
+        file = self.path.name
+        if self.path.is_dir():
+            # the shard's; a class folder says nothing, whatever its name
+            file = folder if folder.endswith(".tar") else ""
+        split = split_in(file)
+        if split is None:
+            return image
+        self.notes.add(f"the split that {file} names", repr(name))
+        return {**image, "split": split}
+
+
+def split_in(name):
+    """The one split that the words of a file name say, or None."""
+    found = {split_of(word) for word in SPLIT_IN_NAME.findall(name)}
+    return found.pop() if len(found) == 1 else None
+
+
+def stated_split(image, record):
+    """The image with the split under that key of its record, if there is one."""
+    if record.get("split") in (None, ""):
+        return image
+    return {**image, "split": record["split"]}
+
+
+def named_image(value, key):
+    """{"filename"} of a path, {"filename", "address"} of an address; the Fault of anything else."""
+    if isinstance(value, list) and len(value) == 1:
+        [value] = value
+    if isinstance(value, dict):
+        value = value.get("path") or value.get("url") or value
+    if isinstance(value, dict) and "bytes" in value:
+        return Fault(f"the image itself under {key!r}: save the images as files, and their names")
+    if not isinstance(value, str) or not value.strip():
+        return got(f"a path or an address in {key!r}", value)
+    if "://" not in value:
+        return {"filename": value.removeprefix("./")}
+    name = re.split(r"[?#]", value)[0].rpartition("/")[2]
+    if not name:
+        return got(f"an address that ends in a file name in {key!r}", value)
+    return {"filename": name, "address": value}
+
+
+def sentences_in(value, key):
+    """[{"raw": text}, ...] of a text, a list of texts or one printed into a cell; or a Fault."""
+    if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
+        value = [one or other for one, other in QUOTED.findall(value)] or value
+    if not isinstance(value, list):
+        value = [value]
+    for text in value:
+        if text is not None and not isinstance(text, str):
+            return got(f"a text or a list of texts in {key!r}", text)
+    return [{"raw": text} for text in value]
+
+
+def with_captions(image, record, keys):
+    """An image with its captions, under these keys of its record, and its split; or a Fault."""
+    image = {**image, "sentences": []}
+    for key in keys:
+        sentences = sentences_in(record.get(key), key)
+        if isinstance(sentences, Fault):
+            return sentences
+        image["sentences"] += sentences
+    return stated_split(image, record)
+
+
+def by_image(rows):
+    """Rows of which several may be about one image -> one image each, all its sentences together.
+
+    rows(): yields (where, image or Fault), the same each time. Where no image comes twice, memory
+    does not hold them.
+    """
+    seen = set()
+    for _, image in rows():
+        if isinstance(image, Fault):
+            continue
+        name = hash(image["filename"])
+        if name in seen:
+            return _grouped(rows())
+        seen.add(name)
+    return rows()
+
+
+def _grouped(rows):
+    images = {}
+    for where, image in rows:
+        if isinstance(image, Fault):
+            yield where, image
+            continue
+        _, known = images.setdefault(image["filename"], (where, image))
+        if known is image:
+            continue
+        for key in ("split", "address"):
+            if known.get(key) != image.get(key):
+                yield where, Fault(f"another {key!r} than an earlier row of {known['filename']}")
+                break
+        else:
+            known["sentences"] += image["sentences"]
+    yield from images.values()

@@ -1,0 +1,98 @@
+"""CSV, TSV or Parquet with a column of captions and one of paths or addresses."""
+
+import csv
+
+from data.layouts.content import by_image
+from data.layouts.pairs import image_of
+from data.records import got, text_file
+from model.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+DELIMITERS = ",;\t|"
+# rows of a Parquet file held at a time
+BATCH = 1024
+
+
+def recognises(content):
+    return content.path.suffix.lower() in SUFFIXES
+
+
+def read(content):
+    is_parquet = content.path.suffix.lower() == ".parquet"
+    names, records = (_parquet if is_parquet else _csv)(content.path)
+    image_key, caption_keys = content.keys(names)
+    missing = []
+    if not image_key:
+        missing.append(f"images by --image-column {content.image_key or ''}".rstrip())
+    if not caption_keys:
+        missing.append(f"captions by --caption-column {content.caption_key or ''}".rstrip())
+    if missing:
+        raise UserError(
+            f"{content.path}: its columns are {', '.join(names)}; name the one of "
+            f"{' and of '.join(missing)}"
+        )
+    columns = [image_key, *caption_keys]
+    if "split" in names:
+        columns.append("split")
+
+    def rows():
+        for where, record in records(columns):
+            if isinstance(record, dict):
+                record = image_of(record, image_key, caption_keys)
+            yield where, record
+
+    return by_image(rows)
+
+
+def _csv(path):
+    """(names of the columns, a function that yields (where, {column: text}))."""
+    with text_file(path) as file:
+        header = file.readline()
+    delimiter = max(DELIMITERS, key=header.count)
+    names = next(csv.reader([header], delimiter=delimiter), [])
+
+    def records(columns):
+        with text_file(path) as file:
+            rows = csv.DictReader(file, delimiter=delimiter)
+            try:
+                for row in rows:
+                    where = f"line {rows.line_num}"
+                    short = None in row.values() or None in row
+                    if short:
+                        yield where, got(f"{len(names)} columns", len(_cells(row)))
+                    else:
+                        yield where, row
+            except csv.Error as error:
+                raise UserError(f"{path}: line {rows.line_num}: {error}") from None
+
+    return names, records
+
+
+def _cells(row):
+    surplus = row.get(None, [])
+    return [cell for name, cell in row.items() if name is not None and cell is not None] + surplus
+
+
+def _parquet(path):
+    """The same of a Parquet file. Raises UserError."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        file = ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{path} is no Parquet file, or not whole: {error}") from None
+
+    def records(columns):
+        number = 0
+        try:
+            for batch in file.iter_batches(BATCH, columns=columns):
+                for record in batch.to_pylist():
+                    yield f"row {number}", record
+                    number += 1
+        except (ArrowException, OSError) as error:
+            raise UserError(f"{path}: row {number}: {error}") from None
+
+    return file.schema_arrow.names, records

@@ -1,0 +1,126 @@
+"""WebDataset shards: tars of key.jpg beside key.json or key.txt, one key a sample.
+
+The images stay where they are: a sample is named shard-000.tar/key.jpg. The JSON holds captions, a
+dialogue, or {"rows": [dialogue, ...]} as generate_prompt.py --pack writes it.
+"""
+
+from itertools import groupby
+
+from data.layouts import conversations
+from data.layouts.classes import IMAGES
+from data.layouts.content import Content, with_captions
+from data.records import Fault, no_key
+from model.errors import UserError
+from model.files import parse_json
+
+# bytes of a text or JSON: more is no caption
+MOST_TEXT = 2**20
+TEXTS = {".json", ".txt"}
+
+
+def shards_of(path):
+    return sorted(path.glob("*.tar")) if path.is_dir() else [path]
+
+
+def recognises(content):
+    if content.path.is_dir():
+        return bool(shards_of(content.path))
+    return content.path.suffix == ".tar"
+
+
+def has_captions(content):
+    """Whether the first sample that can be read holds captions rather than dialogues."""
+    unnoted = Content(content.path, content.image_key, content.caption_key)
+    images = (image for _, image in read(unnoted) if not isinstance(image, Fault))
+    return "conversations" not in next(images, {})
+
+
+def read(content):
+    shards = shards_of(content.path)
+    if not shards:
+        raise UserError(f"{content.path} holds no .tar")
+    for shard in shards:
+        yield from _samples(content, shard)
+
+
+def _samples(content, shard):
+    # only here: it loads numpy
+    from model.images import members
+
+    seen = set()
+    with open(shard, "rb") as file:
+        for key, entries in groupby(members(shard), lambda entry: _key(entry[1].name)):
+            entries = list(entries)
+            where = f"{shard.name} member {entries[0][0]}"
+            faults = _faults(key, entries)
+            if key in seen and not faults:
+                faults.append(Fault("a key that came before", f", {key!r}"))
+            seen.add(key)
+            for fault in faults:
+                yield where, fault
+            if not faults:
+                parts = {_extension(info.name): info for _, info, _ in entries}
+                for image in _images(content, shard, key, parts, file):
+                    yield where, image
+
+
+def _key(name):
+    """A name up to the first dot after its folder: what WebDataset takes for one sample."""
+    return name.removesuffix(_extension(name))
+
+
+def _extension(name):
+    _, dot, extension = name.rpartition("/")[2].partition(".")
+    return dot + extension
+
+
+def _faults(key, entries):
+    faults, seen = [], set()
+    for _, info, fault in entries:
+        extension = _extension(info.name)
+        if extension in seen:
+            fault = fault or "is there twice"
+        seen.add(extension)
+        if extension in TEXTS and info.size > MOST_TEXT:
+            fault = fault or f"has more than {MOST_TEXT} bytes, too many for a text"
+        if fault:
+            faults.append(Fault(f"a member that {fault}", f", {info.name!r}"))
+    if not faults and len(_image_extensions(seen)) != 1:
+        faults.append(Fault("expected one image of a key", f", {key!r} has {sorted(seen)}"))
+    return faults
+
+
+def _image_extensions(extensions):
+    return [one for one in extensions if f".{one.rpartition('.')[2].lower()}" in IMAGES]
+
+
+def _images(content, shard, key, parts, file):
+    """The images of one key, of which each dialogue is one; or its Fault."""
+    [extension] = _image_extensions(parts)
+    name = f"{shard.name}/{key}{extension}"
+    texts = {}
+    for one in TEXTS & parts.keys():
+        file.seek(parts[one].offset_data)
+        texts[one] = file.read(parts[one].size)
+    try:
+        record = parse_json(texts.get(".json", b"{}"))
+        text = texts[".txt"].decode() if ".txt" in texts else None
+    except ValueError as error:
+        return [Fault("a text that cannot be read", f", of {key!r}: {error}")]
+    if not isinstance(record, dict):
+        return [Fault("expected an object in the JSON", f", got {type(record).__name__}")]
+
+    rows = record.get("rows")
+    rows = rows if isinstance(rows, list) else [record]
+    if all(isinstance(row, dict) and conversations.is_dialogue(row) for row in rows):
+        return [conversations.image_of(content, {**row, "img": name}) for row in rows]
+    return [_captioned(content, name, record, text)]
+
+
+def _captioned(content, name, record, text):
+    _, keys = content.keys(record)
+    if text is not None and not keys:
+        record, keys = {**record, "caption": text}, ["caption"]
+    if not keys:
+        return no_key(record, content.caption_key or "caption")
+    return with_captions({"filename": name}, record, keys)

@@ -1,0 +1,315 @@
+"""Captions that need no request, and requests in OpenAI's batch form."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from stub_batches import BatchStub, result
+from stub_endpoint import KEY, chinese
+from test_data import PROJECT, english, load, no_key, save  # noqa: F401  (no_key is a fixture)
+from test_translation import journal_of, rejected_of, translate
+
+from data import translation_en2zh
+from data.journal import Journal
+
+
+def test_chinese_captions_are_judged_and_not_asked(tmp_path, stub, capsys):
+    rows = english(2)
+    rows.append({"imged_id": "a.png", "caption": "湖边有两座房屋  湖边有树。  湖边有两座房屋  "})
+    rows.append({"imged_id": "b.png", "caption": "这个湖给人宁静美好的感觉。  湖中有一艘船。  "})
+    source, output = save(tmp_path / "en.json", rows), tmp_path / "zh.json"
+    assert translate(source, output) == 0
+    assert sorted(stub.asked) == ["Lake 0 .", "Lake 1 ."]
+    assert "1 Chinese already" not in (printed := capsys.readouterr().out)
+    assert "2 Chinese already, 1 known, 1 rejected, 2 to ask" in printed
+    assert [row["caption"] for row in load(output)][2:] == ["湖边有两座房屋。湖边有树。"]
+    [bad] = load(rejected_of(output))
+    assert bad["imged_id"] == "b.png" and bad["problems"][0][0] == "subjective"
+    # its good sentence is kept, and nothing is asked again
+    assert translate(source, output, "--trim") == 0 and len(stub.asked) == 2
+    assert load(output)[3]["caption"] == "湖中有一艘船。"
+    assert translate(source, output, "--no-gate") == 0
+    assert load(output)[3]["caption"].startswith("这个湖给人宁静")
+
+
+def test_a_chinese_set_needs_neither_network_nor_key(tmp_path, capsys):
+    rows = [{"imged_id": f"{n}.png", "caption": f"图中有{n}个湖泊  "} for n in range(30)]
+    rows[3]["caption"] = "A lake。"
+    source = save(tmp_path / "en.json", rows[:3] + rows[4:])
+    assert translate(source, tmp_path / "zh.json") == 0
+    assert len(load(tmp_path / "zh.json")) == 29
+    rows[3]["caption"], rows[7]["caption"] = "Озеро и лес", "湖のそばにたくさんのいえがある"
+    source = save(tmp_path / "en.json", rows)
+    assert translate(source, tmp_path / "zh.json") == 1
+    message = capsys.readouterr().err
+    assert "2 of 30 captions are neither English nor Chinese: record 3 (3.png: 'Озеро" in message
+
+
+# ---- files of requests and results
+
+
+def answered(requests, answer=lambda text: chinese(text)):
+    """Results in another order than the requests."""
+    texts = [request["body"]["messages"][1]["content"] for request in requests]
+    lines = [result(request, answer(text)) for request, text in zip(requests, texts)]
+    return lines[::-1]
+
+
+def test_requests_out_and_answers_back(tmp_path, stub, capsys):
+    rows = [*english(4), {"imged_id": "x.png", "caption": "Lake 1 ."}]
+    source, output = save(tmp_path / "en.json", rows), tmp_path / "zh.json"
+    requests, results = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    options = ("--extra-body", '{"max_tokens": 99}', "--model", "qwen-x")
+    assert translate(source, output, "--export-batch", requests, *options) == 0
+    lines = load(requests)
+    assert len(lines) == len({line["custom_id"] for line in lines}) == 4
+    assert {(line["method"], line["url"]) for line in lines} == {("POST", "/v1/chat/completions")}
+    body = lines[0]["body"]
+    assert body["model"] == "qwen-x" and body["max_tokens"] == 99
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    # they are out: neither a second file nor a run asks for them again
+    assert translate(source, output, "--export-batch", tmp_path / "again.jsonl") == 0
+    assert not (tmp_path / "again.jsonl").exists()
+    assert translate(source, output) == 1 and not stub.asked
+    assert "4 captions are out in files of requests" in capsys.readouterr().err
+
+    def answer(text):
+        if text == "Lake 1 .":
+            return "图中有1个宁静的湖泊。"
+        return (500, {"error": {"message": "overloaded"}}) if text == "Lake 2 ." else chinese(text)
+
+    save(results, answered(lines, answer))
+    assert translate(source, output, "--import-batch", results) == 0
+    printed = capsys.readouterr().out
+    assert "3 answers, 150 tokens in, 30 out; 1 requests failed with overloaded" in printed
+    [following] = tmp_path.glob("zh-requests-*.jsonl")
+    again = load(following)
+    asked = {line["body"]["messages"][1]["content"]: line["body"]["messages"] for line in again}
+    assert set(asked) == {"Lake 1 .", "Lake 2 ."} and len(asked["Lake 2 ."]) == 2
+    assert asked["Lake 1 ."][2]["content"] == "图中有1个宁静的湖泊。"
+    assert "主观" in asked["Lake 1 ."][3]["content"] and not output.exists()
+
+    # the old results once more, before the new ones: nothing is stored or asked twice
+    before = journal_of(output).read_bytes()
+    assert translate(source, output, "--import-batch", results) == 0
+    assert journal_of(output).read_bytes() == before
+    save(tmp_path / "more.jsonl", answered(again))
+    assert translate(source, output, "--import-batch", results, tmp_path / "more.jsonl") == 0
+    assert [row["caption"] for row in load(output)] == [
+        f"图中有{n}个湖泊。" for n in (0, 1, 2, 3, 1)
+    ]
+    output.unlink()
+    assert translate(source, output) == 0 and output.exists() and not stub.asked
+
+
+def test_files_keep_the_limits_of_the_api(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.batch.MOST_REQUESTS", 3)
+    source, output = save(tmp_path / "en.json", english(7)), tmp_path / "zh.json"
+    assert translate(source, output, "--export-batch", tmp_path / "r.jsonl") == 0
+    files = [tmp_path / name for name in ("r.jsonl", "r-2.jsonl", "r-3.jsonl")]
+    assert [len(load(file)) for file in files] == [3, 3, 1]
+    monkeypatch.setattr("data.batch.MOST_BYTES", 2 * files[2].stat().st_size + 9)
+    other = tmp_path / "other.json"
+    assert translate(source, other, "--export-batch", tmp_path / "s.jsonl") == 0
+    sizes = [path.stat().st_size for path in tmp_path.glob("s*.jsonl")]
+    assert len(sizes) == 4 and max(sizes) <= 2 * files[2].stat().st_size + 9
+
+
+def test_lost_requests_are_written_again_and_failed_ones_get_new_ids(tmp_path):
+    source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
+    for name, more in (("a", ()), ("b", ("--lost-batch",))):
+        assert translate(source, output, "--export-batch", tmp_path / f"{name}.jsonl", *more) == 0
+    ids = [{line["custom_id"] for line in load(tmp_path / f"{name}.jsonl")} for name in "ab"]
+    assert len(ids[0] | ids[1]) == 4
+    # what was taken for lost came after all: it does not count as the failure of the new ones
+    save(tmp_path / "late.jsonl", answered(load(tmp_path / "a.jsonl"), lambda text: (500, {})))
+    assert translate(source, output, "--import-batch", tmp_path / "late.jsonl") == 0
+    assert not list(tmp_path.glob("zh-requests-*"))
+    save(tmp_path / "results.jsonl", answered(load(tmp_path / "b.jsonl")))
+    assert translate(source, output, "--import-batch", tmp_path / "results.jsonl") == 0
+    assert len(load(output)) == 2
+
+
+def test_results_that_are_none_are_listed_and_nothing_is_stored(tmp_path, capsys):
+    source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
+    assert translate(source, output, "--export-batch", tmp_path / "r.jsonl") == 0
+    results = answered(load(tmp_path / "r.jsonl"))
+    other = {**results[0], "custom_id": "request-1"}
+    path = save(tmp_path / "x.jsonl", [results[0], other, {"custom_id": results[1]["custom_id"]}])
+    with open(path, "a") as file:
+        file.write("{torn\n5\n")
+    before = journal_of(output).read_bytes()
+    assert translate(source, output, "--import-batch", path) == 1
+    message = capsys.readouterr().err
+    for words in (
+        "4 bad records",
+        "line 2 ('request-1'): answers no request of zh.json.journal.jsonl: results of another run",
+        "expected a result with 'response' or 'error', got ['custom_id']",
+        "line 4: not JSON",
+        "line 5: expected an object, got int",
+    ):
+        assert words in message
+    assert journal_of(output).read_bytes() == before
+    assert translate(source, output, "--import-batch", tmp_path / "no.jsonl") == 1
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_translation_by_hand_wins_over_an_imported_answer(tmp_path):
+    source, output = save(tmp_path / "en.json", english(1)), tmp_path / "zh.json"
+    assert translate(source, output, "--export-batch", tmp_path / "r.jsonl") == 0
+    results = save(tmp_path / "results.jsonl", answered(load(tmp_path / "r.jsonl")))
+    memory = save(tmp_path / "memory.json", [{"source": "Lake 0 .", "target": "一个湖。"}])
+    assert translate(source, output, "--import-batch", results, "--memory", memory) == 0
+    assert load(output)[0]["caption"] == "一个湖。"
+
+
+def test_a_refusal_of_a_filter_in_a_file_is_final_as_it_is_in_a_run(tmp_path):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    options = ("--reask", "0", "--import-batch", tmp_path / "results.jsonl")
+    assert translate(source, output, "--export-batch", tmp_path / "r.jsonl") == 0
+    refusal = (400, {"error": {"code": "content_filter", "message": "content policy"}})
+    lines = answered(
+        load(tmp_path / "r.jsonl"), lambda text: refusal if "1" in text else chinese(text)
+    )
+    lines[0]["response"], lines[0]["error"] = None, {"message": "data_inspection_failed"}
+    save(tmp_path / "results.jsonl", lines)
+    assert translate(source, output, *options) == 0
+    assert [row["imged_id"] for row in load(output)] == ["0.png"]
+    reasons = {row["imged_id"]: row["problems"][0][0] for row in load(rejected_of(output))}
+    assert reasons == {"1.png": "filter", "2.png": "filter"}
+
+
+def test_an_import_that_was_killed_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.batch.STORED_AT_ONCE", 7)
+    source, output = save(tmp_path / "en.json", english(50)), tmp_path / "zh.json"
+    assert translate(source, output, "--export-batch", tmp_path / "r.jsonl") == 0
+    save(tmp_path / "results.jsonl", answered(load(tmp_path / "r.jsonl")))
+    code = (
+        "import os, sys; sys.path[:0] = ['.', 'tests']; from data import batch, journal; "
+        "batch.STORED_AT_ONCE = 7; write, n = journal.Journal._write, []; "
+        "journal.Journal._write = lambda self, lines: (n.append(1), write(self, lines), "
+        "os.kill(os.getpid(), 9) if len(n) == 3 else None); "
+        "from data import translation_en2zh; translation_en2zh.main(sys.argv[1:])"
+    )
+    argv = ["--input", source, "--output", output, "--import-batch", tmp_path / "results.jsonl"]
+    killed = subprocess.run([sys.executable, "-c", code, *map(str, argv)], cwd=PROJECT)
+    assert killed.returncode == -9
+    with open(journal_of(output), "a") as file:
+        file.write('{"source": "Lake 1 ."')
+    assert translate(source, output, "--import-batch", tmp_path / "results.jsonl") == 0
+    stored = [
+        json.loads(line)["id"]
+        for line in journal_of(output).read_text().splitlines()
+        if '"target"' in line
+    ]
+    assert len(stored) == len(set(stored)) == 50 == len(load(output))
+
+
+# ---- the API
+
+
+@pytest.fixture
+def api(monkeypatch):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    stub = BatchStub()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    yield stub
+    stub.server.shutdown()
+    stub.server.server_close()
+
+
+def in_batches(api, source, output, *options):
+    return translate(
+        source, output, "--batch-api", "--base-url", api.url, "--poll", "0.01", *options
+    )
+
+
+def test_rounds_of_batches_by_the_api(tmp_path, api, monkeypatch, capsys):
+    monkeypatch.setattr("data.batch.MOST_REQUESTS", 4)
+    source, output = save(tmp_path / "en.json", english(6)), tmp_path / "zh.json"
+    seen = Counter()
+
+    def answer(text, nth):
+        seen[text] += 1
+        first = seen[text] == 1
+        if text == "Lake 1 ." and first:
+            return "图中有1个美丽的湖泊。"
+        if text == "Lake 2 ." and first:
+            return 500, {"error": {"message": "overloaded"}}
+        # a batch may leave a request out
+        return None if text == "Lake 3 ." and first else chinese(text)
+
+    api.answer = answer
+    assert in_batches(api, source, output) == 0
+    assert [row["caption"] for row in load(output)] == [f"图中有{n}个湖泊。" for n in range(6)]
+    assert sorted(len(requests) for requests in api.made[:2]) == [2, 4] and len(api.made[2]) == 3
+    assert sum(seen.values()) == 9
+    assert KEY not in (printed := capsys.readouterr().out)
+    assert "handed in as batch batch-0" in printed and "batch batch-0: completed" in printed
+    assert in_batches(api, source, output) == 0 and len(api.made) == 3
+
+
+@pytest.mark.parametrize("when", ("made", "waiting"))
+def test_a_batch_is_made_once_whenever_the_run_is_killed(tmp_path, api, monkeypatch, when):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if when == "made":
+            # after the API has it, before the journal does
+            patched.setattr("data.batch_rounds.print", killed, raising=False)
+            store = Journal.store
+            patched.setattr(
+                Journal,
+                "store",
+                lambda self, entries: (
+                    killed() if "batch" in (entries or [{}])[0] else store(self, entries)
+                ),
+            )
+        else:
+            patched.setattr("data.batch_api.time.sleep", killed)
+        assert in_batches(api, source, output) == 130
+    assert len(api.made) == 1 and not output.exists()
+    assert in_batches(api, source, output) == 0
+    assert len(api.made) == 1 and len(load(output)) == 3
+
+
+def test_a_batch_that_fails_as_a_whole_is_one_line_and_asked_again(tmp_path, api, capsys):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    api.ending = "failed"
+    assert in_batches(api, source, output) == 1
+    printed = capsys.readouterr()
+    assert "batch batch-0 failed: quota is used up" in printed.out
+    assert "a whole round of batches brought no answer" in printed.err
+    api.ending = "completed"
+    assert in_batches(api, source, output) == 0 and len(api.made) == 2
+
+
+def test_an_api_without_batches_is_one_line(tmp_path, stub, capsys):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    options = ("--batch-api", "--max-retries", "0")
+    assert translate(source, output, *options, "--base-url", stub.url) == 1
+    message = capsys.readouterr().err
+    assert "the Batch API: " in message and message.count("\n") == 1 and KEY not in message
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    (
+        (("--batch-api", "--export-batch", "x.jsonl"), "--batch-api does all"),
+        (("--export-batch", "x.json"), "expected a name ending in .jsonl"),
+        (("--batch-api", "--stream"), "batches do not go with --check, --stream or --max-cost"),
+        (("--batch-api", "--poll", "0"), "0 is not at least 0.01"),
+    ),
+)
+def test_options_of_batches_that_make_no_sense(options, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        translation_en2zh.main(list(options))
+    assert words in capsys.readouterr().err

@@ -1,0 +1,208 @@
+"""Rows for evaluation toolkits and datasets, and images and rows packed into shards."""
+
+import base64
+import csv
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+from test_data import QUESTION, call, load, save, save_images
+
+from data import generate_prompt, transform
+from model.images import read_image
+from model.rows import check_images, load_rows
+
+csv.field_size_limit(10**9)
+
+
+@pytest.fixture
+def described(tmp_path):
+    """Five images in three splits, one of them with two rows of its own."""
+    splits = {"a.png": "train", "d/b.tif": "train", "c.png": "val", "e.png": "test"}
+    rows = [
+        {"imged_id": name, "caption": f"湖泊，\t{name}。", "split": split}
+        for name, split in splits.items()
+    ]
+    (tmp_path / "images" / "d").mkdir(parents=True)
+    save_images(tmp_path / "images", *splits)
+    return save(tmp_path / "zh.json", rows)
+
+
+def generate(source, output, *options, status=0):
+    assert call(generate_prompt, "--input", source, "--output", output, *options) == status
+    return output
+
+
+def test_evalscope_rows(described):
+    folder = described.parent
+    output = generate(described, folder / "x.jsonl", "--format", "evalscope")
+    rows = load(output)
+    assert len(rows) == 4 and load(folder / "x-test.jsonl") == rows[3:]
+    [message] = rows[1]["messages"]
+    path = message["content"][0]["image_url"]["url"]
+    assert path == str(folder / "images" / "d" / "b.tif") and message["role"] == "user"
+    assert message["content"][1] == {"type": "text", "text": QUESTION}
+    assert rows[1]["answer"] == "湖泊，\td/b.tif。"
+
+
+def test_evalscope_rows_of_dialogues_and_of_images_in_tars(described):
+    folder = described.parent
+    with tarfile.open(folder / "s.tar", "w") as tar:
+        tar.add(folder / "images" / "a.png", "a.png")
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant") * 2]
+    turns[2]["content"] = "second"
+    source = save(folder / "own.json", [{"imged_id": "s.tar/a.png", "conversations": turns}])
+    options = ("--format", "evalscope", "--image-root", ".")
+    [row] = load(generate(source, folder / "x.jsonl", *options))
+    uri = row["messages"][0]["content"][0]["image_url"]["url"]
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+    assert list(image.getdata()) == list(read_image(folder / "images" / "a.png").getdata())
+    assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
+    assert row["messages"][2]["content"] == "second" and row["answer"] == "a"
+
+
+def test_vlmevalkit_table(described, capsys):
+    folder = described.parent
+    options = ("--format", "vlmevalkit", "--tasks", "description=2")
+    output = generate(described, folder / "x.tsv", *options)
+    with open(output, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["index"] for row in rows] == [str(number) for number in range(8)]
+    assert rows[0]["answer"] == "湖泊，\ta.png。" and rows[1]["image"] == "0"
+    shown = Image.open(io.BytesIO(base64.b64decode(rows[2]["image"])))
+    assert shown.format == "PNG" and shown.getpixel((3, 3)) == read_image(
+        folder / "images" / "d" / "b.tif"
+    ).getpixel((3, 3))
+    # within a file of its own, an image is whole again
+    with open(folder / "x-test.tsv", encoding="utf-8", newline="") as file:
+        assert len(next(csv.DictReader(file, delimiter="\t"))["image"]) > 64
+    turns = [{"role": role, "content": role} for role in ("user", "assistant") * 2]
+    source = save(folder / "own.json", [{"imged_id": "a.png", "conversations": turns}])
+    generate(source, folder / "y.tsv", "--format", "vlmevalkit", status=1)
+    assert "asks one question a row, images/a.png has 2" in capsys.readouterr().err
+    assert not (folder / "y.tsv").exists()
+
+
+def test_a_folder_for_datasets(described, capsys):
+    folder = described.parent
+    for _ in range(2):
+        output = generate(described, folder / "set", "--format", "hf")
+    assert sorted(path.name for path in output.iterdir()) == ["test", "train", "validation"]
+    rows = load(output / "train" / "metadata.jsonl")
+    assert [row["file_name"] for row in rows] == ["images/a.png", "images/d/b.tif"]
+    assert rows[0]["prompt"] == QUESTION and rows[0]["label"] == "湖泊，\ta.png。"
+    for row in rows:
+        copy = output / "train" / row["file_name"]
+        assert copy.read_bytes() == (folder / row["file_name"]).read_bytes()
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.txt").write_text("x")
+    generate(described, folder / "mine", "--format", "hf", status=1)
+    assert "no earlier --format hf made it: name another" in capsys.readouterr().err
+    assert (folder / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.slow
+def test_datasets_loads_the_folder(described):
+    datasets = pytest.importorskip("datasets")
+    output = generate(described, described.parent / "set", "--format", "hf")
+    cache = str(described.parent / "cache")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(output), cache_dir=cache)
+    assert {split: len(rows) for split, rows in loaded.items()} == {
+        "train": 2,
+        "validation": 1,
+        "test": 1,
+    }
+    assert loaded["train"][1]["label"] == "湖泊，\td/b.tif。"
+    assert loaded["train"][1]["image"].size == (16, 16)
+
+
+# ---- shards
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return {info.name: tar.extractfile(info).read() for info in tar}
+
+
+def test_packed_rows_are_what_the_trainer_reads(described):
+    folder = described.parent
+    plain = load(generate(described, folder / "plain.json", "--tasks", "description=2"))
+    options = ("--tasks", "description=2", "--pack", "--shards", "2")
+    output = generate(described, folder / "out" / "rows.json", *options, "--image-root",
+                      folder / "images")  # fmt: skip
+    rows = load(output)
+    assert [(row["prompt"], row["label"]) for row in rows] == [
+        (row["prompt"], row["label"]) for row in plain
+    ]
+    assert [row["img"] for row in rows[::2]] == [
+        "rows-train-00000.tar/00000000.png",
+        "rows-train-00001.tar/00000001.tif",
+        "rows-val-00000.tar/00000000.png",
+        "rows-test-00000.tar/00000000.png",
+    ]
+    inside = members(folder / "out" / "rows-train-00001.tar")
+    assert inside["00000001.tif"] == (folder / "images" / "d" / "b.tif").read_bytes()
+    about = json.loads(inside["00000001.json"])
+    assert about["img"] == f"{folder}/images/d/b.tif" and len(about["rows"]) == 2
+    samples = load_rows(output)
+    assert check_images(samples, "rows") == 4
+    assert (
+        read_image(samples[2].image).tobytes()
+        == read_image(folder / "images" / "d" / "b.tif").tobytes()
+    )
+
+    # and back: the same rows, by their shards alone
+    assert call(transform, "--input", folder / "out") == 0
+    back = load(folder / "out-rows.json")
+    assert [row["conversations"][1]["content"] for row in back] == [
+        row["label"] for row in sorted(rows, key=lambda row: row["img"])
+    ]
+    assert {row["split"] for row in back} == {"train", "val", "test"}
+
+
+def test_shards_of_an_earlier_run_are_not_left_beside_fewer(described, capsys):
+    folder = described.parent
+    generate(described, folder / "rows.json", "--pack", "--shards", "2")
+    generate(described, folder / "rows.json", "--pack", status=1)
+    message = capsys.readouterr().err
+    assert "has 1 more shards of an earlier run (rows-train-00001.tar): remove them" in message
+    generate(described, folder / "rows.json", "--pack", "--shards", "2")
+
+
+def test_png_are_packed_as_training_reads_them(described):
+    folder = described.parent
+    output = generate(described, folder / "rows.json", "--pack", "--png", "png")
+    assert load(output)[1]["img"] == "rows-train-00000.tar/00000001.png"
+    packed = members(folder / "rows-train-00000.tar")["00000001.png"]
+    assert packed == (folder / "png" / "d" / "b.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_webdataset_reads_the_shards(described):
+    webdataset = pytest.importorskip("webdataset")
+    output = generate(described, described.parent / "rows.json", "--pack")
+    shard = str(output.with_name("rows-train-00000.tar"))
+    samples = list(webdataset.WebDataset(shard, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] for sample in samples] == ["00000000", "00000001"]
+    assert samples[1]["tif"].size == (16, 16) if "tif" in samples[1] else True
+    assert samples[0]["png"].size == (16, 16)
+    assert samples[0]["json"]["rows"][0]["prompt"] == QUESTION
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    (
+        (("--shards", "3"), "--shards is of --pack"),
+        (("--pack", "--format", "llava"), "--pack writes rows of its own"),
+        (("--pack", "--no-image-check"), "--pack opens the images"),
+        (("--format", "hf", "--no-image-check"), "--format hf opens the images"),
+        (("--format", "vlmevalkit", "--output", "a.json"), "name --output a.tsv"),
+        (("--format", "hf", "--output", "a.json"), "name --output a"),
+    ),
+)
+def test_options_of_exports_that_make_no_sense(options, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        generate_prompt.main(list(options))
+    assert words in capsys.readouterr().err

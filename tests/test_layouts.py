@@ -1,0 +1,535 @@
+"""Layouts of caption sets, each on a small file of its true shape; expectations written out."""
+
+import io
+import json
+import random
+import tarfile
+from collections import Counter
+
+import pytest
+from test_data import call, image, load, save, save_images
+
+from data import exports, generate_prompt, transform
+from data.layouts import classes
+
+
+def imported(source, output, *options, status=0):
+    sources = source if isinstance(source, list) else [source]
+    assert call(transform, "--input", *sources, "--output", output, *options) == status
+    return load(output) if status == 0 else None
+
+
+def record(name, *sentences, **more):
+    return {"imged_id": name, "caption": "".join(f"{text}  " for text in sentences), **more}
+
+
+def faults(source, folder, capsys, *options):
+    """The lines of the error; nothing is written."""
+    imported(source, folder / "out.json", *options, status=1)
+    assert not (folder / "out.json").exists()
+    return capsys.readouterr().err
+
+
+# ---- COCO
+
+COCO = {
+    "images": [
+        {"id": 7, "file_name": "a.jpg", "height": 224, "width": 224},
+        {"id": 3, "file_name": "b.jpg"},
+        {"id": 9, "file_name": "sub/c.jpg"},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 3, "caption": "B one ."},
+        {"id": 2, "image_id": 7, "caption": "A one ."},
+        {"id": 3, "image_id": 3, "caption": "B two ."},
+        {"id": 4, "image_id": 9, "caption": "C one ."},
+    ],
+}
+
+
+def test_coco_captions(tmp_path, capsys):
+    source = save(tmp_path / "captions_val2017.json", {"info": {}, "licenses": [], **COCO})
+    assert imported(source, tmp_path / "en.json") == [
+        record("a.jpg", "A one .", split="val"),
+        record("b.jpg", "B one .", "B two .", split="val"),
+        record("sub/c.jpg", "C one .", split="val"),
+    ]
+    assert "3 images with the split that captions_val2017.json names" in capsys.readouterr().err
+    # the other stages read it as well
+    zh = save(tmp_path / "zh.json", [{"imged_id": "b.jpg", "caption": "湖。"}])
+    options = ("--input", zh, "--captions", source, "--no-image-check")
+    assert call(generate_prompt, *options, "--output", tmp_path / "rows.json") == 0
+    assert len(load(tmp_path / "rows-val.json")) == 1
+
+
+def test_all_faults_of_a_coco_file_at_once(tmp_path, capsys):
+    content = json.loads(json.dumps(COCO))
+    content["images"] += [{"id": 3, "file_name": "d.jpg"}, {"file_name": "e.jpg"}, 5]
+    content["annotations"] += [{"image_id": 99, "caption": "X"}, {"image_id": 3}]
+    content["annotations"].append({"image_id": 3, "caption": 5})
+    message = faults(save(tmp_path / "in.json", content), tmp_path, capsys)
+    for line in (
+        "6 bad records",
+        "image 3: an 'id' that an earlier image has, 3",
+        "image 4: no 'id' among its keys (file_name)",
+        "image 5: expected an object, got 5",
+        "annotation 4: an 'image_id' that no image has, 99",
+        "annotation 5: no 'caption' among its keys (image_id)",
+        "annotation 6: expected a text or a list of texts in 'caption', got 5",
+    ):
+        assert line in message
+
+
+# ---- pairs and tables
+
+
+def test_pairs_by_caption_and_by_image(tmp_path):
+    rows = [
+        {"caption": "A one .", "image": "train/a.tif", "label_name": "bridge"},
+        {"caption": "B one .", "image": "train/b.tif"},
+        {"caption": "A two .", "image": "train/a.tif"},
+    ]
+    train = save(tmp_path / "rsitmd_train.json", rows)
+    val = save(tmp_path / "x.jsonl", [{"image": "val/c.tif", "caption": ["C one .", "C two ."]}])
+    expected = [
+        record("train/a.tif", "A one .", "A two .", split="train"),
+        record("train/b.tif", "B one .", split="train"),
+        record("val/c.tif", "C one .", "C two .", split="val"),
+    ]
+    assert imported([train, val], tmp_path / "en.json") == expected
+    plain = imported([train, val], tmp_path / "en.json", "--no-split")
+    assert all(set(row) == {"imged_id", "caption"} for row in plain)
+
+
+def test_keys_of_pairs_that_are_named_otherwise(tmp_path):
+    source = save(tmp_path / "in.json", [{"photo_id": "a.jpg", "words": ["A ."], "text": "no"}])
+    options = ("--layout", "pairs", "--image-column", "photo_id", "--caption-column", "words")
+    assert imported(source, tmp_path / "en.json", *options) == [record("a.jpg", "A .")]
+
+
+def test_faults_of_pairs(tmp_path, capsys):
+    rows = [{"image": "a.jpg", "caption": "A .", "split": "train"}]
+    rows += [{"image": "a.jpg", "caption": "B .", "split": "val"}, {"image": 5, "caption": "A ."}]
+    rows += [{"caption": "A ."}, {"image": "b.jpg", "caption": [1]}, 7]
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    for line in (
+        "5 bad records",
+        "record 1: another 'split' than an earlier row of a.jpg",
+        "record 2: expected a path or an address in 'image', got 5",
+        "record 3: no 'image' among its keys (caption)",
+        "record 4: expected a text or a list of texts in 'caption', got 1",
+        "record 5: expected an object, got 7",
+    ):
+        assert line in message
+
+
+CSV = {
+    ",": 'filename,caption,split\na.jpg,"A , ""big"" lake .",train\nb.jpg,"B\nC .",val\n',
+    ";": 'File Name;Captions;split\na.jpg;A , """big""" lake .;train\nb.jpg;\'B C .\';val\n',
+}
+
+
+def test_a_csv_with_quotes_and_line_breaks(tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_bytes(b"\xef\xbb\xbf" + CSV[","].replace("\n", "\r\n").encode())
+    assert imported(source, tmp_path / "en.json") == [
+        record("a.jpg", 'A , "big" lake .', split="train"),
+        record("b.jpg", "B\nC .", split="val"),
+    ]
+    assert call(transform, "--input", source) == 0
+    assert (tmp_path / "in-en.json").read_bytes() == (tmp_path / "en.json").read_bytes()
+
+
+def test_columns_of_several_captions_lists_in_cells_and_addresses(tmp_path):
+    source = tmp_path / "in.tsv"
+    source.write_text("Image_Path\tcaption_1\tcaption_2\nx/a.jpg\tA .\tB .\n")
+    assert imported(source, tmp_path / "en.json") == [record("x/a.jpg", "A .", "B .")]
+    # as pandas writes a list of Python, and one of NumPy
+    source = tmp_path / "in.csv"
+    source.write_text("path|captions\na.jpg|['A \"x\" .', \"B's .\"]\nb.jpg|['A .' 'B .']\n")
+    assert imported(source, tmp_path / "en.json") == [
+        record("a.jpg", 'A "x" .', "B's ."),
+        record("b.jpg", "A .", "B ."),
+    ]
+    source.write_text("text,url\nA .,https://host/x/a.jpg?size=3\n")
+    assert imported(source, tmp_path / "en.json") == [
+        record("a.jpg", "A .", url="https://host/x/a.jpg?size=3")
+    ]
+    source.write_text("text,url\nA .,https://host/x/a.jpg\nB .,https://host/y/a.jpg\n")
+    imported(source, tmp_path / "en.json", status=1)
+
+
+def test_faults_of_a_table(tmp_path, capsys):
+    source = tmp_path / "in.csv"
+    source.write_text("path,caption\na.jpg,A .\nb.jpg\nc.jpg,C .,more\n,D .\n")
+    message = faults(source, tmp_path, capsys)
+    assert "line 3: expected 2 columns, got 1" in message
+    assert "line 4: expected 2 columns, got 3" in message
+    assert "line 5: expected a path or an address in 'path', got ''" in message
+    source.write_text("a,b\n1,2\n")
+    message = faults(source, tmp_path, capsys)
+    assert "its columns are a, b; name the one of images by --image-column and of" in message
+    message = faults(source, tmp_path, capsys, "--image-column", "c", "--caption-column", "b")
+    assert "images by --image-column c" in message
+
+
+def test_parquet(tmp_path, capsys, monkeypatch):
+    import sys
+
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = {"filename": ["a.jpg", "b.jpg"], "captions": [["A .", "B ."], ["C ."]], "x": [1, 2]}
+    source = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.table(table), source)
+    expected = [record("a.jpg", "A .", "B ."), record("b.jpg", "C .")]
+    assert imported(source, tmp_path / "en.jsonl") == expected
+    held = {"image": [{"bytes": b"x", "path": None}], "text": ["A ."]}
+    parquet.write_table(pyarrow.table(held), source)
+    assert "row 0: the image itself under 'image'" in faults(source, tmp_path, capsys)
+    source.write_bytes(source.read_bytes()[:-9])
+    assert "is no Parquet file, or not whole" in faults(source, tmp_path, capsys)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install pyarrow" in faults(source, tmp_path, capsys)
+
+
+# ---- text files
+
+
+@pytest.mark.parametrize("each", (1, 5))
+def test_captions_and_names_in_text_files(tmp_path, each):
+    """AMFMN's: the name once for five captions (train) or once for each (test)."""
+    captions = [f"Lake {number} ." for number in range(10)]
+    captions[3] = ""
+    names = ["a.jpg", "b.jpg"] if each == 5 else ["a.jpg"] * 5 + ["b.jpg"] * 5
+    (tmp_path / "test_caps.txt").write_text("\n".join(captions) + "\n")
+    (tmp_path / "test_filename.txt").write_text("\n".join(names) + "\n")
+    expected = [
+        record("a.jpg", *captions[:3], captions[4], split="test"),
+        record("b.jpg", *captions[5:], split="test"),
+    ]
+    assert imported(tmp_path / "test_caps.txt", tmp_path / "en.json") == expected
+    (tmp_path / "train_caps.txt").write_text("Sea .\n" * 5)
+    (tmp_path / "train_filename.txt").write_text("c.jpg\n")
+    assert imported(tmp_path, tmp_path / "en.json") == [
+        *expected,
+        record("c.jpg", *["Sea ."] * 5, split="train"),
+    ]
+
+
+def test_text_files_that_do_not_go_together(tmp_path, capsys):
+    (tmp_path / "train_caps.txt").write_text("A .\nB .\nC .\n")
+    message = faults(tmp_path, tmp_path, capsys)
+    assert "the file names of its captions are missing; expected train_filename.txt" in message
+    (tmp_path / "train_filename.txt").write_text("a.jpg\nb.jpg\n")
+    message = faults(tmp_path, tmp_path, capsys)
+    assert "got 3 captions, train_filename.txt 2 names" in message
+
+
+# ---- dialogues
+
+ROUNDS = [
+    [("图中有什么？", "一个湖。")],
+    [("Is there\na lake?", "Yes.\n\nOne."), ("几个？", "一个。")],
+    [("<b>多少</b>？", " 一 ")],
+]
+
+
+@pytest.mark.parametrize("form", exports.FORMATS)
+def test_what_is_exported_comes_back_as_it_was(tmp_path, form):
+    rows = [(f"images/{number % 2}.png", rounds) for number, rounds in enumerate(ROUNDS)]
+    suffix = "jsonl" if form == "ms-swift" else "json"
+    for split, part in (("train", rows[:2]), ("val", rows[2:])):
+        exported = [exports.row(form, img, rounds) for img, rounds in part]
+        save(tmp_path / f"set-{split}.{suffix}", exported)
+    sources = [tmp_path / f"set-{split}.{suffix}" for split in ("train", "val")]
+    imported(sources, tmp_path / "set.json")
+    options = ("--image-root", ".", "--no-image-check", "--output", tmp_path / "rows.json")
+    assert call(generate_prompt, "--input", tmp_path / "set.json", *options) == 0
+    expected = [exports.row("remoteglm", img, rounds) for img, rounds in rows]
+    assert load(tmp_path / "rows.json") == expected
+    assert load(tmp_path / "rows-train.json") == expected[:2]
+    assert load(tmp_path / "rows-val.json") == expected[2:]
+
+
+def test_dialogues_of_other_tools(tmp_path, capsys):
+    rows = [
+        {"image": "a.png", "conversations": [
+            {"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A lake."}]},
+        {"images": ["b.png"], "messages": [
+            {"role": "system", "content": "You see."},
+            {"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "B."}]},
+        {"query": "<image>What?", "response": "C.", "history": [["Old?", "Yes."]], "images": ["c"]},
+        {"instruction": "Say", "input": "it", "output": "D.", "images": ["d.png"]},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+    ]  # fmt: skip
+    rows[2]["query"] = "What?"
+    source = save(tmp_path / "in.json", rows)
+    assert call(transform, "--input", source) == 0
+    found = load(tmp_path / "in-rows.json")
+    spoken = [[turn["content"] for turn in row["conversations"]] for row in found]
+    assert [row["imged_id"] for row in found] == ["a.png", "b.png", "c", "d.png"]
+    assert spoken == [["What?", "A lake."], ["What?", "B."], ["Old?", "Yes.", "What?", "C."],
+                      ["Say\nit", "D."]]  # fmt: skip
+    printed = capsys.readouterr()
+    assert "4 records (no split 4), 5 rounds" in printed.out
+    assert "1 rows with a system text, left out: 'b.png'" in printed.err
+    assert "1 rows with no image, left out: record 4" in printed.err
+
+
+def test_repeating_sentences_is_not_for_dialogues(tmp_path, capsys):
+    source = save(tmp_path / "in.json", [{"img": "a.png", "prompt": "Q", "label": "A"}])
+    assert "leave --fill and --dedupe out" in faults(source, tmp_path, capsys, "--fill")
+
+
+def test_faults_of_dialogues(tmp_path, capsys):
+    def row(*texts, **more):
+        roles = ("user", "assistant") * 2
+        turns = [{"role": role, "content": text} for role, text in zip(roles, texts)]
+        return {"image": "a.png", "messages": turns, **more}
+
+    rows = [row("Q", "A"), row("Q"), row("Q", "<image>A"), row("<image><image>Q", "A"), 5]
+    rows += [row("", "A"), row("Q", "A", images=["x", "y"], image=None), row("Q", None)]
+    rows += [row("<ref>plane</ref>", "A"), {"image": "a.png", "prompt": "Q"}]
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    assert "9 bad records" in message
+    for kind in (
+        "record 1: a question without an answer",
+        "3 records, markup of another tool in a text: record 2",
+        ", <image>; record 3",
+        ", <image>; record 8",
+        ", <ref>",
+        "record 4: expected an object, got 5",
+        "record 5: expected a text in every turn, got ''",
+        "record 6: expected a path or an address in 'images', got ['x', 'y']",
+        "record 7: expected turns of user and assistant with a text each, here assistant",
+        "record 9: no question and answer among its keys (image, prompt)",
+    ):
+        assert kind in message
+
+
+def test_rows_and_captions_are_merged_and_tasks_need_captions(tmp_path, capsys):
+    save_images(tmp_path / "images", "0.png", "1.png")
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    own = save(tmp_path / "own.json", [{"imged_id": "0.png", "conversations": turns}] * 2)
+    zh = save(tmp_path / "zh.json", [{"imged_id": "1.png", "caption": "湖。"}])
+    options = ("--image-root", "images", "images", "--output", tmp_path / "rows.json")
+    assert call(generate_prompt, "--input", own, zh, *options) == 0
+    rows = load(tmp_path / "rows.json")
+    assert [row["label"] for row in rows] == ["A", "A", "湖。"]
+    assert call(generate_prompt, "--input", own, "--tasks", "scene") == 1
+    assert "bring their own questions: leave --tasks out" in capsys.readouterr().err
+    save(own, [{"imged_id": "0.png", "conversations": turns[:1]}, {"imged_id": "0.png"}])
+    assert call(generate_prompt, "--input", own) == 1
+    message = capsys.readouterr().err
+    assert "record 0 ('0.png'): a question without an answer" in message
+    assert "record 1 ('0.png'): no 'conversations' among its keys" in message
+
+
+# ---- WebDataset
+
+
+def shard(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_captions_in_shards(tmp_path):
+    shard(tmp_path / "s-000.tar", [("a.jpg", b"x"), ("a.txt", "湖 A .".encode()), ("a.json", {})])
+    shard(tmp_path / "s-001.tar", [("b.jpg", b"y"), ("b.json", {"caption": ["B .", "C ."]})])
+    expected = [record("s-000.tar/a.jpg", "湖 A ."), record("s-001.tar/b.jpg", "B .", "C .")]
+    assert imported(tmp_path, tmp_path / "en.json") == expected
+    assert imported(tmp_path / "s-001.tar", tmp_path / "en.json") == expected[1:]
+    assert not list(tmp_path.glob("*.index"))
+
+
+def test_dialogues_in_shards(tmp_path):
+    rows = [{"prompt": "Q", "label": "A"}, {"prompt": "R", "label": "B"}]
+    shard(tmp_path / "s.tar", [("a.png", b"x"), ("a.json", {"rows": rows})])
+    assert call(transform, "--input", tmp_path / "s.tar") == 0
+    found = load(tmp_path / "s-rows.json")
+    assert [row["imged_id"] for row in found] == ["s.tar/a.png"] * 2
+    assert [row["conversations"][1]["content"] for row in found] == ["A", "B"]
+
+
+def test_all_faults_of_a_shard_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data.layouts.webdataset.MOST_TEXT", 100)
+    text = ("caption", "A .")
+    members = [
+        ("ok.jpg", b"x"), ("ok.json", dict([text])),
+        ("a.jpg", b"x"), ("a.jpg", b"x"), ("a.json", dict([text])),
+        ("ok.png", b"x"), ("ok.txt", b"A ."),
+        ("../b.jpg", b"x"), ("../b.txt", b"A ."),
+        ("c.txt", b"A ."),
+        ("d.jpg", b"x"), ("d.json", b"{"),
+        ("e.jpg", b"x"), ("e.txt", b"x" * 101),
+        ("f.jpg", b"x"), ("f.json", {"x": 1}),
+        ("g.jpg", b"x"), ("g.txt", b"\xff"),
+        ("h.jpg", b"x"), ("h.png", b"x"), ("h.txt", b"A ."),
+    ]  # fmt: skip
+    path = shard(tmp_path / "s.tar", members)
+    path.write_bytes(path.read_bytes()[: len(members) * 1024 - 300])
+    message = faults(path, tmp_path, capsys)
+    for kind in (
+        "a member that is there twice, 'a.jpg'",
+        "a key that came before, 'ok'",
+        "a member that lies outside the tar's folder, '../b.jpg'",
+        "expected one image of a key, 'c' has ['.txt']",
+        "a text that cannot be read, of 'd'",
+        "a member that has more than 100 bytes, too many for a text, 'e.txt'",
+        "no 'caption' among its keys (x)",
+        "a text that cannot be read, of 'g'",
+        "a member that the tar",
+    ):
+        first, _, second = kind.partition(", ")
+        assert first in message and second in message
+    assert "s.tar member 4" in message or "s.tar member 3" in message
+
+
+# ---- class folders
+
+
+def test_class_folders_give_scene_rows(tmp_path, capsys):
+    root = tmp_path / "UCMerced"
+    for folder in ("storagetanks", "DenseResidential", "volcano", "农田"):
+        save_images(root / folder, f"{folder}01.png")
+    (root / "storagetanks" / "Thumbs.db").write_bytes(b"x")
+    assert call(transform, "--input", root) == 1
+    message = capsys.readouterr().err
+    assert "no Chinese known for the class 'volcano': add it to CLASSES" in message
+    # no split, though its name begins like one
+    (root / "volcano").rename(root / "train_station")
+    assert call(transform, "--input", root, "--split", "50/25/25") == 0
+    assert "1 rows with a name of no image, left out" in capsys.readouterr().err
+    found = load(tmp_path / "UCMerced-rows.json")
+    answers = {row["imged_id"].partition("/")[0]: row["conversations"][1]["content"]
+               for row in found}  # fmt: skip
+    assert answers == {"storagetanks": "储罐。", "DenseResidential": "密集住宅区。",
+                       "train_station": "火车站。", "农田": "农田。"}  # fmt: skip
+    assert Counter(row["split"] for row in found) == {"train": 2, "val": 1, "test": 1}
+    options = ("--input", tmp_path / "UCMerced-rows.json", "--image-root", "UCMerced")
+    assert call(generate_prompt, *options, "--output", tmp_path / "rows.json") == 0
+    rows = load(tmp_path / "rows-train.json")
+    assert len(rows) == 2 and all(
+        "场景" in row["prompt"] or "区域" in row["prompt"] for row in rows
+    )
+
+
+def test_splits_above_class_folders_and_images_out_of_place(tmp_path, capsys):
+    save_images(tmp_path / "set" / "train" / "beach", "1.png")
+    save_images(tmp_path / "set" / "Validation" / "beach", "2.png")
+    found = imported(tmp_path / "set", tmp_path / "rows.json")
+    assert {row["imged_id"]: row["split"] for row in found} == {
+        "train/beach/1.png": "train",
+        "Validation/beach/2.png": "val",
+    }
+    save_images(tmp_path / "set", "3.png")
+    imported(tmp_path / "set", tmp_path / "other.json", status=1)
+    message = capsys.readouterr().err
+    assert "3.png: expected its class folder above an image, got 0 folders" in message
+
+
+def test_classes_of_the_published_sets_are_known():
+    names = (
+        # UCMerced, RESISC45
+        "agricultural airplane baseballdiamond beach buildings chaparral denseresidential forest "
+        "freeway golfcourse harbor intersection mediumresidential mobilehomepark overpass "
+        "parkinglot river runway sparseresidential storagetanks tenniscourt airport "
+        "basketball_court bridge church circular_farmland cloud commercial_area desert "
+        "ground_track_field industrial_area island lake meadow mountain palace railway "
+        "railway_station rectangular_farmland roundabout sea_ice ship snowberg stadium terrace "
+        "thermal_power_station wetland "
+        # AID, EuroSAT, RSSCN7
+        "BareLand BaseballField Center Park Parking Playground Pond Port Resort School Square "
+        "Viaduct AnnualCrop HerbaceousVegetation Highway Pasture PermanentCrop Residential "
+        "SeaLake aGrass bField cIndustry dRiverLake eForest fResident gParking"
+    )
+    assert not [name for name in names.split() if not classes.scene_of(name)]
+
+
+# ---- choice
+
+
+def test_a_sample_is_drawn_by_image_and_grows(tmp_path):
+    rows = [
+        {"image": f"{number}.png", "caption": f"{letter} ."}
+        for number in range(40)
+        for letter in "AB"
+    ]
+    random.Random(0).shuffle(rows)
+    source = save(tmp_path / "in.json", rows)
+    few = imported(source, tmp_path / "a.json", "--sample", "10")
+    assert len(few) == 10 and all(len(row["caption"]) == 10 for row in few)
+    more = imported(source, tmp_path / "a.json", "--sample", "11")
+    assert {row["imged_id"] for row in few} < {row["imged_id"] for row in more}
+    other = imported(source, tmp_path / "a.json", "--sample", "10", "--seed", "1")
+    assert other != few
+    save(source, rows[::-1])
+    again = imported(source, tmp_path / "a.json", "--sample", "10")
+    assert {row["imged_id"] for row in again} == {row["imged_id"] for row in few}
+
+
+def test_a_split_keeps_copies_of_an_image_together(tmp_path, capsys):
+    names = [f"{number}.png" for number in range(50)]
+    source = save(tmp_path / "in.json", [image(name) for name in names])
+    assert call(transform, "--input", source, "--split", "80/10/10") == 1
+    message = capsys.readouterr().err
+    assert "50 of 50 are not in" in message and "name their folder by --images" in message
+    folder = tmp_path / "pictures"
+    save_images(folder, *names)
+    for number in range(10):
+        (folder / f"{40 + number}.png").write_bytes((folder / f"{number}.png").read_bytes())
+    options = ("--split", "80/10/10", "--images", folder)
+    found = imported(source, tmp_path / "en.json", *options)
+    splits = {row["imged_id"]: row["split"] for row in found}
+    sizes = Counter(splits.values())
+    assert 39 <= sizes["train"] <= 41 and min(sizes["val"], sizes["test"]) >= 4
+    assert all(splits[f"{n}.png"] == splits[f"{40 + n}.png"] for n in range(10))
+    assert imported(source, tmp_path / "en.json", *options, "--seed", "1") != found
+    sampled = imported(source, tmp_path / "en.json", *options, "--sample", "20")
+    assert 15 <= sum(row["split"] == "train" for row in sampled) <= 17 and len(sampled) == 20
+    save(source, [image(name, "train") for name in names])
+    assert call(transform, "--input", source, *options) == 1
+    assert "has splits of its own (50 images, such as 0.png)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    (
+        (("--split", "80/20"), "80/20: expected percents such as 80/10/10"),
+        (("--split", "80/10/20"), "100 in all"),
+        (("--split", "a/b/c"), "expected percents"),
+        (("--sample", "0"), "0: expected a whole number from 1 on"),
+        (("--images", "x"), "give --split as well"),
+        (("--input", "a", "b"), "2 inputs are merged into one file: name it by --output"),
+        (("--layout", "xml"), "coco"),
+    ),
+)
+def test_options_of_choice_and_layout_that_make_no_sense(options, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        transform.main(list(options))
+    assert words in capsys.readouterr().err
+
+
+def test_inputs_of_several_layouts_are_refused(tmp_path, capsys):
+    coco = save(tmp_path / "a.json", COCO)
+    other = save(tmp_path / "b.json", [image("x.jpg")])
+    message = faults([coco, other], tmp_path, capsys)
+    assert "of several layouts" in message and "b.json (karpathy)" in message
+
+
+def test_forcing_a_layout_names_what_is_missing(tmp_path, capsys):
+    source = save(tmp_path / "in.json", [{"picture": "a.jpg", "words": "A ."}])
+    message = faults(source, tmp_path, capsys, "--layout", "pairs")
+    assert "no 'caption' among its keys (picture, words)" in message
+    message = faults(save(source, [1]), tmp_path, capsys, "--layout", "coco")
+    assert "expected an object with 'images' and 'annotations'" in message
+    message = faults(source, tmp_path, capsys, "--layout", "classes")
+    assert "is no folder" in message
+    message = faults(source, tmp_path, capsys, "--layout", "webdataset")
+    assert "is no plain tar" in message
