@@ -39,7 +39,7 @@ def parse(argv=None):
     )
     add("--output", required=True, type=Path, help="folder to write; it must not exist")
     # As it is on disk, changed only by the format
-    parser.set_defaults(dtype="stored", device="cpu", quant=None)
+    parser.set_defaults(dtype="stored", device="cpu", quant=None, max_pixels=None, min_pixels=None)
 
     args = parser.parse_args(argv)
     if args.output.exists():

@@ -1,7 +1,8 @@
 """A family of networks: what the rest of the house knows of one, and which a folder belongs to.
 
 The trainer and the assistant hold a `Family` and nothing of its inside; batch answers, evaluation
-and pages hold an assistant. A new family is a subclass of it and one line in FAMILIES.
+and pages hold an assistant. A new family is a subclass of it and one line in FAMILIES; what is not
+listed there belongs to the family on transformers, which knows a hundred types of networks.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +22,14 @@ from model.files import PROJECT, read_json, sha256
 from model.find import find_checkpoint
 from model.rows import Sample
 from model.sampling import Sampling
-from model.weight_files import ADAPTER, CARD, CONFIG, read_card
+from model.weight_files import (
+    ADAPTER,
+    CARD,
+    CONFIG,
+    PEFT_CONFIG,
+    adapter_file,
+    read_card,
+)
 
 # model_type in a folder's configuration -> "module:class", imported when a folder asks for it
 FAMILIES = {
@@ -29,6 +37,7 @@ FAMILIES = {
     "chatglm": "model.visualglm.family:VisualGLMFamily",  # as Hugging Face's folder calls it
 }
 DEFAULT_FAMILY = "visualglm"  # SwissArmyTransformer's folders name no model_type
+HF_FAMILY = "model.hf.family:HFFamily"
 MANIFEST = "complete.json"  # hashes of a saved training step, see training/run_folder.py
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -86,6 +95,13 @@ class Family(ABC):
 
     # Opening
 
+    @classmethod  # noqa: B027  (most families know their own types)
+    def check_config(cls, config: dict[str, Any], path: Path) -> None:
+        """UserError where the family cannot open a network of this configuration, read from path.
+
+        A first look, for a type of networks; `open` checks the rest.
+        """
+
     @classmethod
     @abstractmethod
     def open(
@@ -125,7 +141,22 @@ class Family(ABC):
 
         tensors: by the names that `save` wrote; source: their folder, for the UserError that lists
         what is missing or does not fit. Leaves the network in evaluation mode.
+        method: as `add_method` returned it, and under "peft" the configuration of an adapter of
+        PEFT.
         """
+
+    def limit_pixels(self, least: int | None, most: int | None) -> None:
+        """Bound the pixels of an image as the network sees it; None leaves a bound as it is.
+
+        A saved checkpoint keeps the bounds. Raises UserError where images have one size.
+        """
+        raise UserError(
+            "--max_pixels and --min_pixels: images of this base have one fixed size; leave them out"
+        )
+
+    def image_note(self) -> str:
+        """What an image takes, for the start lines of a training; "" where there is no choice."""
+        return ""
 
     @property
     @abstractmethod
@@ -148,6 +179,10 @@ class Family(ABC):
         ones ([]: all). nf4: the frozen linear layers in 4 bits; the network was then opened on the
         CPU and moves to `device` here. Returns the method as `load_adapter` needs it, for the card.
         """
+
+    def trained_tensors(self) -> dict[str, torch.Tensor]:
+        """The trained parameters by the names that `save` writes of an adapter."""
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
     @abstractmethod
     def configure_training(
@@ -204,9 +239,10 @@ class Family(ABC):
     def save(self, folder: Path, card: dict[str, Any]) -> None:
         """Write a checkpoint folder, which appears complete or not at all.
 
-        By card["method"] all weights in FULL, or the trained tensors alone in ADAPTER, under the
-        names that `load_adapter` takes; the card in CARD; a CONFIG with this family's model_type;
-        and what `open` needs of the tokenizer (names: model/weight_files.py).
+        By card["method"] all weights, or the trained tensors alone, in files that `weight_files`
+        or `adapter_file` find, under the names that `load_adapter` takes; the card in CARD; where
+        it is no adapter of PEFT a configuration with this family's model_type; and what `open`
+        needs of the tokenizer.
         """
 
     def close(self) -> None:  # noqa: B027  (most families hold nothing)
@@ -269,11 +305,12 @@ def family_of(folder: Path) -> type[Family]:
         path = path / (CONFIG if (path / CONFIG).is_file() else "config.json")
     config = read_json(path, "network configuration", dict)
     name = config.get("model_type", DEFAULT_FAMILY)
-    if not isinstance(name, str) or name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UserError(f"{path}: model_type {name!r}, expected one of {known}; name another base")
-    module, _, kind = FAMILIES[name].partition(":")
-    return getattr(import_module(module), kind)
+    if not isinstance(name, str):
+        raise UserError(f"{path}: model_type {name!r}, expected a name; copy it again")
+    module, _, kind = FAMILIES.get(name, HF_FAMILY).partition(":")
+    family = getattr(import_module(module), kind)
+    family.check_config(config, path)
+    return family
 
 
 def open_checkpoint(
@@ -285,22 +322,31 @@ def open_checkpoint(
     dtype: str | torch.dtype | None = None,
     bits: int | None = None,
     download: str | None = None,
+    pixels: tuple[int | None, int | None] = (None, None),
 ) -> Family:
     """A base, a full checkpoint or an adapter: a folder, or a name to look up. Raises UserError.
 
     base: where an adapter's base lies, if it has moved; tokenizer: a vocabulary file; device:
     "cuda", "mps", "cpu"; dtype: a name of DTYPES, or "stored"; bits: 8 or 4; download:
-    "huggingface" or "modelscope". None chooses, or does without.
+    "huggingface" or "modelscope"; pixels: least and most of an image, see limit_pixels. None
+    chooses, or does without.
     """
     folder = find_checkpoint(name, download)
     device = choose_device(device)
     dtype = named_dtype(dtype)
-    if not (folder / ADAPTER).is_file():
-        return family_of(folder).open(
+    if adapter_file(folder) is None:
+        family = family_of(folder).open(
             folder, tokenizer=tokenizer, device=device, dtype=dtype, bits=bits
         )
+    else:
+        family = _open_adapter(folder, base, tokenizer, device, dtype, bits, download)
+    if any(pixels):
+        family.limit_pixels(*pixels)
+    return family
 
-    card = _adapter_card(folder)
+
+def _open_adapter(folder, base, tokenizer, device, dtype, bits, download):
+    card = adapter_card(folder)
     base_folder = base_of_adapter(folder, base, download)
     _check_manifest(folder)
     family = family_of(base_folder).open(
@@ -312,12 +358,24 @@ def open_checkpoint(
     return family
 
 
-def _adapter_card(folder):
+def adapter_card(folder: Path) -> dict[str, Any]:
+    """The card of an adapter; of one that another program wrote as PEFT, what its files say.
+
+    Raises UserError.
+    """
     card = read_card(folder)
+    peft = None
+    if (folder / PEFT_CONFIG).is_file():
+        peft = read_json(folder / PEFT_CONFIG, "adapter configuration", dict)
+    if peft is not None and not card:
+        base = {"path": peft.get("base_model_name_or_path"), "fingerprint": None}
+        card = {"base": base, "method": {"name": "lora"}}
     if not card.get("base") or not card.get("method"):
         raise UserError(
             f"adapter {folder}: {CARD} does not say what its base is; copy the folder again"
         )
+    if peft is not None:
+        card["method"] = card["method"] | {"peft": peft}
     return card
 
 
@@ -330,7 +388,11 @@ def base_of_adapter(
     """
     base = given
     if base is None:
-        base = _adapter_card(folder)["base"]["path"]
+        base = adapter_card(folder)["base"]["path"]
+        if not base:
+            raise UserError(
+                f"adapter {folder}: it does not say what its base is; name it with --base_path"
+            )
         for place in (PROJECT / base, folder / base):
             if place.is_dir():
                 base = place
@@ -340,7 +402,7 @@ def base_of_adapter(
     except UserError as error:
         advice = "name it with --base_path. " if given is None else ""
         raise UserError(f"adapter {folder}: its base is not at {base}; {advice}{error}") from None
-    if (found / ADAPTER).is_file():
+    if adapter_file(found):
         raise UserError(f"adapter {folder}: {found} is an adapter, too, not its base")
     return found
 
@@ -350,17 +412,18 @@ def _check_manifest(folder):
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return
-    if read_json(manifest, "list of hashes", dict).get(ADAPTER) != sha256(folder / ADAPTER):
+    file = adapter_file(folder)
+    if read_json(manifest, "list of hashes", dict).get(file.name) != sha256(file):
         raise UserError(
-            f"adapter {folder}: {ADAPTER} is not what training wrote (its hash differs from "
+            f"adapter {folder}: {file.name} is not what training wrote (its hash differs from "
             f"{MANIFEST}); copy it again"
         )
 
 
 def check_base(folder: Path, family: Family, base_folder: Path) -> None:
     """UserError unless the family, opened from base_folder, is what an adapter was trained on."""
-    expected = _adapter_card(folder)["base"]["fingerprint"]
-    if family.base_fingerprint != expected:
+    expected = adapter_card(folder)["base"]["fingerprint"]
+    if expected is not None and family.base_fingerprint != expected:
         raise UserError(
             f"adapter {folder}: {base_folder} is not the base it was trained on (fingerprint "
             f"{family.base_fingerprint}, expected {expected}); name the right one with --base_path"
@@ -369,19 +432,23 @@ def check_base(folder: Path, family: Family, base_folder: Path) -> None:
 
 def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """name -> tensor of an adapter, in its dtype. Raises UserError."""
+    path = adapter_file(folder) or folder / ADAPTER
     try:
-        with safe_open(folder / ADAPTER, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"adapter {folder}: {ADAPTER} cannot be read ({error}); copy it again"
+            f"adapter {folder}: {path.name} cannot be read ({error}); copy it again"
         ) from None
 
 
 def export_checkpoint(name: str | Path, form: str, output: Path, **options) -> list[str]:
     """`Family.export` of a checkpoint found by its name. Raises UserError."""
     folder = find_checkpoint(name, options.get("download"))
-    family = family_of(folder)
+    configured = folder
+    if adapter_file(folder) and not (folder / CONFIG).is_file():
+        configured = base_of_adapter(folder, options.get("base"), options.get("download"))
+    family = family_of(configured)
     if form not in family.formats:
         known = ", ".join(family.formats)
         raise UserError(f"--format {form}: this checkpoint can be written as {known}")

@@ -19,7 +19,7 @@ from model.visualglm.checkpoint import (
 )
 from model.visualglm.config_check import check_memory
 from model.visualglm.generate import generate
-from model.visualglm.layouts import fingerprint, read_config
+from model.visualglm.layouts import read_config
 from model.visualglm.lora import (
     LORA_TARGETS,
     adapter_names,
@@ -35,7 +35,7 @@ from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
 from model.visualglm.sat import leave_model_parallel_group
 from model.visualglm.tokenizer import Tokenizer, find_vocabulary
-from model.weight_files import ADAPTER
+from model.weight_files import ADAPTER, fingerprint
 
 CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned if the answer is English
 ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from model.errors import UserError
+from model.nf4 import nf4_linear
 from model.visualglm.packing import bfloat16_products
 
 GROUP = 32
@@ -317,38 +318,10 @@ def to_nf4(network: torch.nn.Module, device: torch.device | None = None) -> None
     Before or after LoRA is added. Vision tower, Q-Former, embeddings and head stay as they are.
     Raises UserError where bitsandbytes is missing.
     """
-    try:
-        from bitsandbytes.nn import Linear4bit
-    except ImportError:
-        message = "4-bit weights need bitsandbytes: pip install bitsandbytes==0.50.2"
-        raise UserError(message) from None
-
     for path, module in list(network.named_modules()):
         is_block = LAYERS.fullmatch(path.removesuffix(".original"))
         if not is_block or getattr(module, "weight", None) is None:
             continue
         parent, _, name = path.rpartition(".")
-        new = _frozen_copy(Linear4bit, module)
-        # The move to the device quantizes.
-        new = new.to(device or module.weight.device)
+        new = nf4_linear(module, device or module.weight.device)
         setattr(network.get_submodule(parent), name, new)
-
-
-def _frozen_copy(linear_4bit, linear):
-    """bitsandbytes' layer on the CPU with the weights of a linear layer, not yet quantized."""
-    weight, bias = linear.weight, linear.bias
-    new = linear_4bit(
-        weight.size(1),
-        weight.size(0),
-        bias=bias is not None,
-        compute_dtype=weight.dtype,
-        quant_type="nf4",
-        device="cpu",
-    )
-    state = {"weight": weight.detach().cpu()}
-    if bias is not None:
-        state["bias"] = bias.detach().cpu()
-    new.load_state_dict(state)
-    # Its packed form for inference on a CPU cannot go back to training.
-    new.support_avx512bf16_for_cpu = False
-    return new.requires_grad_(False)
