@@ -36,17 +36,31 @@ FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+WORDS = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "*.tiktoken")
 
 
 def has_processor(folder: Path) -> bool:
     """Whether a folder, maybe an adapter's, brings an image processor and a tokenizer."""
-    images = any((folder / name).is_file() for name in (PREPROCESSOR, PROCESSOR))
-    return images and any(folder.glob("tokenizer*"))
+    return _has_images(folder) and _has_words(folder)
+
+
+def _has_images(folder):
+    return any((folder / name).is_file() for name in (PREPROCESSOR, PROCESSOR))
+
+
+def _has_words(folder):
+    return any(any(folder.glob(pattern)) for pattern in WORDS)
 
 
 def load_processor(folder: Path, config: transformers.PreTrainedConfig) -> Any:
     """The processor of a folder, for images and text. Raises UserError."""
-    if not any((folder / name).is_file() for name in (PREPROCESSOR, PROCESSOR)):
+    # transformers would go on with an empty vocabulary
+    if not _has_words(folder):
+        raise UserError(
+            f"checkpoint {folder}: no tokenizer; expected tokenizer.json beside the weights; fetch "
+            "it again"
+        )
+    if not _has_images(folder):
         raise UserError(
             f"checkpoint {folder}: no image processor; expected {PREPROCESSOR} or {PROCESSOR} "
             "beside the weights; fetch it again"
