@@ -563,6 +563,13 @@ def finish(trainer):
         f"done in {seconds:.0f} s; losses: {folder / 'loss.png'}\n"
         f"talk with it: python cli_demo.py --from_pretrained {shlex.quote(str(folder))}"
     )
+    if trainer.effect is not None:
+        say(f"the adapter changes the logits of an answer by {trainer.effect:.3g} (rms)")
+    if trainer.effect == 0:
+        raise UserError(
+            f"the adapter in {folder} does nothing: its weights did not change from where they "
+            f"began; raise --lr (now {trainer.options.lr:g}) or train longer"
+        )
     is_saved = best and (folder / str(best["step"])).is_dir()
     if is_saved and best["step"] != step:
         best_folder = shlex.quote(str(folder / str(best["step"])))

@@ -39,6 +39,7 @@ FAMILIES = {
 DEFAULT_FAMILY = "visualglm"  # SwissArmyTransformer's folders name no model_type
 HF_FAMILY = "model.hf.family:HFFamily"
 MANIFEST = "complete.json"  # hashes of a saved training step, see training/run_folder.py
+EFFECT_RATIO = 4  # between an adapter's effect now and after training: dtype and bits change it
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -55,9 +56,10 @@ class Limits:
 class FeatureSpec:
     """What the frozen vision part makes of one image: the same in every epoch, so it is cached."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None  # None: a dict of tensors, by name, whose shapes may differ
     dtype: torch.dtype
     cache_key: str  # differs where weights or preprocessing differ
+    estimated_bytes: int = 0  # of an image, where the shape does not say it
 
 
 class Returning:
@@ -79,7 +81,7 @@ class Family(ABC):
     out). Every method that reads a user's file or option raises UserError.
     Keys of the card that others read: "method" and "base" (of an adapter), "prompt" (the question
     it was trained on), "english" (the frame of that), "quantization" (such weights cannot be
-    trained).
+    trained), "effect" (see `effect`; of an adapter).
     """
 
     parts: ClassVar[tuple[str, ...]]  # what can be trained in full, by name
@@ -208,7 +210,7 @@ class Family(ABC):
         """A rendered row and its RGB image -> one training item."""
 
     @abstractmethod
-    def encode_features(self, row: Any, features: torch.Tensor) -> Any:
+    def encode_features(self, row: Any, features: Any) -> Any:
         """The same with cached features in the image's place."""
 
     @abstractmethod
@@ -224,11 +226,11 @@ class Family(ABC):
         """About what a micro-batch of so many tokens keeps for its backward pass."""
 
     def feature_spec(self) -> FeatureSpec | None:
-        """None where the vision part is trained, or makes nothing of one size to be cached."""
+        """None where the vision part is trained, or makes nothing that can be cached."""
         return None
 
-    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """RGB images -> features [I, *feature_spec().shape]"""
+    def image_features(self, images: Sequence[Image.Image]) -> Any:
+        """RGB images -> features [I, *feature_spec().shape], or a dict of each image's."""
         raise NotImplementedError
 
     def drop_vision(self) -> None:
@@ -244,6 +246,13 @@ class Family(ABC):
         it is no adapter of PEFT a configuration with this family's model_type; and what `open`
         needs of the tokenizer.
         """
+
+    def effect(self, question: str | None = None) -> float | None:
+        """How much the adapter changes the logits of an answer; None where that is not measured.
+
+        question: that of the row it is measured on, None: that of the card. All processes together.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027  (most families hold nothing)
         """Release process groups of its own, before torch.distributed ends."""
@@ -355,7 +364,26 @@ def _open_adapter(folder, base, tokenizer, device, dtype, bits, download):
     check_base(folder, family, base_folder)
     family.load_adapter(card["method"], adapter_tensors(folder), f"adapter {folder}")
     family.card = card
+    _check_effect(family, f"adapter {folder}")
     return family
+
+
+def _check_effect(family, source):
+    """UserError for an adapter that loads and yet does not do what it did after its training."""
+    effect = family.effect()
+    if effect is None:
+        return
+    if effect == 0:
+        raise UserError(
+            f"{source}: it changes no answer of its base: none of its weights is active; copy it "
+            "again, or name its own base with --base_path"
+        )
+    expected = family.card.get("effect")
+    if expected and not expected / EFFECT_RATIO < effect < expected * EFFECT_RATIO:
+        raise UserError(
+            f"{source}: it changes the logits of its base by {effect:.3g}, expected {expected:.3g} "
+            "as after training; its configuration or the base's is not the same: copy them again"
+        )
 
 
 def adapter_card(folder: Path) -> dict[str, Any]:
@@ -479,6 +507,17 @@ def named_dtype(name: str | torch.dtype | None) -> torch.dtype | str | None:
     if name not in DTYPES:
         raise UserError(f"dtype {name!r}: expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def to_device(batch, device):
+    """A batch with its tensors, also those in lists, on the device."""
+    if torch.is_tensor(batch):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [to_device(value, device) for value in batch]
+    return batch
 
 
 def portable_path(folder: str | Path) -> str:

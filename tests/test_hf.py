@@ -28,6 +28,7 @@ import export_RemoteGLM
 import finetune_RemoteGLM
 from model import Sampling, UserError, load_assistant, read_image
 from model.family import Limits, family_of, open_checkpoint
+from model.hf.family import probe_image
 from model.hf.generate import generate
 from model.hf.types import part_of
 from model.rows import Sample
@@ -412,6 +413,51 @@ def test_qlora_trains_over_4_bits(checkpoints):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_cached_features_stand_in_for_the_images(checkpoints, kind):
+    """The same losses and gradients, in a batch of images of several sizes and without."""
+    found = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        family = open_family(checkpoints(kind))
+        family.add_method(LORA, device=CPU)
+        images = varied_images(4)
+        spec = family.feature_spec()
+        assert spec.shape is None and spec.estimated_bytes > 0
+        features = [None if one is None else family.image_features([one])[0] for one in images]
+        if cached:
+            family.drop_vision()
+        items = []
+        for one, own in zip(images, features):
+            tokens = None if one is None else family._tokens_of(one.size)
+            row = family.prompts.row(QUESTION, COLORS["blue"], image_tokens=tokens)
+            with_features = cached and own is not None
+            items.append(
+                family.encode_features(row, own) if with_features else family.encode(row, one)
+            )
+        family.network.train()
+        loss = family.network(**family.collate(items))[1]
+        loss.backward()
+        gradients = [p.grad for p in family.network.parameters() if p.grad is not None]
+        found.append((loss, gradients, family.effect()))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert len(found[0][1]) == len(found[1][1])
+    for ours, theirs in zip(found[0][1], found[1][1]):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert found[0][2] == found[1][2] == 0
+
+
+def test_features_are_not_cached_where_the_vision_part_is_trained(checkpoints):
+    for method in (
+        LORA | {"targets": ["vision"]},
+        LORA | {"parts": ["projector"]},
+        {"name": "full", "parts": []},
+    ):
+        family = open_family(checkpoints("qwen3_vl"))
+        family.add_method(method, device=CPU)
+        assert family.feature_spec() is None
+
+
 # Answers
 
 
@@ -540,6 +586,7 @@ def finetune(base, rows, save, name, *more):
         *("--save", save, "--experiment-name", name),
         *("--batch-size", 4, "--train-iters", 30, "--lr", 0.02, "--clip-grad", 0),
         *("--eval-interval", 15, "--log-interval", 5, "--keep", 0),
+        *("--vision_cache", save / "features"),
         *("--lora_rank", 8, "--lora_alpha", 32, "--lora_targets", "attention", "mlp"),
         *more,
     )
@@ -569,6 +616,7 @@ def test_the_trainer_trains_and_validates(trained):
     assert [set(entry) for entry in valid] == [{"real", "blank", "shuffled"}] * 3
     assert valid[-1]["real"] < valid[0]["real"] - 0.1
     assert len(set(valid[-1].values())) == 3
+    assert "encoded 19 images once" in printed
     assert re.search(r"tokens of an image: \d+ at 256 x 256, \d+ at 768 x 768", printed)
     names = {path.name for path in (folder / "30").iterdir()}
     assert {PEFT_CONFIG, PEFT_ADAPTER, CARD} <= names
@@ -733,6 +781,30 @@ def test_an_adapter_that_peft_wrote(checkpoints, tmp_path):
             assert not torch.allclose(family.network(**batch)[0], expected, atol=1e-3)
 
 
+def test_an_adapter_with_names_of_earlier_releases(checkpoints, tmp_path):
+    """As peft wrote it over LLaVA before transformers 5."""
+    folder = checkpoints("llava")
+    family = open_family(folder)
+    method = family.add_method(LORA, device=CPU)
+    batch = batch_of(family)
+    train_steps(family, batch, 3)
+    card = {"method": method, "base": {"path": str(folder), "fingerprint": family.base_fingerprint}}
+    family.save(tmp_path / "adapter", card)
+    path = tmp_path / "adapter" / PEFT_ADAPTER
+    now, before = "model.model.language_model.", "model.language_model.model."
+    old = {name.replace(now, before): tensor for name, tensor in load_file(path).items()}
+    save_file(old, path)
+    config = json.loads((path.parent / PEFT_CONFIG).read_text())
+    config["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"]
+    config["target_modules"] += ["up_proj", "down_proj"]
+    config["exclude_modules"] = ".*vision_tower.*"
+    (path.parent / PEFT_CONFIG).write_text(json.dumps(config))
+    with torch.no_grad():
+        family.network.eval()
+        again = open_family(path.parent)
+        assert torch.allclose(again.network(**batch)[0], family.network(**batch)[0], atol=1e-6)
+
+
 def test_adapters_that_do_not_fit(trained, checkpoints, tmp_path):
     saved = trained[1] / "30"
     for number, change in enumerate((lambda name: f"x.{name}", lambda name: name)):
@@ -742,6 +814,7 @@ def test_adapters_that_do_not_fit(trained, checkpoints, tmp_path):
         named = {change(name): tensor for name, tensor in tensors.items()}
         if number:
             named.popitem()
+            named = {name: tensor.clone() for name, tensor in named.items()}
         save_file(named, folder / PEFT_ADAPTER)
         with pytest.raises(UserError, match=r"\d+ tensors do not fit the network: ") as error:
             open_family(folder)
@@ -757,6 +830,63 @@ def test_adapters_that_do_not_fit(trained, checkpoints, tmp_path):
     (folder / PEFT_ADAPTER).unlink()
     with pytest.raises(UserError, match="cannot be read"):
         open_family(folder)
+
+
+# Does the adapter do anything?
+
+
+def test_the_card_keeps_what_the_adapter_does(trained):
+    """As large as the change of logits that plain peft finds on the same row."""
+    printed, folder, _ = trained
+    card = json.loads((folder / "30" / CARD).read_text())
+    assert f"changes the logits of an answer by {card['effect']:.3g}" in printed
+    base = card["base"]["path"]
+    model = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(model, folder / "30").eval()
+    inputs = transformers.ProcessorMixin.apply_chat_template(
+        open_family(base).processor,
+        messages([(QUESTION, None)], probe_image()),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+    )
+    with torch.no_grad():
+        tuned = model(**inputs).logits[0, -1]
+        with model.disable_adapter():
+            change = tuned - model(**inputs).logits[0, -1]
+    assert card["effect"] == pytest.approx(change.pow(2).mean().sqrt().item(), rel=1e-3)
+
+
+def test_an_adapter_that_does_nothing_is_an_error(trained, tmp_path, monkeypatch):
+    saved = trained[1] / "30"
+
+    def changed(name, tensors=None, **values):
+        folder = shutil.copytree(saved, tmp_path / name)
+        (folder / "complete.json").unlink()
+        path = folder / PEFT_CONFIG
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        if tensors:
+            save_file(tensors, folder / PEFT_ADAPTER)
+        return folder
+
+    zeros = {name: torch.zeros_like(t) for name, t in load_file(saved / PEFT_ADAPTER).items()}
+    one_line(changed("zeros", zeros), "it changes no answer of its base")
+    one_line(changed("alpha", lora_alpha=3200.0), "changes the logits of its base by")
+    one_line(changed("less", lora_alpha=0.01), "changes the logits of its base by")
+
+    monkeypatch.setattr(peft.LoraModel, "merge_and_unload", lambda self, *_, **__: self.unload())
+    with pytest.raises(SystemExit, match="merging would change its answers"):
+        export_RemoteGLM.main(
+            ["--from_pretrained", str(saved), "--format", "hf", "--output", str(tmp_path / "out")]
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_that_changes_nothing_ends_in_an_error(checkpoints, colors, tmp_path):
+    with pytest.raises(AssertionError, match="does nothing: its weights did not change"):
+        finetune(checkpoints("llava"), colors, tmp_path, "none", "--lr", 1e-30)
+    assert (tmp_path / "none" / "30" / PEFT_ADAPTER).is_file()
 
 
 # Errors

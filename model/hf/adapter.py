@@ -9,7 +9,6 @@ from typing import Any
 
 import peft
 import torch
-from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 
 from model.errors import UserError
@@ -19,7 +18,7 @@ from model.weight_files import PEFT_ADAPTER, PEFT_CONFIG
 LORA_TARGETS = ("attention", "mlp", "vision", "projector")
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 ATTENTION = re.compile(r"attn|attention")
-START = "base_model.model."  # before the base's own names
+OWN = ".default."  # in the names of an adapter's tensors while they are in the network
 SHOWN = 5  # names in one message
 
 
@@ -146,28 +145,24 @@ def tensors_of(model: peft.PeftModel) -> dict[str, torch.Tensor]:
 
 
 def fill(model: peft.PeftModel, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Give the adapter its tensors by name. UserError that lists what does not fit."""
-    own = tensors_of(model)
-    wrong = [f"missing {name}" for name in sorted(set(own) - set(tensors))]
-    wrong += [f"unexpected {name}" for name in sorted(set(tensors) - set(own))]
-    for name in sorted(set(own) & set(tensors)):
-        if own[name].shape != tensors[name].shape:
-            shapes = f"{list(tensors[name].shape)}, expected {list(own[name].shape)}"
-            wrong.append(f"{name} has shape {shapes}")
+    """Give the adapter its tensors by name. UserError that lists what does not fit.
+
+    peft also reads names from before transformers 5, where it knows how they have changed.
+    """
+    try:
+        result: Any = peft.set_peft_model_state_dict(model, dict(tensors))
+    except RuntimeError as error:  # shapes, each in a line of its own
+        wrong = [line.strip() for line in str(error).splitlines()[1:]]
+    else:
+        missing = [name for name in result.missing_keys if OWN in name]
+        wrong = [f"missing {name.replace(OWN, '.')}" for name in sorted(missing)]
+        wrong += [f"unexpected {name}" for name in sorted(result.unexpected_keys)]
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise UserError(
             f"{source}: {len(wrong)} tensors do not fit the network: "
             f"{'; '.join(wrong[:SHOWN])}{more}"
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
-def trained_copies(model: Any) -> list[str]:
-    """Names of the modules that peft keeps twice, trained in full."""
-    return [n for n, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
 
 
 def write(model: peft.PeftModel, folder: Path, base: str | None) -> None:

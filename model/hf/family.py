@@ -1,6 +1,7 @@
 """Every image-text model of transformers with a chat template, as a family: see model/family.py."""
 
 import json
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import transformers
 from PIL import Image
 
 from model.errors import UserError
-from model.family import Family, Returning, open_checkpoint
+from model.family import Family, FeatureSpec, Returning, open_checkpoint, to_device
 from model.files import replacing_folder
 from model.hf import adapter, processor
 from model.hf.answer_text import AnswerText
 from model.hf.export import export_merged
+from model.hf.features import drop, encode, placeholder, takes_features
 from model.hf.generate import generate
 from model.hf.loading import fingerprint_of, load_model, quantize, read_config, to_nf4
 from model.hf.network import Network
@@ -23,11 +25,15 @@ from model.hf.types import check_type, names_of
 from model.weight_files import CARD, PEFT_CONFIG, fingerprint, read_card
 
 ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt
+PROBE = "?"  # a question, where a checkpoint does not know its own
 SIDES = (256, 768, 1536)  # of images that the start line names
 
 
 class HFFamily(Family):
-    """network: model/hf/network.py around a model of transformers; folder: that of the base."""
+    """network: model/hf/network.py around a model of transformers; processor: its own.
+
+    folder: that of the base; files: that of the processor, bounds: what is changed in those.
+    """
 
     parts = ("vision", "projector", "language")
     vision_parts = ("vision", "projector")
@@ -41,9 +47,10 @@ class HFFamily(Family):
         self.processor = loaded
         self.folder = folder
         self.card = card or {}
-        self._files = files
+        self.files = files
         self._base_fingerprint = base_fingerprint
-        self._bounds = {}
+        self.bounds = {}
+        self._probe_features = None  # of the probe's image, where the vision part is dropped
         self._image_tokens = {}  # size of an image -> the tokens it takes
         self.prompts = Prompts(loaded, self._end_ids())
         if not read_card(files):  # ours have their bounds in their files
@@ -122,8 +129,8 @@ class HFFamily(Family):
                 f"--min_pixels {least}: more than --max_pixels, {most or processor.MAX_PIXELS}"
             )
         images = self.processor.image_processor
-        self._bounds = processor.pixel_bounds(images, least, most)
-        processor.set_bounds(images, self._bounds)
+        self.bounds = processor.pixel_bounds(images, least, most)
+        processor.set_bounds(images, self.bounds)
         self._image_tokens = {}
 
     def image_note(self):
@@ -203,7 +210,7 @@ class HFFamily(Family):
         return {"row": row, "image": image}
 
     def encode_features(self, row, features):
-        raise AssertionError("features of this family are not cached")
+        return {"row": row, "image": placeholder(features), "features": features}
 
     def _inputs(self, texts, images, side):
         """What the processor makes of prompts and their images (None: without); padded at a side.
@@ -235,6 +242,10 @@ class HFFamily(Family):
         lengths = mask.sum(1).tolist()
         width = max(length + row.target_tokens for length, row in zip(lengths, rows))
         batch = dict(inputs)
+        features = [item["features"] for item in items if "features" in item]
+        if features:
+            batch = {name: v for name, v in inputs.items() if not name.startswith("pixel_")}
+            batch["features"] = features
         for name, value in inputs.items():
             if value.shape == ids.shape:  # one number a token: 0 is text, and not there
                 batch[name] = torch.nn.functional.pad(value, (0, width - value.size(1)))
@@ -265,6 +276,40 @@ class HFFamily(Family):
         layers = 34 * config.hidden_size * config.num_hidden_layers / 2 * self.dtype.itemsize
         return tokens * layers + target_tokens * config.vocab_size * 12
 
+    @torch.no_grad()
+    def feature_spec(self):
+        base = self.network.base
+        trained = [name for name, p in base.named_parameters() if p.requires_grad]
+        if names_of(trained, self.vision_parts) or not takes_features(base):
+            return None
+        # What a class does with features is its own: none are cached where it makes a difference
+        row = self.prompts.row(PROBE, PROBE, image_tokens=0)
+        image = probe_image()
+        (features,) = self.image_features([image])
+        losses = []
+        for item in (self.encode(row, image), self.encode_features(row, features)):
+            batch = to_device(self.collate([item]), self.device)
+            losses.append(self.network(**batch)[1].item())
+        if not math.isclose(*losses, rel_tol=1e-3):
+            return None
+        size = sum(tensor.nbytes for tensor in features.values())
+        made_by = (self.base_fingerprint, self.dtype, self.bounds, transformers.__version__)
+        return FeatureSpec(None, self.dtype, " ".join(map(str, made_by)), 4 * size)
+
+    @torch.inference_mode()
+    def image_features(self, images):
+        def process(shown):
+            texts = [self.prompts.text((), PROBE, True)]
+            inputs = self._inputs(texts, shown, "right").to(self.device)
+            return self.network.as_inputs(inputs)
+
+        return encode(self.network.base, process, images)
+
+    def drop_vision(self):
+        base = self.network.base
+        (self._probe_features,) = self.image_features([probe_image()])
+        drop([base.get_submodule(n) for n in adapter.whole_modules(base, self.vision_parts)])
+
     def save(self, folder, card):
         with _new_checkpoint(folder) as new:
             if card["method"]["name"] == "full":
@@ -272,7 +317,7 @@ class HFFamily(Family):
             else:
                 base = card.get("base") or {}
                 adapter.write(self._peft, new, base.get("path"))
-            processor.copy_files(self._files, new, self._bounds)
+            processor.copy_files(self.files, new, self.bounds)
             text = json.dumps(card, indent=2, ensure_ascii=False)
             (new / CARD).write_text(text, encoding="utf-8")
 
@@ -289,6 +334,28 @@ class HFFamily(Family):
             return
         with self._peft.disable_adapter():
             yield
+
+    @torch.no_grad()
+    def effect(self, question=None):
+        if self._peft is None:
+            return None
+        was_training = self.network.training
+        self.network.eval()
+        tuned = self.probe(question)
+        with self.untuned():
+            change = tuned - self.probe(question)
+        self.network.train(was_training)
+        return rms(change)
+
+    @torch.no_grad()
+    def probe(self, question=None):
+        """Logits [V] of the first token of an answer about an image that is made here."""
+        row = self.prompts.row(question or self.card.get("prompt", PROBE), PROBE, image_tokens=0)
+        item = self.encode(row, probe_image())
+        if self._probe_features:
+            item = self.encode_features(row, self._probe_features)
+        logits, _ = self.network(**to_device(self.collate([item]), self.device))
+        return logits[0].float()
 
     def prepare_to_answer(self):
         self.network.eval()
@@ -344,8 +411,19 @@ class HFFamily(Family):
     def export(cls, folder, form, output, **options):
         family = open_checkpoint(folder, **options)
         with _new_checkpoint(output) as new:
-            export_merged(family, new)
+            export_merged(family, new, f"checkpoint {folder}")
         return []
+
+
+def rms(change):
+    return change.pow(2).mean().sqrt().item()
+
+
+def probe_image():
+    """A small image with colors and edges, the same everywhere."""
+    rows, columns = np.mgrid[:64, :64]
+    pixels = np.stack((rows * 4, columns * 4, (rows // 8 + columns // 8) % 2 * 255), -1)
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _size_of(source):

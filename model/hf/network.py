@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from model.hf.features import Features, as_outputs
+
 
 class Network(torch.nn.Module):
     """model: an image-text-to-text model of transformers, or peft's around it."""
@@ -41,13 +43,20 @@ class Network(torch.nn.Module):
         return inputs
 
     def forward(
-        self, targets: torch.Tensor, target_positions: torch.Tensor, **inputs: Any
+        self,
+        targets: torch.Tensor,
+        target_positions: torch.Tensor,
+        features: list[Features] | None = None,
+        **inputs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [N, V] of the trained tokens and their mean loss.
 
         targets [N]; target_positions [N]: indices into the B * T tokens that predict them; inputs:
-        what the processor makes of the rows, padded at their end.
+        what the processor makes of the rows, padded at their end, features: of their images, in
+        the place of pixels.
         """
+        if features:
+            inputs["mm_encoder_outputs"] = as_outputs(features)
 
         # With 150,000 words logits of all tokens are most of the memory. A hook, because what a
         # class does behind its head (scaling, capping) must still be done.

@@ -122,7 +122,7 @@ class Options:
         METHOD,
         ["attention"],
         "what gets LoRA: attention and mlp of the language model, vision (attention of the whole "
-        "tower), projection",
+        "tower), projection (of a base of transformers: projector)",
         nargs="+",
     )
     layer_range: list = option(
