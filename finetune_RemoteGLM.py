@@ -428,13 +428,14 @@ def as_resolved(options, dtype):
     if not folder.is_dir():
         return options
     folder = find_checkpoint(folder)
-    method = read_card(folder).get("method")
-    if adapter_file(folder) and not method:
+    card = read_card(folder)
+    method = card.get("method")
+    if adapter_file(folder) and not card:
         raise UserError(
             f"adapter {folder} was written by another program: it can be talked with and exported, "
             "to train on from it export it first (export_RemoteGLM.py --format hf)"
         )
-    if not adapter_file(folder):
+    if not adapter_file(folder) or not method:
         return options
     return like_adapter(options, method, folder)
 

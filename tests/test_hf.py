@@ -390,8 +390,8 @@ def test_activation_checkpointing_keeps_the_gradients(checkpoints, kind):
     """Also those of LoRA on the vision part, with everything else frozen."""
     found = []
     for checkpointing in (False, True):
-        torch.manual_seed(0)
         family = open_family(checkpoints(kind))
+        torch.manual_seed(0)
         family.add_method(LORA | {"targets": ["vision"]}, device=CPU)
         family.configure_training(activation_checkpointing=checkpointing)
         names = gradients(family, batch_of(family))
@@ -418,8 +418,8 @@ def test_cached_features_stand_in_for_the_images(checkpoints, kind):
     """The same losses and gradients, in a batch of images of several sizes and without."""
     found = []
     for cached in (False, True):
-        torch.manual_seed(0)
         family = open_family(checkpoints(kind))
+        torch.manual_seed(0)
         family.add_method(LORA, device=CPU)
         images = varied_images(4)
         spec = family.feature_spec()
