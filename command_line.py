@@ -3,7 +3,9 @@
 import argparse
 import io
 import os
+import signal
 import sys
+from contextlib import contextmanager
 
 
 def show_what_can_be_shown():
@@ -50,6 +52,19 @@ class Parser(argparse.ArgumentParser):
             if known.replace("_", "-") == name.replace("_", "-"):
                 return known + equals + value
         return word
+
+
+@contextmanager
+def sigterm_cleans_up():
+    """A context in which SIGTERM is an exception, so that what was begun is ended and removed.
+
+    The handler of before comes back: one that stayed would go to every process forked later.
+    """
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def add_loading_options(parser, whole=False, **from_pretrained):

@@ -9,7 +9,7 @@ name=demo
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/5 scenes and captions (data/synthetic/demo_scenes.py)"
-"$python" data/synthetic/demo_scenes.py --output data/demo --train 96
+"$python" data/synthetic/demo_scenes.py --output data/demo --train 96 --plain
 step "2/5 captions -> records -> Chinese descriptions -> image-text pairs (data/)"
 "$python" data/transform.py --dataset demo
 "$python" data/translation_en2zh.py --dataset demo --memory data/demo/memory.jsonl

@@ -7,7 +7,6 @@ On http://127.0.0.1:7860, or for the whole local network:
 """
 
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from command_line import (
     add_language_options,
     add_loading_options,
     loading,
+    sigterm_cleans_up,
 )
 from model.errors import UserError
 
@@ -408,16 +408,11 @@ def start(assistant, args):
 
 def serve_until_stopped(assistant, args):
     """Serve the page until Ctrl-C or SIGTERM; what people upload is removed with it."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    try:
-        with tempfile.TemporaryDirectory(prefix="remoteglm-") as uploads:
-            os.environ["GRADIO_TEMP_DIR"] = uploads
-            page = start(assistant, args)
-            print(WORDS[args.english]["open"].format(page.local_url), flush=True)
-            page.block_thread()
-    finally:
-        # A process forked later would inherit the handler and could ignore its end.
-        signal.signal(signal.SIGTERM, before)
+    with sigterm_cleans_up(), tempfile.TemporaryDirectory(prefix="remoteglm-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        page = start(assistant, args)
+        print(WORDS[args.english]["open"].format(page.local_url), flush=True)
+        page.block_thread()
 
 
 def main(argv=None):

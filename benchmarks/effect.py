@@ -11,10 +11,14 @@ The network is small, sized for a CPU, and learns in three stages:
 3. telling: brief descriptions (see `brief`), objects and yes / no questions.
 
 A second run continues where the first was stopped. evaluate_RemoteGLM.py evaluates the val rows,
-with their whole descriptions as references, after the first stage and at the end.
+with their whole descriptions as references, after the first stage, at the end, and at the step of
+the last stage whose validation loss was lowest.
+
+A recipe is tried on folds of the training images, so that nothing is chosen by the val images:
+
+    NUM_GPUS=2 python benchmarks/effect.py --data data/UCM --fold 0
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,6 +26,7 @@ from pathlib import Path
 
 from networks import PROJECT, config
 
+from command_line import Parser
 from data.lexicon import closure, find
 from evaluation.hallucination import first_scenes, objects_of, scene_right, truth
 from model.images.reading import read_image
@@ -32,6 +37,8 @@ SIDE = 96  # pixels of an image as the network sees it
 # Pieces of their own: character by character they would be half of a row
 FRAME = ("<img>", "</img>", "问：", "答：")
 SPLITS = ("train", "val")
+# A fold is every fifth block of so many neighbouring training images: neighbours look alike
+FOLDS, BLOCK = 5, 16
 
 
 def run(script, *options):
@@ -49,7 +56,7 @@ def write(path, value):
 
 def draw_scenes(drawn):
     """Drawn images and their Chinese descriptions in the folder `drawn`."""
-    run("data/synthetic/demo_scenes.py", "--output", drawn, "--train", 400, "--seed", 7)
+    run("data/synthetic/demo_scenes.py", "--output", drawn, "--train", 400, "--seed", 7, "--plain")
     run(
         "data/transform.py",
         *("--dataset", "demo"),
@@ -77,28 +84,53 @@ def shrink_images(source, target):
     part.rename(target)
 
 
-def make_rows(data, work):
-    """{drawn,looking,telling,all}-{train,val}.json in `work`, from drawn and from real images."""
+def split_again(data, work, fold):
+    """dataset.json and zh.json in `work`: of the training images alone, one fold of them as val.
+
+    Returns both paths.
+    """
+    training = [i for i in read(data / "dataset.json")["images"] if i["split"] == "train"]
+    splits = {}
+    for index, image in enumerate(training):
+        image["split"] = "val" if index // BLOCK % FOLDS == fold else "train"
+        splits[image["filename"]] = image["split"]
+    write(work / "dataset.json", {"images": training, "dataset": data.name})
+
+    records = []
+    for record in read(data / f"{data.name}-zh.json"):
+        if record["imged_id"] in splits:
+            records.append(record | {"split": splits[record["imged_id"]]})
+    write(work / "zh.json", records)
+    return work / "dataset.json", work / "zh.json"
+
+
+def make_rows(data, captions, whole, work):
+    """{drawn,looking,telling,all}-{train,val}.json in `work`, from drawn and from real images.
+
+    captions, whole: the caption file and its translation.
+    """
     drawn = work / "scenes"
     draw_scenes(drawn)
     shrink_images(data / "images", work / "images")
 
-    whole, passed = data / f"{data.name}-zh.json", work / "passed.json"
+    passed = work / "passed.json"
     run(
         "data/translation_en2zh.py",
         *("--check", whole),
-        *("--input", data / "dataset.json"),
+        *("--input", captions),
         *("--output", passed),
         *("--trim", 1),
     )
-    make_prompts("all", data, whole, work)
-    make_prompts("described", data, passed, work)
-    make_prompts("scene", data, whole, work, "scene")
-    make_prompts("facts", data, whole, work, "scene", "objects")
-    make_prompts("asked", data, whole, work, "existence=0.5")
-    make_prompts("drawn", drawn, drawn / "demo-zh.json", work, "scene", "objects")
+    real = captions, data / "images"
+    make_prompts("all", whole, *real, work)
+    make_prompts("described", passed, *real, work)
+    make_prompts("scene", whole, *real, work, "scene")
+    make_prompts("facts", whole, *real, work, "scene", "objects")
+    make_prompts("asked", whole, *real, work, "existence=0.5")
+    synthetic = drawn / "dataset.json", drawn / "images"
+    make_prompts("drawn", drawn / "demo-zh.json", *synthetic, work, "scene", "objects")
 
-    images = read(data / "dataset.json")["images"]
+    images = read(captions)["images"]
     for split in SPLITS:
         described, scenes = (read(work / f"{name}-{split}.json") for name in ("described", "scene"))
         write(work / f"brief-{split}.json", brief(described, scenes, images))
@@ -106,14 +138,14 @@ def make_rows(data, work):
         mix_rows("telling", ("brief", "brief", "brief", "facts", "asked"), split, work)
 
 
-def make_prompts(name, folder, source, work, *tasks):
+def make_prompts(name, source, captions, images, work, *tasks):
     """<name>.json and its splits in `work`: rows of the given tasks, by default descriptions."""
     run(
         "data/generate_prompt.py",
         *("--input", source),
         *("--output", work / f"{name}.json"),
-        *("--captions", folder / "dataset.json"),
-        *("--image-root", folder / "images"),
+        *("--captions", captions),
+        *("--image-root", images),
         *(["--tasks", *tasks] if tasks else []),
     )
 
@@ -230,10 +262,23 @@ def train_stages(work, iters):
     )
 
 
+def evaluate(work, captions):
+    """The network of the last stage at its end, and where its validation loss was lowest."""
+    telling = work / "telling"
+    best = (telling / "best").read_text().strip()
+    steps = dict.fromkeys([(telling / "latest").read_text().strip(), best])
+    for step in steps:
+        run(
+            "evaluate_RemoteGLM.py",
+            *("--from_pretrained", telling / step),
+            *("--base", work / "drawn"),
+            *("--data", work / "all-val.json"),
+            *("--references", captions),
+        )
+
+
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "--data",
         type=Path,
@@ -253,20 +298,26 @@ def main():
         default=(600, 8000, 3500),
         help="steps of each stage, of 32 rows per process (%(default)s)",
     )
+    parser.add_argument(
+        "--fold",
+        type=int,
+        choices=range(FOLDS),
+        help="evaluate this fifth of the training images, train on the others (default: all train "
+        "images, evaluated on val)",
+    )
     args = parser.parse_args()
     work, data = args.work.absolute(), args.data.absolute()
 
+    captions, whole = data / "dataset.json", data / f"{data.name}-zh.json"
     work.mkdir(parents=True, exist_ok=True)
-    make_rows(data, work)
+    if args.fold is not None:
+        work /= f"fold-{args.fold}"
+        work.mkdir(exist_ok=True)
+        captions, whole = split_again(data, work, args.fold)
+    make_rows(data, captions, whole, work)
     make_network(work)
     train_stages(work, args.iters)
-    run(
-        "evaluate_RemoteGLM.py",
-        *("--from_pretrained", work / "telling"),
-        *("--base", work / "drawn"),
-        *("--data", work / "all-val.json"),
-        *("--references", data / "dataset.json"),
-    )
+    evaluate(work, captions)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Answers and references are sentences of data/synthetic/demo_scenes.py; the whole
 start and images included.
 """
 
-import argparse
 import json
 import random
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from networks import PROJECT, machine, table
 from PIL import Image
+
+from command_line import Parser
 
 GOAL = 20  # seconds
 QUESTION = "图中有什么？"
@@ -53,9 +54,7 @@ def write_inputs(work, captions, references):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--captions", type=int, default=1000, help="answers (%(default)s)")
     parser.add_argument(
         "--references", type=int, default=5, help="references of each (%(default)s)"

@@ -15,7 +15,6 @@ lacks has the reason. torchao is no requirement of this project, so give it a fo
     OMP_NUM_THREADS=2 PYTHONPATH=/tmp/torchao python benchmarks/kernels.py
 """
 
-import argparse
 import importlib.util
 import statistics
 import time
@@ -27,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from networks import machine, table
 
+from command_line import Parser
 from model.visualglm.packing import PackedLinear
 from model.visualglm.quantization import GROUP, Dequantized, TorchInt4, TorchInt8, quantize
 
@@ -220,9 +220,7 @@ def row_of(way, layers, base, wanted):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--readings", type=int, default=25, help="turns of each way (%(default)s)")
     parser.add_argument(
         "--megabytes",

@@ -131,6 +131,14 @@ def random_base(folder, config, device="cpu", dtype="float32"):
     return tokenizer
 
 
+def parameters(config):
+    """How many parameters a network has; none of them is allocated."""
+    from model.visualglm.network import VisualGLM
+
+    network = VisualGLM(config, device="meta", init=False)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def folder_config(folder):
     """The parsed model_config.json of a checkpoint folder."""
     from model.visualglm.layouts import read_config
@@ -212,10 +220,18 @@ class PeakMemory:
 
 def anonymous():
     """RssAnon of this process, in bytes: mapped pages of files do not count."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
+    size = kernel_bytes("/proc/self/status", "RssAnon")
+    if not size:
+        raise RuntimeError("/proc/self/status has no RssAnon: it needs Linux 4.5 or newer")
+    return size
+
+
+def kernel_bytes(file, name):
+    """A size in a file of /proc, `name:  12 kB`, in bytes; 0 if it is not there."""
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no RssAnon: it needs Linux 4.5 or newer")
+    return 0
 
 
 def table(rows):

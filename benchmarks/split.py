@@ -7,7 +7,6 @@ The same linear classifier on the set's split and on random ones with as many im
 (evaluation/baselines.py); its class is the scene that most of its sentences name.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from networks import PROJECT, table
 
+from command_line import Parser
 from evaluation.baselines import descriptor
 from evaluation.hallucination import truth
 from model.images.reading import read_image
@@ -67,9 +67,7 @@ def load_set(data):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "--data",
         type=Path,

@@ -1,7 +1,8 @@
 """LoRA training by finetune_RemoteGLM.py against the baseline (benchmarks/baseline.py), in one run.
 
 On the CPU with a mid-size network: images/s, memory, share of the matmul rate; then memory and
-images/s as the data set grows; then VisualGLM-6B's size on a GPU:
+images/s as the data set grows; then VisualGLM-6B's size, on a GPU where there is one, else what
+two steps, answers and an export take without it:
 
     python benchmarks/train.py
     python benchmarks/train.py --rows 1000 10000
@@ -12,22 +13,23 @@ lengths. A CPU without bfloat16 instructions (AVX2 only) takes an hour over the 
 leave them out with --dtypes float32.
 """
 
+import gc
 import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from baseline import SOURCE, TARGET
 from networks import PROJECT, full_size, machine, mid_size, random_base, rendered, table
+from processes import as_words, gigabytes, logged_steps, watch
+from without_gpu import check_room, without_gpu
 
-from command_line import Parser
+from command_line import Parser, sigterm_cleans_up
 
 HERE = Path(__file__).resolve().parent
 # Tokens of UCM's 1,890 Chinese captions in ChatGLM's vocabulary: the middles of 20 equal shares,
@@ -42,78 +44,7 @@ EPOCHS = 2
 WARM, STEADY = 10, 60
 PASSES = 5  # of the measurement of the matmul rate, over the weights four times each
 REPEATS = 4
-POLL_INTERVAL = 0.05  # seconds
 DTYPES = ("float32", "bfloat16")
-
-
-# Processes
-
-
-@dataclass
-class Run:
-    """What was seen of a process from outside."""
-
-    output: str = ""
-    memory: int = 0  # greatest resident size, mapped files included, in bytes
-    gpu_memory: int = 0  # greatest growth of what the GPU's driver counts as used, in bytes
-    # step -> seconds from the start of the process until the step stood in the metrics
-    seconds: dict = field(default_factory=dict)
-
-
-def gpu_used():
-    if not torch.cuda.is_available():
-        return 0
-    free, total = torch.cuda.mem_get_info()
-    return total - free
-
-
-def peak_resident(process):
-    """VmHWM of a running process, in bytes; 0 if it has just ended."""
-    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def logged_steps(experiment):
-    """The steps that stand in the metrics of an experiment's folder, one reading a line."""
-    for file in experiment.glob("*.jsonl"):
-        whole_lines = file.read_text().rpartition("\n")[0]  # the last may be half a line
-        for entry in map(json.loads, whole_lines.splitlines()):
-            if "loss" in entry:
-                yield entry["step"]
-
-
-def watch(command, threads, experiment=None):
-    """Run a command to its end -> Run. experiment: folder in which a training writes its metrics.
-
-    Exits with the end of the command's output if it fails.
-    """
-    run = Run()
-    gpu_before = gpu_used()
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryFile("w+") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
-        running = True
-        while running:
-            running = process.poll() is None
-            if running:
-                run.memory = max(run.memory, peak_resident(process))
-            run.gpu_memory = max(run.gpu_memory, gpu_used() - gpu_before)
-            if experiment is not None:
-                for step in logged_steps(experiment):
-                    run.seconds.setdefault(step, time.perf_counter() - start)
-            time.sleep(POLL_INTERVAL)
-        output.seek(0)
-        run.output = output.read()
-
-    if process.returncode:
-        shown = " ".join(map(str, command))
-        sys.exit(f"{shown}: ended with {process.returncode}\n{run.output[-3000:]}")
-    return run
 
 
 def steady_speed(run, batch_size):
@@ -147,6 +78,7 @@ class Bench:
     def prepare(self):
         """Write the base's folder; returns self."""
         self.tokenizer = random_base(self.folder / "base", self.config, self.device, self.dtype)
+        gc.collect()  # of the network: its parts refer to each other
         torch.cuda.empty_cache()
         return self
 
@@ -195,7 +127,8 @@ class Bench:
         }
         command = [sys.executable, PROJECT / "finetune_RemoteGLM.py"]
         command += as_words(options | length)
-        return watch(command, self.threads, self.folder / "runs" / name)
+        metrics = self.folder / "runs" / name
+        return watch(command, self.threads, lambda: logged_steps(metrics))
 
     def baseline(self, file, batch_size, steps):
         """Train the baseline -> (Run, images/s without the first step)."""
@@ -268,18 +201,6 @@ def write_images(folder, count):
     for index in range(count):
         pixels = noise.integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.tif")
-
-
-def as_words(options):
-    """{option: value} -> the words of a command."""
-    words = []
-    for option, value in options.items():
-        words += [option, str(value)]
-    return words
-
-
-def gigabytes(size):
-    return f"{size / 1e9:.2f}"
 
 
 # Tables
@@ -403,14 +324,15 @@ def parse():
     add(
         "--full-size",
         action="store_true",
-        help="VisualGLM-6B's size on a GPU instead; 16 GB of files in TMPDIR",
+        help="VisualGLM-6B's size instead, on a GPU where there is one; 16 GB of files in TMPDIR, "
+        "without a GPU 25 GB and 20 GB of memory",
     )
     add("--images", type=int, default=160, help="rows of an epoch, an image each (%(default)s)")
     add(
         "--batch-size",
         type=int,
         nargs="+",
-        help="rows of a step (4; with --full-size 1 and 8 in turn)",
+        help="rows of a step (4; with --full-size 1 and 8 in turn, without a GPU always 1)",
     )
     add(
         "--dtypes",
@@ -433,29 +355,40 @@ def parse():
     )
     add("--threads", type=int, default=2, help="of the CPU (%(default)s)")
     args = parser.parse_args()
-    if args.full_size and not torch.cuda.is_available():
-        parser.error("--full-size needs a CUDA GPU, and torch finds none here")
+    if args.full_size and args.batch_size and not torch.cuda.is_available():
+        parser.error("--batch-size with --full-size needs a CUDA GPU, and torch finds none here")
     return args
+
+
+def measure(args, folder):
+    """Measure what the options ask for; files are written into a folder."""
+    if args.full_size and torch.cuda.is_available():
+        bench = Bench(folder, full_size(), args.threads, "cuda", "bfloat16").prepare()
+        by_batch(bench, args.batch_size or (1, 8))
+        return
+    if args.full_size:
+        check_room(folder, full_size())
+        without_gpu(Bench(folder, full_size(), args.threads, dtype="float16").prepare())
+        return
+
+    bench = Bench(folder, mid_size(), args.threads).prepare()
+    batch_size = args.batch_size[0] if args.batch_size else 4
+    if args.rows:
+        by_rows(bench, args.rows, args.shared_images, batch_size)
+    else:
+        by_dtype(bench, args.dtypes, args.images, batch_size, args.baseline_steps)
 
 
 def main():
     args = parse()
     torch.set_num_threads(args.threads)
-    device = "cuda" if args.full_size else "cpu"
-    print(f"{machine(device)}\n", flush=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        if args.full_size:
-            bench = Bench(folder, full_size(), args.threads, device, "bfloat16").prepare()
-            by_batch(bench, args.batch_size or (1, 8))
-            return
-
-        bench = Bench(folder, mid_size(), args.threads).prepare()
-        batch_size = args.batch_size[0] if args.batch_size else 4
-        if args.rows:
-            by_rows(bench, args.rows, args.shared_images, batch_size)
-        else:
-            by_dtype(bench, args.dtypes, args.images, batch_size, args.baseline_steps)
+    on_gpu = args.full_size and torch.cuda.is_available()
+    print(f"{machine('cuda' if on_gpu else 'cpu')}\n", flush=True)
+    with sigterm_cleans_up(), tempfile.TemporaryDirectory() as scratch:
+        try:
+            measure(args, Path(scratch))
+        except MemoryError as error:
+            sys.exit(f"benchmarks/train.py: error: {error}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from model.errors import UserError
+from model.float_products import widens
 
 
 def nf4_linear(linear: Any, device: torch.device) -> torch.nn.Module:
@@ -26,7 +27,7 @@ def nf4_linear(linear: Any, device: torch.device) -> torch.nn.Module:
         weight.size(1),
         weight.size(0),
         bias=bias is not None,
-        compute_dtype=weight.dtype,
+        compute_dtype=torch.float32 if widens(device, weight.dtype) else weight.dtype,
         quant_type="nf4",
         device="cpu",
     )

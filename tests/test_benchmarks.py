@@ -1,7 +1,12 @@
 """What the benchmarks compare with must be the same network, or the comparison says nothing."""
 
+import json
+import signal
 import sys
+import tempfile
+from types import SimpleNamespace
 
+import pytest
 import torch
 from conftest import PROJECT
 
@@ -76,6 +81,36 @@ def test_brief_rows_say_the_scene_first_and_one_thing_more():
     assert kept[0] == row("港口。港口里停着许多船。")
 
 
+def test_folds_share_out_the_training_images_and_nothing_else(tmp_path):
+    import json
+
+    import effect
+
+    data = tmp_path / "UCM"
+    data.mkdir()
+    images, records = [], []
+    for index in range(2 * effect.FOLDS * effect.BLOCK + 7):
+        name, split = f"{index}.tif", "val" if index % 9 == 8 else "train"
+        images.append({"filename": name, "split": split, "sentences": []})
+        records.append({"imged_id": name, "caption": "港口。", "split": split})
+    (data / "dataset.json").write_text(json.dumps({"images": images, "dataset": "UCM"}))
+    (data / "UCM-zh.json").write_text(json.dumps(records))
+    train = [image["filename"] for image in images if image["split"] == "train"]
+
+    held_out = []
+    for fold in range(effect.FOLDS):
+        captions, whole = effect.split_again(data, tmp_path, fold)
+        split = {i["filename"]: i["split"] for i in effect.read(captions)["images"]}
+        assert list(split) == train
+        assert {r["imged_id"]: r["split"] for r in effect.read(whole)} == split
+        val = [name for name in train if split[name] == "val"]
+        # Neighbours stay together
+        places = [train.index(name) // effect.BLOCK for name in val]
+        assert {place % effect.FOLDS for place in places} == {fold}
+        held_out += val
+    assert sorted(held_out) == sorted(train)
+
+
 def test_split_finds_what_a_linear_classifier_finds():
     import split
 
@@ -88,3 +123,102 @@ def test_split_finds_what_a_linear_classifier_finds():
     # In the other part each class looks like another one.
     moved = torch.where(train, classes, (classes + 1) % 3)
     assert split.accuracy(features, moved, train) == 0
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def run_full_size(monkeypatch, folder, *options):
+    """benchmarks/train.py --full-size with a tiny network in the place of VisualGLM-6B's size."""
+    import networks
+    import train
+
+    tiny = networks.config(
+        layers=1,
+        width=128,
+        heads=4,
+        inner=256,
+        vocabulary=2200,
+        vit=(1, 32, 2, 64),
+        qformer=(2, 32, 2),
+        image_size=28,
+        slots=8,
+    )
+    monkeypatch.setattr(train, "full_size", lambda: tiny)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder.parent))  # torch's own, else there
+    monkeypatch.setattr(sys, "argv", ["train.py", "--full-size", *options])
+    before = signal.getsignal(signal.SIGTERM)
+    train.main()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_full_size_without_a_gpu(monkeypatch, no_gpu, tmp_path, capsys):
+    run_full_size(monkeypatch, tmp_path, "--threads", "1")
+    printed = capsys.readouterr().out
+    lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:1] == "|"]
+    rows = {cells[0]: cells[1:] for cells in lines[2:]}
+    assert list(rows) == [
+        "LoRA, bfloat16: 2 steps",
+        "QLoRA, bfloat16: 2 steps",
+        "export to int4",
+        "2 answers, --quant 8",
+        "2 answers, --quant 4",
+        "2 answers of the int4 export",
+    ]
+    for what, (seconds, one, speed, anonymous, resident) in rows.items():
+        assert float(seconds) > 0
+        assert 0.05 < float(anonymous) <= float(resident) < 5
+        assert (one.strip() == speed.strip() == "") == (what == "export to int4")
+    assert "answers of 30 tokens" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_size_needs_room(monkeypatch, no_gpu, tmp_path):
+    import without_gpu
+
+    monkeypatch.setattr(without_gpu, "kernel_bytes", lambda file, name: 1000)
+    with pytest.raises(SystemExit, match=r"takes .* GB of memory, 0.00 GB are free$"):
+        run_full_size(monkeypatch, tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run_full_size(monkeypatch, tmp_path, "--batch-size", "8")
+
+
+def test_a_command_without_memory_is_ended_and_its_row_says_so():
+    import processes
+    import without_gpu
+
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def measure():
+        return processes.watch(command, threads=1, least_available=2**60)
+
+    row = without_gpu.row("sleep", measure)
+    assert row["what"] == "sleep" and "not enough memory: ended at" in row["seconds"]
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    with pytest.raises(MemoryError, match="not enough memory"):
+        processes.watch(killed, threads=1)
+
+
+def test_answers_that_end_early_are_no_measurement(monkeypatch, tmp_path):
+    import without_gpu
+
+    entry = {"answer": "港口。"}
+
+    def watch(command, threads, reached):
+        output = command[command.index("--output") + 1]
+        with open(output, "w", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n" + "half a line")
+        assert list(reached()) == [1]
+        with open(output, "w", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    monkeypatch.setattr(without_gpu, "watch", watch)
+    monkeypatch.setattr(without_gpu, "prompt_length", lambda bench, file: 40)
+    bench = SimpleNamespace(folder=tmp_path, device="cpu", threads=1)
+    with pytest.raises(SystemExit, match="ended before 30 tokens"):
+        without_gpu.answered(bench, "rows.json", tmp_path, {})
+    entry["truncated"] = True
+    assert without_gpu.answered(bench, "rows.json", tmp_path, {})[1] == 30

@@ -279,10 +279,11 @@ DOWNHILL = {
     "model.visualglm": (
         *("model.visualglm", "model.images", "model.errors", "model.files", "model.find"),
         *("model.weight_files", "model.family", "model.sampling", "model.next_token", "model.nf4"),
+        "model.float_products",
     ),
     "model.hf": (
         *("model.hf", "model.errors", "model.files", "model.weight_files", "model.family"),
-        *("model.sampling", "model.next_token", "model.nf4"),
+        *("model.sampling", "model.next_token", "model.nf4", "model.float_products"),
     ),
     "model.training": (
         *("model.training", "model.family", "model.images", "model.rows"),

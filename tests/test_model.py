@@ -12,7 +12,7 @@ from conftest import PIECES, TEXTS
 from PIL import Image
 from safetensors.torch import load_file
 
-from model import Sampling, UserError, load_assistant
+from model import Sampling, UserError, float_products, load_assistant
 from model.visualglm import checkpoint, quantization
 from model.visualglm.answer_text import stable_prefix, tidy
 from model.visualglm.decoder import Decoder
@@ -324,6 +324,58 @@ def test_packed_layers_compute_the_same(dtype, tolerance, monkeypatch):
     network = build()
     pack(network, smallest=everything)
     assert not any(isinstance(m, PackedLinear) for m in network.modules())
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_products_without_bfloat16_instructions_are_those_of_float32(has_bias):
+    torch.manual_seed(6)
+    layer = torch.nn.Linear(48, 32, bias=has_bias).bfloat16()
+    exact = copy.deepcopy(layer).float()
+    float_products.widen_products(layer)
+    x = torch.randn(2, 7, 48).bfloat16()
+    results = []
+    for module, inputs in ((layer, x.clone()), (exact, x.float())):
+        out = module(inputs.requires_grad_())
+        out.float().sin().sum().backward()
+        results.append([out, inputs.grad, *(p.grad for p in module.parameters())])
+    for got, wanted in zip(*results):
+        assert got.dtype == torch.bfloat16 and got.shape == wanted.shape
+        assert largest_difference(got, wanted) <= 0.02 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("nf4", [False, True])
+@pytest.mark.parametrize("with_bfloat16", [True, False])
+def test_lora_in_bfloat16_on_any_cpu(with_bfloat16, nf4, monkeypatch):
+    """The gradients of float32, by float32 products exactly where a CPU needs them."""
+    from model.family import open_checkpoint
+
+    monkeypatch.setattr(float_products, "bfloat16_products", lambda: with_bfloat16)
+    method = {"name": "lora", "rank": 2, "alpha": 1.0, "layers": None, "dropout": 0.0}
+    method |= {"targets": ["attention"]}
+    networks = []
+    for dtype in ("bfloat16", "float32"):
+        family = open_checkpoint(TINY, device="cpu", dtype=dtype)
+        family.add_method(method, device=torch.device("cpu"), nf4=nf4)
+        networks.append(family.network.train())
+    widened = [{type(m) for m in n.modules() if "forward" in vars(m)} for n in networks]
+    assert bool(widened[0]) == (not with_bfloat16) and not widened[1]
+    four_bit = {m.compute_dtype for m in networks[0].modules() if hasattr(m, "compute_dtype")}
+    assert four_bit == ({torch.bfloat16 if with_bfloat16 else torch.float32} if nf4 else set())
+
+    torch.manual_seed(7)
+    names = adapter_names(networks[0])
+    for name in names:
+        values = 0.05 * torch.randn_like(networks[1].get_parameter(name))
+        for network in networks:
+            network.get_parameter(name).data.copy_(values)
+    ids, prefix, at = torch.arange(10, 40)[None], torch.tensor([25]), torch.arange(24, 29)
+    gradients = []
+    for network in networks:
+        logits = network(ids, prefix)[0][0, at].float()
+        torch.nn.functional.cross_entropy(logits, ids[0, at + 1]).backward()
+        gradients.append(torch.cat([network.get_parameter(n).grad.flatten() for n in names]))
+    got, exact = gradients
+    assert (got - exact).norm() <= 0.1 * exact.norm()
 
 
 def test_packing_never_holds_the_weights_twice(monkeypatch):

@@ -88,6 +88,7 @@ def test_links_and_paths(name):
             "data/translation_en2zh.py",
             "data/generate_prompt.py",
             "data/synthetic/demo_scenes.py",
+            "benchmarks/effect.py",
         ]
         assert any(has_option(script, flag) for script in scripts), f"{name}: no script has {flag}"
 

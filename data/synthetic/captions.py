@@ -3,6 +3,7 @@
 The facts of an image are drawn first; captions state nothing but facts.
 """
 
+import re
 from typing import NamedTuple
 
 # rotates the top to this side, in units of pi
@@ -59,6 +60,7 @@ class Scene(NamedTuple):
     `english` has six sentences, of which an image gets five, which together tell all that its
     Chinese sentence tells: else one English text would have two translations. "{houses:house}"
     writes the count and the noun, "{houses:stands/stand}" only the form that agrees with the count.
+    Of `chinese` a plain description leaves out what stands in brackets.
     """
 
     name: str
@@ -92,10 +94,10 @@ SCENES = {
             "The farmland has neat furrows and {fields:rectangular field} .",
         ],
         chinese=[
-            "这是一片农田，由{fields:块}{colour}和{other}的田地组成。",
-            "图中的农田以{border}为界分成{fields:块}，颜色有{colour}和{other}。",
+            "这是一片农田，由{fields:块}{colour}和{other}的田地组成[，作物之间有{border}]。",
+            "图中的农田以{border}为界分成{fields:块}，[作物的]颜色有{colour}和{other}。",
             "{fields:块}农田排列整齐，作物呈{colour}和{other}，田间有{border}。",
-            "航拍图中是{colour}与{other}相间的农田，一共有{fields:块}。",
+            "航拍图中是{colour}与{other}[的作物]相间的农田，一共有{fields:块}[，以{border}为界]。",
         ],
     ),
     "beach": Scene(
@@ -117,10 +119,10 @@ SCENES = {
             "Waves with white foam come from the {sea} to the beach .",
         ],
         chinese=[
-            "{sand}的海滩{sea}是大海，沙上立着{umbrellas:把}{umbrella}遮阳伞。",
-            "这是一处海滩，海水在{sea}，岸上紧邻{back}。",
-            "白浪涌向{sand}的海滩，岸边有{umbrellas:把}{umbrella}的遮阳伞。",
-            "图像{sea}是蓝色的海水，与{sand}的海滩相接，岸上是{back}。",
+            "{sand}的海滩{sea}是大海，[白浪涌来，]沙上立着{umbrellas:把}{umbrella}遮阳伞[，岸上是{back}]。",
+            "这是一处海滩，海水在{sea}，[白浪拍岸，{sand}的沙上有{umbrellas:把}{umbrella}遮阳伞，]岸上紧邻{back}。",
+            "白浪[从{sea}]涌向{sand}的海滩，岸边有{umbrellas:把}{umbrella}的遮阳伞[，岸上是{back}]。",
+            "图像{sea}是蓝色的海水，与{sand}的海滩相接，[有{umbrellas:把}{umbrella}遮阳伞和浪花，]岸上是{back}。",
         ],
     ),
     "residential": Scene(
@@ -140,10 +142,10 @@ SCENES = {
             "{around} surround the {roof} roofs of the residential area .",
         ],
         chinese=[
-            "住宅区里有{houses:栋}{roof}屋顶的房屋，一条道路从中间穿过。",
-            "这是一个住宅区，{houses:栋}房屋分列道路两旁，周围是{around}。",
-            "图中的住宅区有{houses:栋}房子，屋顶是{roof}的，四周有{around}。",
-            "{roof}屋顶的房屋沿道路排开，组成住宅区，共有{houses:栋}。",
+            "住宅区里有{houses:栋}{roof}屋顶的房屋，一条道路从中间穿过[，周围是{around}]。",
+            "这是一个住宅区，{houses:栋}[{roof}屋顶的]房屋分列道路两旁，周围是{around}。",
+            "图中的住宅区有{houses:栋}房子，屋顶是{roof}的，[中间是道路，]四周有{around}。",
+            "{roof}屋顶的房屋沿道路排开，组成住宅区，共有{houses:栋}[，周围是{around}]。",
         ],
     ),
     "runway": Scene(
@@ -163,10 +165,10 @@ SCENES = {
             "A taxiway runs beside the runway and {plane} is seen on it .",
         ],
         chinese=[
-            "一条{direction}的灰色跑道铺在{ground}上，上面画着白色标线。",
-            "笔直的跑道两侧是{ground}，跑道上{plane}。",
-            "图中是一条{direction}跑道，端部有白色标志线，道面上{plane}。",
-            "这是机场的跑道，呈{direction}延伸，旁边有滑行道和{ground}。",
+            "一条{direction}的灰色跑道铺在{ground}上，上面画着白色标线[，{plane}]。",
+            "笔直的[{direction}]跑道两侧是{ground}，跑道上{plane}。",
+            "图中是一条{direction}跑道，端部有白色标志线，[两侧是{ground}，]道面上{plane}。",
+            "这是机场的跑道，呈{direction}延伸，旁边有滑行道和{ground}[，道面上{plane}]。",
         ],
     ),
     "parking": Scene(
@@ -187,9 +189,9 @@ SCENES = {
         ],
         chinese=[
             "停车场里有{rows:排}车位，{fill}，周围是{beside}。",
-            "这是一个停车场，{rows:排}车位里{fill}。",
+            "这是一个停车场，{rows:排}车位里{fill}[，旁边是{beside}]。",
             "灰色的停车场四周有{beside}，{rows:排}车位{fill}。",
-            "图中的停车场画着白色车位线，共{rows:排}，{fill}。",
+            "图中的停车场画着白色车位线，共{rows:排}，{fill}[，周围是{beside}]。",
         ],
     ),
     "tanks": Scene(
@@ -220,9 +222,9 @@ SCENES = {
         ],
         chinese=[
             "{tanks:个}{colour}的圆形储罐{layout}，立在{ground}上。",
-            "图中有{tanks:个}储罐，颜色为{colour}，{layout}。",
+            "图中有{tanks:个}储罐，颜色为{colour}，{layout}[，建在{ground}上]。",
             "{ground}上建有{tanks:个}{colour}储罐，它们{layout}，罐旁有阴影。",
-            "这是一组{colour}的储罐，共{tanks:个}，位于{ground}上。",
+            "这是一组{colour}的储罐，共{tanks:个}，[{layout}，]位于{ground}上。",
         ],
     ),
     "tennis": Scene(
@@ -248,10 +250,10 @@ SCENES = {
             "White lines mark the {colour} tennis {courts:court/courts} .",
         ],
         chinese=[
-            "图中有{courts:个}{colour}的网球场，外围地面是{around}的。",
-            "{courts:个}网球场画着白色边线，场地呈{colour}，四周是{beside}。",
+            "图中有{courts:个}{colour}的网球场，外围地面是{around}的[，旁边是{beside}]。",
+            "{courts:个}网球场画着白色边线，场地呈{colour}，[场外呈{around}，]四周是{beside}。",
             "这里有{courts:个}网球场，场内{colour}，场外{around}，旁边有{beside}。",
-            "{beside}环绕着{courts:个}{colour}网球场，场中拉着球网。",
+            "{beside}环绕着{courts:个}{colour}网球场，[外围地面是{around}的，]场中拉着球网。",
         ],
     ),
     "baseball": Scene(
@@ -272,10 +274,10 @@ SCENES = {
             "It is a view of {diamonds:baseball diamond} near {beside} .",
         ],
         chinese=[
-            "图中有{diamonds:个}扇形的棒球场，内场是{clay}的土地。",
-            "{diamonds:个}棒球场位于{beside}之间，外场是绿色草地。",
+            "图中有{diamonds:个}扇形的棒球场，内场是{clay}的土地[，旁边有{beside}]。",
+            "{diamonds:个}棒球场位于{beside}之间，[内场是{clay}的土地，]外场是绿色草地。",
             "{beside}旁边有{diamonds:个}棒球场，{clay}的内场围着菱形草地。",
-            "这是{diamonds:个}棒球场，{clay}土地和绿色草地组成扇形。",
+            "这是{diamonds:个}棒球场，{clay}土地和绿色草地组成扇形[，四周有{beside}]。",
         ],
     ),
     "forest": Scene(
@@ -294,7 +296,7 @@ SCENES = {
             "A {colour} forest covers the ground with {opening} .",
         ],
         chinese=[
-            "这是一片{colour}的茂密森林，林中{opening}。",
+            "这是一片{colour}的茂密森林，[树木相连，]林中{opening}。",
             "图中的森林长满{colour}的树木，树冠相连，其间{opening}。",
             "{colour}的树冠密密地铺开，形成一片森林，里面{opening}。",
             "从空中看，森林呈{colour}，树木十分茂密，{opening}。",
@@ -318,10 +320,10 @@ SCENES = {
             "The {direction} river has {bridge} and {bank} on its banks .",
         ],
         chinese=[
-            "一条{water}的河流{direction}流过，两岸是{bank}。",
-            "弯曲的河流呈{water}，两岸是{bank}，河上{bridge}。",
-            "图中的河流{direction}穿过画面，河水是{water}的，水面上{bridge}。",
-            "这是一条{direction}的河流，河水{water}，岸边有{bank}。",
+            "一条{water}的河流{direction}流过，两岸是{bank}[，河上{bridge}]。",
+            "弯曲的河流呈{water}，[{direction}流过，]两岸是{bank}，河上{bridge}。",
+            "图中的河流{direction}穿过画面，河水是{water}的，[两岸是{bank}，]水面上{bridge}。",
+            "这是一条{direction}的河流，河水{water}，岸边有{bank}[，河上{bridge}]。",
         ],
     ),
     "intersection": Scene(
@@ -340,10 +342,10 @@ SCENES = {
             "It is an intersection of two roads with {cars:car} .",
         ],
         chinese=[
-            "两条道路交会成十字路口，路上有{cars:辆}汽车。",
+            "两条道路交会成十字路口，路上有{cars:辆}汽车[和斑马线，四周是{corner}]。",
             "十字路口的四角是{corner}，路面上有{cars:辆}车和斑马线。",
-            "图中是一个十字路口，{cars:辆}汽车行驶在路上，周围是{corner}。",
-            "这个十字路口画着斑马线，四周有{corner}，共有{cars:辆}车。",
+            "图中是一个十字路口，{cars:辆}汽车行驶在[有斑马线的]路上，周围是{corner}。",
+            "这个十字路口[的道路]画着斑马线，四周有{corner}，共有{cars:辆}车。",
         ],
     ),
     "harbour": Scene(
@@ -365,10 +367,10 @@ SCENES = {
             "The {piers:pier reaches/piers reach} from the {land} into the {water} harbour .",
         ],
         chinese=[
-            "港口里有{piers:座}码头，停着{boats:艘}白色的船，水面呈{water}。",
-            "这是一个港口，陆地在{land}，{boats:艘}船停靠在码头旁。",
-            "{boats:艘}白船停在港口的{piers:座}码头边，水是{water}的。",
-            "图中港口的{land}是陆地，{piers:座}码头伸入{water}的水中。",
+            "港口里有{piers:座}码头，停着{boats:艘}白色的船，水面呈{water}[，陆地在{land}]。",
+            "这是一个港口，陆地在{land}，{boats:艘}船停靠在[{piers:座}]码头旁[，水面呈{water}]。",
+            "{boats:艘}白船停在港口的{piers:座}码头边，水是{water}的[，陆地在{land}]。",
+            "图中港口的{land}是陆地，{piers:座}码头伸入{water}的水中[，旁边有{boats:艘}船]。",
         ],
     ),
 }
@@ -422,10 +424,12 @@ def describe_en(f):
     return sentences
 
 
-def describe_zh(f):
-    """One Chinese description."""
+def describe_zh(f, plain=False):
+    """One Chinese description; it tells every fact, a plain one only some."""
     words = {}
     for key, value in f.items():
         words[key] = ZhCount(value) if isinstance(value, int) else ZH.get(value, value)
     templates = SCENES[f["scene"]].chinese
-    return templates[f["style"] % len(templates)].format(**words)
+    template = templates[f["style"] % len(templates)]
+    template = re.sub(r"\[.*?\]", "", template) if plain else re.sub(r"[\[\]]", "", template)
+    return template.format(**words)

@@ -42,10 +42,10 @@ def rng_of(seed, scene, split, index):
 
 
 def draw(job):
-    """Draw one image file; job: (path, seed, scene, split, index)."""
-    path, *key = job
+    """Draw one image file; job: (path, plain, seed, scene, split, index)."""
+    path, plain, *key = job
     _, scene, _, _ = key
-    image, _ = render(scene, rng_of(*key))
+    image, _ = render(scene, rng_of(*key), plain)
     # not synced: a lost image is drawn again
     with replacing(path, "wb", sync=False) as file:
         image.save(file, "TIFF", compression="tiff_adobe_deflate")
@@ -73,8 +73,9 @@ def plan(args):
                 raws = describe_en(f)
                 sentences = [{"raw": raw} for raw in raws]
                 images.append({"filename": name, "split": split, "sentences": sentences})
-                memory["".join(raw + "  " for raw in raws)] = describe_zh(f)
-                jobs.append((args.output / "images" / name, args.seed, scene, split, index))
+                memory["".join(raw + "  " for raw in raws)] = describe_zh(f, args.plain)
+                path = args.output / "images" / name
+                jobs.append((path, args.plain, args.seed, scene, split, index))
 
     lines = []
     for source, target in memory.items():
@@ -96,15 +97,15 @@ def draw_set(args):
         if path.is_file() and path.read_bytes() == text.encode("utf-8"):
             current.add(name)
 
-    if dataset.name in current:
+    if len(current) == len(texts):
         jobs = [job for job in jobs if not job[0].is_file()]
-    if len(current) == len(texts) and not jobs:
+    if not jobs:
         print(f"{args.output}: all {total} images and their captions are there, nothing to do")
         return
 
     (args.output / "images").mkdir(parents=True, exist_ok=True)
     # until the new images are drawn, nothing may vouch for the old ones
-    if dataset.name not in current:
+    if len(current) < len(texts):
         dataset.unlink(missing_ok=True)
     draw_all(jobs)
     for name, text in texts.items():
@@ -130,6 +131,11 @@ def main(argv=None):
     add("--val", type=int, default=8, help="validation images per scene (default: %(default)s)")
     add("--test", type=int, default=8, help="test images per scene (default: %(default)s)")
     add("--seed", type=int, default=1, help="another seed draws another set (default: %(default)s)")
+    add(
+        "--plain",
+        action="store_true",
+        help="even light, and descriptions that leave some of the facts out",
+    )
     args = parser.parse_args(argv)
     numbers = args.train, args.val, args.test
     if min(numbers) < 0 or sum(numbers) == 0:

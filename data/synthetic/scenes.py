@@ -15,6 +15,7 @@ from data.synthetic.sheet import (
     Sheet,
     finish,
     jitter,
+    relit,
     shade,
     texture,
     wave,
@@ -49,18 +50,27 @@ ROOFS = ((168, 160, 150), (190, 186, 180), (150, 124, 108))
 ASPHALT, FOAM = (96, 98, 102), (240, 244, 242, 235)
 
 
-def render(scene, rng):
-    """An image of the scene (RGB, SIZE x SIZE) and its facts, both drawn from rng."""
+# (enhancer, least, greatest)
+EVEN_LIGHT = (
+    (ImageEnhance.Brightness, 0.88, 1.14),
+    (ImageEnhance.Contrast, 0.92, 1.14),
+    (ImageEnhance.Color, 0.85, 1.15),
+)
+
+
+def render(scene, rng, plain=False):
+    """An image of the scene (RGB, SIZE x SIZE) and its facts, both drawn from rng.
+
+    plain: in even light, instead of that of many days and cameras.
+    """
     f = facts(scene, rng)
     sheet = Sheet(rng, texture(rng, jitter(rng, ground(f))))
     DRAW[scene](sheet, rng, f)
 
     image = finish(rng, sheet.image, 0.45)
-    for kind, low, high in (
-        (ImageEnhance.Brightness, 0.88, 1.14),
-        (ImageEnhance.Contrast, 0.92, 1.14),
-        (ImageEnhance.Color, 0.85, 1.15),
-    ):
+    if not plain:
+        return relit(rng, image), f
+    for kind, low, high in EVEN_LIGHT:
         image = kind(image).enhance(rng.uniform(low, high))
     return image, f
 

@@ -6,7 +6,7 @@ of draws changes every image after it.
 
 import math
 
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 # side of an image, pixels
 SIZE = 128
@@ -29,6 +29,11 @@ CROWN = (66, 106, 50)
 LINE = (236, 236, 230)
 SHADOW = (16, 20, 28, 120)
 GLASS = (40, 48, 58)
+
+# how far brightness, contrast and saturation go from what they were
+LIGHT = ((ImageEnhance.Brightness, 0.3), (ImageEnhance.Contrast, 0.25), (ImageEnhance.Color, 0.4))
+# colour and greatest share of the haze; how much a camera's colours differ
+HAZE, THICKEST_HAZE, CAST = (200, 206, 214), 0.25, 0.1
 
 
 def shade(colour, k):
@@ -86,6 +91,19 @@ def finish(rng, image, blur):
     """A sheet -> an image of SIZE, its blur drawn up to a radius of `blur` pixels."""
     image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0, blur)))
+
+
+def relit(rng, image):
+    """The image in the light of another day, through another camera and more or less haze."""
+    for kind, reach in LIGHT:
+        image = kind(image).enhance(1 + rng.uniform(-reach, reach))
+    thick = rng.uniform(0, THICKEST_HAZE)
+    channels = []
+    for channel, haze in zip(image.split(), HAZE):
+        gain = rng.uniform(1 - CAST, 1 + CAST) * (1 - thick)
+        levels = [min(255, round(level * gain + haze * thick)) for level in range(256)]
+        channels.append(channel.point(levels))
+    return Image.merge("RGB", channels)
 
 
 class Sheet:

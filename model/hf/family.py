@@ -13,6 +13,7 @@ from PIL import Image
 from model.errors import UserError
 from model.family import Family, FeatureSpec, Returning, open_checkpoint, to_device
 from model.files import replacing_folder
+from model.float_products import widen_products, widens
 from model.hf import adapter, processor
 from model.hf.answer_text import AnswerText
 from model.hf.export import export_merged
@@ -152,14 +153,16 @@ class HFFamily(Family):
             for name, parameter in base.named_parameters():
                 parameter.requires_grad_(name in trained)
             base.to(device)
-            return {"name": "full"}
-
-        if nf4:
-            to_nf4(base, device)
-        base.to(device)
-        self.network.model = adapter.add_lora(base, method, self.dtype)
-        if method["layers"] is None:
-            method["layers"] = list(range(adapter.depth(base)))
+            method = {"name": "full"}
+        else:
+            if nf4:
+                to_nf4(base, device)
+            base.to(device)
+            self.network.model = adapter.add_lora(base, method, self.dtype)
+            if method["layers"] is None:
+                method["layers"] = list(range(adapter.depth(base)))
+        if widens(device, self.dtype):
+            widen_products(base)
         return method
 
     def trained_tensors(self):

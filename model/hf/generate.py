@@ -139,7 +139,7 @@ def generate(
 
 def _in_thread(model, left, **arguments):
     """Yield the ids [B] of each step of model.generate; leaving early ends it."""
-    steps: queue.Queue[list[int] | BaseException | None] = queue.Queue()
+    steps = queue.Queue()  # of lists of ids, an exception, or None at the end
 
     @torch.inference_mode()
     def run():

@@ -9,6 +9,7 @@ import torch
 
 from model.errors import UserError
 from model.family import Family, FeatureSpec, Returning, open_checkpoint
+from model.float_products import widen_products, widens
 from model.visualglm import export
 from model.visualglm.answer_text import AnswerText
 from model.visualglm.checkpoint import (
@@ -29,7 +30,7 @@ from model.visualglm.lora import (
     without_adapter,
 )
 from model.visualglm.network import PARTS, VisualGLM
-from model.visualglm.packing import pack
+from model.visualglm.packing import LINEAR, pack
 from model.visualglm.pixels import MEAN, STD, to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
@@ -115,6 +116,8 @@ class VisualGLMFamily(Family):
             method = self._completed(method)
             add_method(network, method)
             trained = {*adapter_names(network), *part_names(network, parts)}
+        if widens(device, network.dtype):
+            widen_products(network, LINEAR)
         for name, parameter in network.named_parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(name in trained)

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from model.errors import UserError
+from model.float_products import bfloat16_products
 from model.nf4 import nf4_linear
-from model.visualglm.packing import bfloat16_products
 
 GROUP = 32
 BITS = (8, 4)
