@@ -173,11 +173,15 @@ def glm_ids(ids):
     }
 
 
-def qwen3_vl(ids):
-    tower = TOWER | {"patch_size": 16, "deepstack_visual_indexes": [0]}
-    return transformers.Qwen3VLConfig(
-        text_config=TEXT, vision_config=tower | {"num_position_embeddings": 64}, **qwen_ids(ids)
-    )
+QWEN3_TOWER = TOWER | {
+    "patch_size": 16,
+    "deepstack_visual_indexes": [0],
+    "num_position_embeddings": 64,
+}
+
+
+def qwen3_vl(ids, text=TEXT, tower=QWEN3_TOWER):
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **qwen_ids(ids))
 
 
 def qwen2_5_vl(ids):
@@ -292,16 +296,22 @@ def template_of(words, template):
     return template(image)
 
 
-def write_checkpoint(kind, folder):
-    """A folder of this model type -> its path."""
+def write_checkpoint(kind, folder, configure=None, dtype=torch.float32, device="cpu"):
+    """A folder of this model type -> its path.
+
+    configure: ids of the tokenizer's words -> another configuration of the type. Weights are drawn
+    on the device.
+    """
     folder = Path(folder)
-    configure, words, template, processor, images = KINDS[kind]
+    small, words, template, processor, images = KINDS[kind]
+    configure = configure or small
     tokenizer = make_tokenizer(words)
     config = configure(tokenizer.convert_tokens_to_ids)
     config.pad_token_id = tokenizer.pad_token_id
 
     torch.manual_seed(0)
-    network = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    with torch.device(device):
+        network = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
     network.generation_config.eos_token_id = tokenizer.eos_token_id
     network.generation_config.pad_token_id = tokenizer.pad_token_id
     network.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 Inference: every row (8 bits) or group of 32 weights in a row (4 bits) has its own scale, stored in
 a form that belongs to no device; when a layer reaches its device it is packed for the fastest
-kernel that runs and agrees there. benchmarks/kernels.py compares them with other libraries'.
+kernel that runs and agrees there. benchmarks/quantized_layers.py compares them with others.
 
 Training (QLoRA, https://arxiv.org/abs/2305.14314): NF4 layers of bitsandbytes, because SAT 0.4.12's
 own QLoRA raises NameError.
