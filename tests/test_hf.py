@@ -403,6 +403,33 @@ def test_activation_checkpointing_keeps_the_gradients(checkpoints, kind):
         assert torch.allclose(gradient, found[1][name], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_vl", "glm4v", "llava"])
+def test_the_estimate_of_activations(checkpoints, kind):
+    """Against what autograd keeps, the weights left out."""
+    family = open_family(checkpoints(kind))
+    family.add_method(LORA, device=CPU)
+    row = family.prompts.row(QUESTION, COLORS["red"] * 20)
+    batch = family.collate([family.encode(row, None)] * 4)
+    weights = {p.untyped_storage().data_ptr() for p in family.network.parameters()}
+    kept, alive = {}, []
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        alive.append(tensor)  # or another tensor might get its address
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    family.network.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        family.network(**batch)
+    counts = (batch["input_ids"].numel(), family.target_tokens(batch))
+    estimate = family.activation_bytes(*counts)
+    assert 0.5 < sum(kept.values()) / estimate < 2
+    family.configure_training(activation_checkpointing=True)
+    assert family.activation_bytes(*counts) < 0.8 * estimate
+
+
 def test_qlora_trains_over_4_bits(checkpoints):
     family = open_family(checkpoints("qwen3_vl"))
     family.add_method(LORA, device=CPU, nf4=True)

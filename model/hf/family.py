@@ -51,6 +51,7 @@ class HFFamily(Family):
         self.files = files
         self._base_fingerprint = base_fingerprint
         self.bounds = {}
+        self._recomputes = False  # activations, see configure_training
         self._probe_features = None  # of the probe's image, where the vision part is dropped
         self._image_tokens = {}  # size of an image -> the tokens it takes
         self.prompts = Prompts(loaded, self._end_ids())
@@ -182,6 +183,7 @@ class HFFamily(Family):
             if value:
                 raise UserError(f"{option} is not there for this base: leave it out")
         self.network.label_smoothing = label_smoothing
+        self._recomputes = activation_checkpointing
         if activation_checkpointing:
             # Not the reentrant kind: with frozen embeddings it would lose all gradients
             options = {"use_reentrant": False}
@@ -275,9 +277,15 @@ class HFFamily(Family):
 
     def activation_bytes(self, tokens, target_tokens):
         config = self.network.base.config.get_text_config()
-        # About what a decoder layer keeps of a token, and the head with its gradient in float32
-        layers = 34 * config.hidden_size * config.num_hidden_layers / 2 * self.dtype.itemsize
-        return tokens * layers + target_tokens * config.vocab_size * 12
+        width = config.hidden_size
+        # About what a decoder layer with a gated MLP keeps of a token
+        layer = 10 * width + 4 * (getattr(config, "intermediate_size", None) or 4 * width)
+        kept = config.num_hidden_layers * layer
+        if self._recomputes:
+            # Of each layer its input, and all of the one that is computed again
+            kept = config.num_hidden_layers * width + layer
+        # The head with its gradient in float32
+        return tokens * kept * self.dtype.itemsize + target_tokens * config.vocab_size * 12
 
     @torch.no_grad()
     def feature_spec(self):
