@@ -96,6 +96,13 @@ def add_loading_options(parser, whole=False, **from_pretrained):
     if whole:
         return
     add(
+        "--max_pixels",
+        type=int,
+        help="of a base of transformers: larger images are shrunk to so many pixels, whatever "
+        "their shape; default: as in training, of a plain base 768 x 768",
+    )
+    add("--min_pixels", type=int, help="of such a base: smaller images are enlarged to so many")
+    add(
         "--quant",
         type=int,
         choices=(8, 4),
@@ -119,6 +126,7 @@ def loading(args):
         "download": args.download,
         "device": args.device,
         "dtype": args.dtype,
+        "pixels": (args.min_pixels, args.max_pixels),
     }
 
 

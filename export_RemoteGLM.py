@@ -16,8 +16,8 @@ from model.errors import UserError
 
 FORMATS = {
     "sat": "LoRA merged into the weights, as SwissArmyTransformer stores a model",
-    "hf": "LoRA merged into the weights, as THUDM/visualglm-6b on Hugging Face stores them, "
-    "in safetensors",
+    "hf": "LoRA merged into the weights, as Hugging Face stores a model (VisualGLM as "
+    "THUDM/visualglm-6b, other bases as they came), in safetensors",
     "peft": "LoRA alone, as the peft library stores an adapter; it goes over what --format hf "
     "makes of the base",
     "int8": "merged, weights of the language model in 8 bits: loads without ever needing the full "
@@ -39,7 +39,7 @@ def parse(argv=None):
     )
     add("--output", required=True, type=Path, help="folder to write; it must not exist")
     # As it is on disk, changed only by the format
-    parser.set_defaults(dtype="stored", device="cpu", quant=None)
+    parser.set_defaults(dtype="stored", device="cpu", quant=None, max_pixels=None, min_pixels=None)
 
     args = parser.parse_args(argv)
     if args.output.exists():

@@ -63,7 +63,7 @@ from model.training.resume import Progress, resume, step_bytes
 from model.training.run_folder import RunFolder
 from model.training.sampler import DistributedBatchSampler, plan_epoch
 from model.training.validation import make_validation, shuffled_rows
-from model.weight_files import ADAPTER, read_card
+from model.weight_files import adapter_file, read_card
 
 
 def parse(argv=None):
@@ -228,7 +228,7 @@ def open_base(options, device, dtype):
     else:
         folder = find_checkpoint(options.from_pretrained, options.download or None)
         named = options.from_pretrained
-        if (folder / ADAPTER).is_file():
+        if adapter_file(folder):
             adapter = folder
             named = folder = base_of_adapter(adapter)
         kind = family_of(folder)
@@ -241,6 +241,8 @@ def open_base(options, device, dtype):
             vision_on_cpu=uses_feature_cache(options, kind),
         )
         refuse_finished(folder, family)
+        if options.max_pixels or options.min_pixels:
+            family.limit_pixels(options.min_pixels or None, options.max_pixels or None)
         path = portable_path(folder) if Path(named).is_dir() else named
         base = {"path": path, "fingerprint": family.base_fingerprint}
 
@@ -262,7 +264,7 @@ def open_base(options, device, dtype):
 
 def start_from(family, adapter):
     """Give the trained parameters the values of an adapter. Raises UserError."""
-    trained = {name: p for name, p in family.network.named_parameters() if p.requires_grad}
+    trained = family.trained_tensors()
     tensors = adapter_tensors(adapter)
     wrong = sorted(set(trained) ^ set(tensors))
     for name in set(trained) & set(tensors):
@@ -365,6 +367,8 @@ def say_plan(trainer, inputs, method, total_parameters):
             f"--max_target_length {options.max_target_length} (a cut answer trains no end)"
         )
     say(line)
+    if inputs.images and family.image_note():
+        say(family.image_note())
 
 
 def make_plan(options, rows, world):
@@ -424,8 +428,14 @@ def as_resolved(options, dtype):
     if not folder.is_dir():
         return options
     folder = find_checkpoint(folder)
-    method = read_card(folder).get("method")
-    if not (folder / ADAPTER).is_file() or not method:
+    card = read_card(folder)
+    method = card.get("method")
+    if adapter_file(folder) and not card:
+        raise UserError(
+            f"adapter {folder} was written by another program: it can be talked with and exported, "
+            "to train on from it export it first (export_RemoteGLM.py --format hf)"
+        )
+    if not adapter_file(folder) or not method:
         return options
     return like_adapter(options, method, folder)
 
@@ -554,6 +564,13 @@ def finish(trainer):
         f"done in {seconds:.0f} s; losses: {folder / 'loss.png'}\n"
         f"talk with it: python cli_demo.py --from_pretrained {shlex.quote(str(folder))}"
     )
+    if trainer.effect is not None:
+        say(f"the adapter changes the logits of an answer by {trainer.effect:.3g} (rms)")
+    if trainer.effect == 0:
+        raise UserError(
+            f"the adapter in {folder} does nothing: its weights did not change from where they "
+            f"began; raise --lr (now {trainer.options.lr:g}) or train longer"
+        )
     is_saved = best and (folder / str(best["step"])).is_dir()
     if is_saved and best["step"] != step:
         best_folder = shlex.quote(str(folder / str(best["step"])))

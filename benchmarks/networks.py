@@ -235,13 +235,15 @@ def kernel_bytes(file, name):
 
 
 def table(rows):
-    """Print a list of dicts of the same keys as a Markdown table."""
-    heads = list(rows[0])
-    print_row(heads)
-    print_row(["---"] * len(heads))
+    """Print dicts of the same keys as a Markdown table, each as soon as it is there."""
+    heads = []
     for row in rows:
+        if not heads:
+            heads = list(row)
+            print_row(heads)
+            print_row(["---"] * len(heads))
         print_row(str(row[head]) for head in heads)
 
 
 def print_row(cells):
-    print("| " + " | ".join(cells) + " |")
+    print("| " + " | ".join(cells) + " |", flush=True)

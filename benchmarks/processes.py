@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -14,6 +13,10 @@ from networks import kernel_bytes
 
 POLL_INTERVAL = 0.05  # seconds
 LEAST_AVAILABLE = 0.5e9  # bytes of memory that a command must leave to the machine
+
+
+class Failed(SystemExit):
+    """A command that ended with an error; its text is the command and the end of its output."""
 
 
 @dataclass
@@ -34,7 +37,7 @@ def watch(command, threads, reached=tuple, least_available=LEAST_AVAILABLE):
 
     reached: called again and again, gives the steps that the command has reached so far. Raises
     MemoryError where the command takes so much memory that the machine has less than
-    least_available bytes left: it is ended then. Exits with the end of the output if it fails.
+    least_available bytes left: it is ended then; and Failed where it ends with an error.
     """
     run = Run()
     gpu_before = gpu_used()
@@ -65,7 +68,7 @@ def watch(command, threads, reached=tuple, least_available=LEAST_AVAILABLE):
         raise out_of_memory(run)
     if process.returncode:
         shown = " ".join(map(str, command))
-        sys.exit(f"{shown}: ended with {process.returncode}\n{run.output[-3000:]}")
+        raise Failed(f"{shown}: ended with {process.returncode}\n{run.output[-3000:]}")
     return run
 
 
@@ -90,12 +93,18 @@ def gpu_used():
 
 
 def logged_steps(experiment):
-    """The steps that stand in the metrics of an experiment's folder, one reading a line."""
+    """The steps that stand in the metrics of an experiment's folder."""
+    for entry in readings(experiment):
+        yield entry["step"]
+
+
+def readings(experiment):
+    """The readings of training in the metrics of an experiment's folder, one a line."""
     for file in experiment.glob("*.jsonl"):
         whole_lines = file.read_text().rpartition("\n")[0]  # the last may be half a line
         for entry in map(json.loads, whole_lines.splitlines()):
             if "loss" in entry:
-                yield entry["step"]
+                yield entry
 
 
 def as_words(options):

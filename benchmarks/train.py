@@ -15,35 +15,25 @@ leave them out with --dtypes float32.
 
 import gc
 import json
-import random
 import statistics
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from baseline import SOURCE, TARGET
-from networks import PROJECT, full_size, machine, mid_size, random_base, rendered, table
-from processes import as_words, gigabytes, logged_steps, watch
+from bench import RANK, Bench, lora_work
+from networks import full_size, machine, mid_size, random_base, rendered, table
+from processes import as_words, gigabytes, watch
 from without_gpu import check_room, without_gpu
 
 from command_line import Parser, sigterm_cleans_up
 
 HERE = Path(__file__).resolve().parent
-# Tokens of UCM's 1,890 Chinese captions in ChatGLM's vocabulary: the middles of 20 equal shares,
-# 33 on average.
-ANSWER_TOKENS = (11, 14, 16, 19, 21, 23, 25, 27, 28, 31, 33, 35, 37, 40, 42, 45, 48, 51, 55, 66)
-# Makes the prompt 55 tokens in the tiny vocabulary; the usual question makes 52 in ChatGLM's.
-QUESTION = "场景？"
-IMAGE_SIDE = 256  # pixels
-RANK = 10
 EPOCHS = 2
 # Where no epoch is completed, images/s is read between these steps.
 WARM, STEADY = 10, 60
-PASSES = 5  # of the measurement of the matmul rate, over the weights four times each
-REPEATS = 4
 DTYPES = ("float32", "bfloat16")
 
 
@@ -55,80 +45,35 @@ def steady_speed(run, batch_size):
 # What is trained
 
 
-@dataclass
-class Work:
-    """What a LoRA step must compute."""
+class VisualGLM(Bench):
+    """A VisualGLM of a parsed model_config.json."""
 
-    operations: float  # per image
-    tokens: float  # of an image's row, on average
-    formula: str  # the same in words
-
-
-class Bench:
-    """A network, and what all measurements on it share."""
+    # Makes the prompt 55 tokens in the tiny vocabulary; the usual question makes 52 in ChatGLM's.
+    question = "场景？"
 
     def __init__(self, folder, config, threads, device="cpu", dtype="float32"):
-        self.folder = folder
+        super().__init__(folder, threads, device, dtype)
         self.config = config
-        self.threads = threads
-        self.device = device
-        self.dtype = dtype
+        self.layers = config["num_layers"]
+        self.width, self.inner = config["hidden_size"], config["inner_hidden_size"]
         self.tokenizer = None
 
     def prepare(self):
         """Write the base's folder; returns self."""
-        self.tokenizer = random_base(self.folder / "base", self.config, self.device, self.dtype)
+        self.tokenizer = random_base(self.base, self.config, self.device, self.dtype)
         gc.collect()  # of the network: its parts refer to each other
         torch.cuda.empty_cache()
         return self
 
-    def rows(self, name, count, images):
-        """Write count rows over so many images; returns the file.
-
-        Texts are the same in every run, images never, so that no cache knows them.
-        """
-        folder = self.folder / name
-        folder.mkdir()
-        write_images(folder, images)
-
+    @cached_property
+    def characters(self):
+        """Chinese characters that are one token each."""
         pieces = self.tokenizer.pieces
         names = [pieces.id_to_piece(index) for index in range(pieces.vocab_size())]
-        characters = [piece for piece in names if len(piece) == 1 and "一" <= piece <= "龥"]
-        chance = random.Random(0)
-        lengths = [chance.choice(ANSWER_TOKENS) - 1 for _ in range(count)]  # and a leading blank
-        rows = []
-        for index, length in enumerate(lengths):
-            answer = "".join(chance.choices(characters, k=length))
-            rows.append({"img": f"{index % images}.tif", "prompt": QUESTION, "label": answer})
-        file = folder / "rows.json"
-        file.write_text(json.dumps(rows))
-        return file
+        return [piece for piece in names if len(piece) == 1 and "一" <= piece <= "龥"]
 
-    def ours(self, file, batch_size, interval, dtype, length, method="lora"):
-        """Train with the project's script -> Run.
-
-        It writes a reading every interval steps and saves once, at the end. length: {"--epochs" or
-        "--train-iters": number}.
-        """
-        name = file.parent.name
-        options = {
-            "--from-pretrained": self.folder / "base",
-            "--train-data": file,
-            "--batch-size": batch_size,
-            "--method": method,
-            "--lora-rank": RANK,
-            "--device": self.device,
-            "--dtype": dtype,
-            "--vision-cache": self.folder / "vision-cache",
-            "--log-interval": interval,
-            "--save-interval": sys.maxsize,
-            "--save": self.folder / "runs",
-            "--experiment-name": name,
-        }
-        command = [sys.executable, PROJECT / "finetune_RemoteGLM.py"]
-        command += as_words(options | length)
-        metrics = self.folder / "runs" / name
-        return watch(command, self.threads, lambda: logged_steps(metrics))
+    def answer(self, chance, tokens):
+        return "".join(chance.choices(self.characters, k=tokens - 1))  # and a leading blank
 
     def baseline(self, file, batch_size, steps):
         """Train the baseline -> (Run, images/s without the first step)."""
@@ -139,68 +84,20 @@ class Bench:
             "--device": self.device,
             "--dtype": self.dtype,
         }
-        command = [sys.executable, HERE / "baseline.py", self.folder / "base", file]
+        command = [sys.executable, HERE / "baseline.py", self.base, file]
         run = watch(command + as_words(options), self.threads)
         seconds = json.loads(run.output.splitlines()[-1])
         return run, batch_size / statistics.median(seconds[1:])
 
     def work(self, file):
         """What training on a row file must compute -> Work."""
-        config = self.config
-        width, inner = config["hidden_size"], config["inner_hidden_size"]
-        blocks = config["num_layers"] * (4 * width**2 + 2 * width * inner)
-        head = config["vocab_size"] * width
+        blocks = self.layers * (4 * self.width**2 + 2 * self.width * self.inner)
+        head = self.config["vocab_size"] * self.width
 
-        rows = rendered(file, self.tokenizer, config)
+        rows = rendered(file, self.tokenizer, self.config)
         tokens = statistics.mean(len(row.ids) for row in rows)
         answers = statistics.mean(len(row.target_positions) for row in rows)
-        operations = 4 * (blocks * tokens + head * answers)
-        formula = (
-            f"An image must cost 4 x ({blocks / 1e6:.1f} M weights of the language model's blocks "
-            f"x {tokens:.1f} tokens + {head / 1e6:.1f} M of the head x {answers:.1f} answer "
-            f"tokens) = {operations / 1e9:.1f} GFLOP: 2 forward, 2 backward through frozen "
-            "weights, no weight gradients; attention products, LoRA, norms and the vision tower "
-            "are left out."
-        )
-        return Work(operations, tokens, formula)
-
-    def matmul_rate(self, rows, dtype):
-        """Operations per second of F.linear over x [rows, width], w [inner, width].
-
-        That of the best pass; dtype: torch's.
-        """
-        width, inner = self.config["hidden_size"], self.config["inner_hidden_size"]
-        layers = self.config["num_layers"]
-        x = torch.randn(rows, width, dtype=dtype, device=self.device)
-        weights = []  # more than a cache holds
-        for _ in range(layers):
-            weights.append(torch.randn(inner, width, dtype=dtype, device=self.device))
-
-        fastest = float("inf")
-        for _ in range(PASSES):
-            start = time.perf_counter()
-            for weight in weights * REPEATS:
-                torch.nn.functional.linear(x, weight)
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-            fastest = min(fastest, time.perf_counter() - start)
-        del x, weights
-        torch.cuda.empty_cache()
-        return REPEATS * layers * 2 * rows * width * inner / fastest
-
-    def matmul_shape(self):
-        return f"[{self.config['inner_hidden_size']}, {self.config['hidden_size']}]"
-
-
-def write_images(folder, count):
-    """Images of noise, other ones in every run."""
-    import numpy as np
-    from PIL import Image
-
-    noise = np.random.default_rng()
-    for index in range(count):
-        pixels = noise.integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.tif")
+        return lora_work(blocks, head, tokens, answers)
 
 
 # Tables
@@ -363,15 +260,15 @@ def parse():
 def measure(args, folder):
     """Measure what the options ask for; files are written into a folder."""
     if args.full_size and torch.cuda.is_available():
-        bench = Bench(folder, full_size(), args.threads, "cuda", "bfloat16").prepare()
+        bench = VisualGLM(folder, full_size(), args.threads, "cuda", "bfloat16").prepare()
         by_batch(bench, args.batch_size or (1, 8))
         return
     if args.full_size:
         check_room(folder, full_size())
-        without_gpu(Bench(folder, full_size(), args.threads, dtype="float16").prepare())
+        without_gpu(VisualGLM(folder, full_size(), args.threads, dtype="float16").prepare())
         return
 
-    bench = Bench(folder, mid_size(), args.threads).prepare()
+    bench = VisualGLM(folder, mid_size(), args.threads).prepare()
     batch_size = args.batch_size[0] if args.batch_size else 4
     if args.rows:
         by_rows(bench, args.rows, args.shared_images, batch_size)

@@ -100,24 +100,32 @@ def exported(bench, base, output):
 
 
 def answered(bench, file, checkpoint, loading):
-    """Greedy answers that the length limit ends after TOKENS tokens."""
-    name = "-".join(map(str, [checkpoint.name, *loading.values()]))
+    length = prompt_length(bench, file)
+    return answers(bench, file, checkpoint, loading, 1, length, TOKENS), TOKENS
+
+
+def answers(bench, file, checkpoint, loading, batch_size, prompt, tokens):
+    """Greedy answers, ended by the length limit, to rows whose prompts have a length -> Run.
+
+    Its steps are answers. loading: options of cli_demo.py.
+    """
+    name = "-".join(map(str, [checkpoint.name, batch_size, *loading.values()]))
     output = bench.folder / f"answers-{name}.jsonl"
     options = {
         "--from_pretrained": checkpoint,
         "--device": bench.device,
         "--input": file,
         "--output": output,
-        "--batch-size": 1,
-        "--max_length": prompt_length(bench, file) + TOKENS,
+        "--batch-size": batch_size,
+        "--max_length": prompt + tokens,
         "--temperature": 0,
     }
     command = [sys.executable, PROJECT / "cli_demo.py"] + as_words(options | loading)
     run = watch(command, bench.threads, partial(numbers_of_lines, output))
-    answers = list(map(json.loads, output.read_text(encoding="utf-8").splitlines()))
-    if not all("truncated" in answer for answer in answers):
-        sys.exit(f"benchmarks/train.py: error: an answer ended before {TOKENS} tokens")
-    return run, TOKENS
+    entries = list(map(json.loads, output.read_text(encoding="utf-8").splitlines()))
+    if not all("truncated" in entry for entry in entries):
+        sys.exit(f"{sys.argv[0]}: error: an answer ended before {tokens} tokens")
+    return run
 
 
 def prompt_length(bench, file):

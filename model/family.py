@@ -1,7 +1,8 @@
 """A family of networks: what the rest of the house knows of one, and which a folder belongs to.
 
 The trainer and the assistant hold a `Family` and nothing of its inside; batch answers, evaluation
-and pages hold an assistant. A new family is a subclass of it and one line in FAMILIES.
+and pages hold an assistant. A new family is a subclass of it and one line in FAMILIES; what is not
+listed there belongs to the family on transformers, which knows a hundred types of networks.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +22,14 @@ from model.files import PROJECT, read_json, sha256
 from model.find import find_checkpoint
 from model.rows import Sample
 from model.sampling import Sampling
-from model.weight_files import ADAPTER, CARD, CONFIG, read_card
+from model.weight_files import (
+    ADAPTER,
+    CARD,
+    CONFIG,
+    PEFT_CONFIG,
+    adapter_file,
+    read_card,
+)
 
 # model_type in a folder's configuration -> "module:class", imported when a folder asks for it
 FAMILIES = {
@@ -29,7 +37,9 @@ FAMILIES = {
     "chatglm": "model.visualglm.family:VisualGLMFamily",  # as Hugging Face's folder calls it
 }
 DEFAULT_FAMILY = "visualglm"  # SwissArmyTransformer's folders name no model_type
+HF_FAMILY = "model.hf.family:HFFamily"
 MANIFEST = "complete.json"  # hashes of a saved training step, see training/run_folder.py
+EFFECT_RATIO = 4  # between an adapter's effect now and after training: dtype and bits change it
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -46,9 +56,10 @@ class Limits:
 class FeatureSpec:
     """What the frozen vision part makes of one image: the same in every epoch, so it is cached."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None  # None: a dict of tensors, by name, whose shapes may differ
     dtype: torch.dtype
     cache_key: str  # differs where weights or preprocessing differ
+    estimated_bytes: int = 0  # of an image, where the shape does not say it
 
 
 class Returning:
@@ -70,7 +81,7 @@ class Family(ABC):
     out). Every method that reads a user's file or option raises UserError.
     Keys of the card that others read: "method" and "base" (of an adapter), "prompt" (the question
     it was trained on), "english" (the frame of that), "quantization" (such weights cannot be
-    trained).
+    trained), "effect" (see `effect`; of an adapter).
     """
 
     parts: ClassVar[tuple[str, ...]]  # what can be trained in full, by name
@@ -85,6 +96,13 @@ class Family(ABC):
     dtype: torch.dtype
 
     # Opening
+
+    @classmethod  # noqa: B027  (most families know their own types)
+    def check_config(cls, config: dict[str, Any], path: Path) -> None:
+        """UserError where the family cannot open a network of this configuration, read from path.
+
+        A first look, for a type of networks; `open` checks the rest.
+        """
 
     @classmethod
     @abstractmethod
@@ -125,7 +143,22 @@ class Family(ABC):
 
         tensors: by the names that `save` wrote; source: their folder, for the UserError that lists
         what is missing or does not fit. Leaves the network in evaluation mode.
+        method: as `add_method` returned it, and under "peft" the configuration of an adapter of
+        PEFT.
         """
+
+    def limit_pixels(self, least: int | None, most: int | None) -> None:
+        """Bound the pixels of an image as the network sees it; None leaves a bound as it is.
+
+        A saved checkpoint keeps the bounds. Raises UserError where images have one size.
+        """
+        raise UserError(
+            "--max_pixels and --min_pixels: images of this base have one fixed size; leave them out"
+        )
+
+    def image_note(self) -> str:
+        """What an image takes, for the start lines of a training; "" where there is no choice."""
+        return ""
 
     @property
     @abstractmethod
@@ -148,6 +181,10 @@ class Family(ABC):
         ones ([]: all). nf4: the frozen linear layers in 4 bits; the network was then opened on the
         CPU and moves to `device` here. Returns the method as `load_adapter` needs it, for the card.
         """
+
+    def trained_tensors(self) -> dict[str, torch.Tensor]:
+        """The trained parameters by the names that `save` writes of an adapter."""
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
     @abstractmethod
     def configure_training(
@@ -173,7 +210,7 @@ class Family(ABC):
         """A rendered row and its RGB image -> one training item."""
 
     @abstractmethod
-    def encode_features(self, row: Any, features: torch.Tensor) -> Any:
+    def encode_features(self, row: Any, features: Any) -> Any:
         """The same with cached features in the image's place."""
 
     @abstractmethod
@@ -189,11 +226,11 @@ class Family(ABC):
         """About what a micro-batch of so many tokens keeps for its backward pass."""
 
     def feature_spec(self) -> FeatureSpec | None:
-        """None where the vision part is trained, or makes nothing of one size to be cached."""
+        """None where the vision part is trained, or makes nothing that can be cached."""
         return None
 
-    def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """RGB images -> features [I, *feature_spec().shape]"""
+    def image_features(self, images: Sequence[Image.Image]) -> Any:
+        """RGB images -> features [I, *feature_spec().shape], or a dict of each image's."""
         raise NotImplementedError
 
     def drop_vision(self) -> None:
@@ -204,10 +241,18 @@ class Family(ABC):
     def save(self, folder: Path, card: dict[str, Any]) -> None:
         """Write a checkpoint folder, which appears complete or not at all.
 
-        By card["method"] all weights in FULL, or the trained tensors alone in ADAPTER, under the
-        names that `load_adapter` takes; the card in CARD; a CONFIG with this family's model_type;
-        and what `open` needs of the tokenizer (names: model/weight_files.py).
+        By card["method"] all weights, or the trained tensors alone, in files that `weight_files`
+        or `adapter_file` find, under the names that `load_adapter` takes; the card in CARD; where
+        it is no adapter of PEFT a configuration with this family's model_type; and what `open`
+        needs of the tokenizer.
         """
+
+    def effect(self, question: str | None = None) -> float | None:
+        """How much the adapter changes the logits of an answer; None where that is not measured.
+
+        question: that of the row it is measured on, None: that of the card. All processes together.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027  (most families hold nothing)
         """Release process groups of its own, before torch.distributed ends."""
@@ -269,11 +314,12 @@ def family_of(folder: Path) -> type[Family]:
         path = path / (CONFIG if (path / CONFIG).is_file() else "config.json")
     config = read_json(path, "network configuration", dict)
     name = config.get("model_type", DEFAULT_FAMILY)
-    if not isinstance(name, str) or name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise UserError(f"{path}: model_type {name!r}, expected one of {known}; name another base")
-    module, _, kind = FAMILIES[name].partition(":")
-    return getattr(import_module(module), kind)
+    if not isinstance(name, str):
+        raise UserError(f"{path}: model_type {name!r}, expected a name; copy it again")
+    module, _, kind = FAMILIES.get(name, HF_FAMILY).partition(":")
+    family = getattr(import_module(module), kind)
+    family.check_config(config, path)
+    return family
 
 
 def open_checkpoint(
@@ -285,22 +331,31 @@ def open_checkpoint(
     dtype: str | torch.dtype | None = None,
     bits: int | None = None,
     download: str | None = None,
+    pixels: tuple[int | None, int | None] = (None, None),
 ) -> Family:
     """A base, a full checkpoint or an adapter: a folder, or a name to look up. Raises UserError.
 
     base: where an adapter's base lies, if it has moved; tokenizer: a vocabulary file; device:
     "cuda", "mps", "cpu"; dtype: a name of DTYPES, or "stored"; bits: 8 or 4; download:
-    "huggingface" or "modelscope". None chooses, or does without.
+    "huggingface" or "modelscope"; pixels: least and most of an image, see limit_pixels. None
+    chooses, or does without.
     """
     folder = find_checkpoint(name, download)
     device = choose_device(device)
     dtype = named_dtype(dtype)
-    if not (folder / ADAPTER).is_file():
-        return family_of(folder).open(
+    if adapter_file(folder) is None:
+        family = family_of(folder).open(
             folder, tokenizer=tokenizer, device=device, dtype=dtype, bits=bits
         )
+    else:
+        family = _open_adapter(folder, base, tokenizer, device, dtype, bits, download)
+    if any(pixels):
+        family.limit_pixels(*pixels)
+    return family
 
-    card = _adapter_card(folder)
+
+def _open_adapter(folder, base, tokenizer, device, dtype, bits, download):
+    card = adapter_card(folder)
     base_folder = base_of_adapter(folder, base, download)
     _check_manifest(folder)
     family = family_of(base_folder).open(
@@ -309,15 +364,46 @@ def open_checkpoint(
     check_base(folder, family, base_folder)
     family.load_adapter(card["method"], adapter_tensors(folder), f"adapter {folder}")
     family.card = card
+    _check_effect(family, f"adapter {folder}")
     return family
 
 
-def _adapter_card(folder):
+def _check_effect(family, source):
+    """UserError for an adapter that loads and yet does not do what it did after its training."""
+    effect = family.effect()
+    if effect is None:
+        return
+    if effect == 0:
+        raise UserError(
+            f"{source}: it changes no answer of its base: none of its weights is active; copy it "
+            "again, or name its own base with --base_path"
+        )
+    expected = family.card.get("effect")
+    if expected and not expected / EFFECT_RATIO < effect < expected * EFFECT_RATIO:
+        raise UserError(
+            f"{source}: it changes the logits of its base by {effect:.3g}, expected {expected:.3g} "
+            "as after training; its configuration or the base's is not the same: copy them again"
+        )
+
+
+def adapter_card(folder: Path) -> dict[str, Any]:
+    """The card of an adapter; of one that another program wrote as PEFT, what its files say.
+
+    Raises UserError.
+    """
     card = read_card(folder)
+    peft = None
+    if (folder / PEFT_CONFIG).is_file():
+        peft = read_json(folder / PEFT_CONFIG, "adapter configuration", dict)
+    if peft is not None and not card:
+        base = {"path": peft.get("base_model_name_or_path"), "fingerprint": None}
+        card = {"base": base, "method": {"name": "lora"}}
     if not card.get("base") or not card.get("method"):
         raise UserError(
             f"adapter {folder}: {CARD} does not say what its base is; copy the folder again"
         )
+    if peft is not None:
+        card["method"] = card["method"] | {"peft": peft}
     return card
 
 
@@ -330,7 +416,11 @@ def base_of_adapter(
     """
     base = given
     if base is None:
-        base = _adapter_card(folder)["base"]["path"]
+        base = adapter_card(folder)["base"]["path"]
+        if not base:
+            raise UserError(
+                f"adapter {folder}: it does not say what its base is; name it with --base_path"
+            )
         for place in (PROJECT / base, folder / base):
             if place.is_dir():
                 base = place
@@ -340,7 +430,7 @@ def base_of_adapter(
     except UserError as error:
         advice = "name it with --base_path. " if given is None else ""
         raise UserError(f"adapter {folder}: its base is not at {base}; {advice}{error}") from None
-    if (found / ADAPTER).is_file():
+    if adapter_file(found):
         raise UserError(f"adapter {folder}: {found} is an adapter, too, not its base")
     return found
 
@@ -350,17 +440,18 @@ def _check_manifest(folder):
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return
-    if read_json(manifest, "list of hashes", dict).get(ADAPTER) != sha256(folder / ADAPTER):
+    file = adapter_file(folder)
+    if read_json(manifest, "list of hashes", dict).get(file.name) != sha256(file):
         raise UserError(
-            f"adapter {folder}: {ADAPTER} is not what training wrote (its hash differs from "
+            f"adapter {folder}: {file.name} is not what training wrote (its hash differs from "
             f"{MANIFEST}); copy it again"
         )
 
 
 def check_base(folder: Path, family: Family, base_folder: Path) -> None:
     """UserError unless the family, opened from base_folder, is what an adapter was trained on."""
-    expected = _adapter_card(folder)["base"]["fingerprint"]
-    if family.base_fingerprint != expected:
+    expected = adapter_card(folder)["base"]["fingerprint"]
+    if expected is not None and family.base_fingerprint != expected:
         raise UserError(
             f"adapter {folder}: {base_folder} is not the base it was trained on (fingerprint "
             f"{family.base_fingerprint}, expected {expected}); name the right one with --base_path"
@@ -369,19 +460,23 @@ def check_base(folder: Path, family: Family, base_folder: Path) -> None:
 
 def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """name -> tensor of an adapter, in its dtype. Raises UserError."""
+    path = adapter_file(folder) or folder / ADAPTER
     try:
-        with safe_open(folder / ADAPTER, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"adapter {folder}: {ADAPTER} cannot be read ({error}); copy it again"
+            f"adapter {folder}: {path.name} cannot be read ({error}); copy it again"
         ) from None
 
 
 def export_checkpoint(name: str | Path, form: str, output: Path, **options) -> list[str]:
     """`Family.export` of a checkpoint found by its name. Raises UserError."""
     folder = find_checkpoint(name, options.get("download"))
-    family = family_of(folder)
+    configured = folder
+    if adapter_file(folder) and not (folder / CONFIG).is_file():
+        configured = base_of_adapter(folder, options.get("base"), options.get("download"))
+    family = family_of(configured)
     if form not in family.formats:
         known = ", ".join(family.formats)
         raise UserError(f"--format {form}: this checkpoint can be written as {known}")
@@ -412,6 +507,17 @@ def named_dtype(name: str | torch.dtype | None) -> torch.dtype | str | None:
     if name not in DTYPES:
         raise UserError(f"dtype {name!r}: expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def to_device(batch, device):
+    """A batch with its tensors, also those in lists, on the device."""
+    if torch.is_tensor(batch):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [to_device(value, device) for value in batch]
+    return batch
 
 
 def portable_path(folder: str | Path) -> str:

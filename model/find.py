@@ -13,12 +13,14 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import sha256
-from model.weight_files import CONFIG, HF_CONFIG, named_step, weight_files
+from model.weight_files import CONFIG, HF_CONFIG, PEFT_CONFIG, named_step, weight_files
 
-# Any of them makes a folder a checkpoint: of SAT's and this project's folders, of Hugging Face's.
-CONFIGS = (CONFIG, HF_CONFIG)
-# What a download takes: weights, configurations, vocabularies of sentencepiece and of BPE
-FILES = ("*.bin", "*.safetensors", "*.json", "*.model", "merges.txt")
+# Any of them makes a folder a checkpoint: of SAT's and this project's folders, of Hugging Face's,
+# of an adapter of PEFT.
+CONFIGS = (CONFIG, HF_CONFIG, PEFT_CONFIG)
+# What a download takes: weights, configurations, chat templates, vocabularies of sentencepiece and
+# of BPE
+FILES = ("*.bin", "*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")
 
 # Names without an owner -> who publishes them, the first of them for downloads:
 # visualglm-6b is THUDM/visualglm-6b, zai-org/visualglm-6b and ZhipuAI/visualglm-6b.

@@ -3,8 +3,11 @@
 SAT: `model_config.json`, `latest`, `<step>/mp_rank_00_model_states.pt`. Hugging Face:
 `config.json` with `model*.safetensors` or `pytorch_model*.bin`, one file or shards with an index.
 This project: `model_config.json`, `remoteglm.json`, `model.safetensors` or `adapter.safetensors`.
+PEFT: `adapter_config.json`, `adapter_model.safetensors`; over a base of transformers it is this
+project's form as well, with `remoteglm.json` beside.
 """
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ CARD = "remoteglm.json"
 # all weights of a network; the trained tensors only
 FULL = "model.safetensors"
 ADAPTER = "adapter.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_ADAPTER = "adapter_model.safetensors"
 # Of the card: objects that may be there, and the fields that each needs
 CARD_FIELDS: dict[str, dict[str, type]] = {
     "base": {"path": str, "fingerprint": str},
@@ -48,6 +53,15 @@ def read_card(folder: Path) -> dict[str, Any]:
                     "kind; copy it again"
                 )
     return card
+
+
+def adapter_file(folder: Path) -> Path | None:
+    """The file of an adapter's tensors, which may be missing from PEFT's; None: no adapter."""
+    if (folder / ADAPTER).is_file():
+        return folder / ADAPTER
+    if (folder / PEFT_CONFIG).is_file():
+        return folder / PEFT_ADAPTER
+    return None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -144,3 +158,16 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
             f"({', '.join(missing[:5])}); fetch them again"
         )
     return [folder / name for name in names]
+
+
+def fingerprint(tensors):
+    """16 hex digits that distinguish weights: names, shapes and 64 sampled values of each tensor.
+
+    tensors: name -> tensor of any dtype and device.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        flat = tensors[name].reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]

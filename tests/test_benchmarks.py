@@ -190,6 +190,83 @@ def test_full_size_needs_room(monkeypatch, no_gpu, tmp_path):
         run_full_size(monkeypatch, tmp_path, "--batch-size", "8")
 
 
+def test_qwen3_vl_in_small(monkeypatch, no_gpu, tmp_path, capsys):
+    """Steps, answers, and what a LoRA step must cost, by the scripts that train and answer."""
+    import qwen3_vl
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent))  # torch's own, else there
+    options = "--methods lora --checkpointing on --batch-size 2 --steps 3 --answers 2 --tokens 4"
+    monkeypatch.setattr(sys, "argv", ["qwen3_vl.py", "--threads", "1", *options.split()])
+    qwen3_vl.main()
+    printed = capsys.readouterr().out
+    lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:1] == "|"]
+    trained, answered = (dict(zip(lines[start], lines[start + 2])) for start in (0, 3))
+    assert trained["method"] == "lora" and trained["images are encoded"] == "once, before"
+    assert float(trained["images/s"]) == pytest.approx(2 / float(trained["s/step"]), rel=0.05)
+    per_image = float(trained["tokens/s"]) / float(trained["images/s"])
+    assert 100 < per_image < 170
+    speed = 2 * 4 / float(answered["s/batch"])
+    assert float(answered["tokens/s"]) == pytest.approx(speed, rel=0.15)
+
+    # Weights of the small size's layers: q and o, k and v, three of the MLP
+    layer = 256 * (2 * 4 * 64 + 2 * 2 * 64 + 3 * 768)
+    assert f"4 x ({4 * layer / 1e6:.1f} M weights" in printed
+    assert f"{4096 * 256 / 1e6:.1f} M of the head" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_fails_says_why():
+    import processes
+    import qwen3_vl
+
+    def measure():
+        command = [sys.executable, "-c", "raise SystemExit('no such thing')"]
+        return processes.watch(command, threads=1)
+
+    columns = ("s/batch", "tokens/s")
+    row = qwen3_vl.row({"batch": 1}, columns, measure)
+    assert row == {"batch": 1, "s/batch": "no such thing", "tokens/s": ""}
+
+
+@pytest.mark.parametrize("size, billions", [("2B", 2.13), ("4B", 4.44), ("8B", 8.77)])
+def test_sizes_of_qwen3_vl(size, billions):
+    """Weights as the published checkpoints count them; the memory that the READMEs name."""
+    import transformers
+    from hf_checkpoints import QWEN_WORDS, make_tokenizer
+    from hf_networks import configuration
+
+    from model.hf.adapter import linear_layers
+    from model.hf.family import HFFamily
+    from model.hf.types import part_of
+
+    ids = make_tokenizer(QWEN_WORDS).convert_tokens_to_ids
+    with torch.device("meta"):
+        network = transformers.AutoModelForImageTextToText.from_config(configuration(size, ids))
+    weights = sum(p.numel() for p in network.parameters())
+    assert weights / 1e9 == pytest.approx(billions, abs=0.01)
+
+    # The READMEs' table: bfloat16; LoRA's weights, gradients and AdamW's state
+    layers = linear_layers(network).items()
+    layers = [layer for name, layer in layers if part_of(name) == "language"]
+    blocks = sum(layer.weight.numel() for layer in layers)
+    states = 16 * sum(10 * (layer.in_features + layer.out_features) for layer in layers)
+    estimates = []
+    for frozen, recomputes in (
+        (2 * weights, False),
+        (2 * weights, True),
+        (2 * weights - 1.5 * blocks, True),
+    ):
+        family = SimpleNamespace(
+            network=SimpleNamespace(base=network), dtype=torch.bfloat16, _recomputes=recomputes
+        )
+        kept = HFFamily.activation_bytes(family, 576 + 64, 40)
+        estimates.append(f"{(frozen + states + kept) / 1e9:.1f} GB")
+    for readme in ("README.md", "README_en.md"):
+        row = f"| Qwen3-VL {size} | {' | '.join(estimates)} |"
+        assert row in (PROJECT / readme).read_text(encoding="utf-8")
+
+
 def test_a_command_without_memory_is_ended_and_its_row_says_so():
     import processes
     import without_gpu

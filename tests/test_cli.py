@@ -927,7 +927,8 @@ def test_both_spellings_of_every_option(script, monkeypatch):
                     assert one_word == expected, spelled
 
 
-# What requirements_wo_ds.txt and `pip install --no-deps SwissArmyTransformer` leave out.
+# What VisualGLM must not need to answer: beyond requirements_wo_ds.txt and
+# `pip install --no-deps SwissArmyTransformer`, and of it what other bases are for.
 ABSENT = (
     "deepspeed",
     "triton",

@@ -278,7 +278,12 @@ DOWNHILL = {
     "model.images": ("model.images", "model.errors", "model.files"),
     "model.visualglm": (
         *("model.visualglm", "model.images", "model.errors", "model.files", "model.find"),
-        *("model.weight_files", "model.family", "model.sampling"),
+        *("model.weight_files", "model.family", "model.sampling", "model.next_token", "model.nf4"),
+        "model.float_products",
+    ),
+    "model.hf": (
+        *("model.hf", "model.errors", "model.files", "model.weight_files", "model.family"),
+        *("model.sampling", "model.next_token", "model.nf4", "model.float_products"),
     ),
     "model.training": (
         *("model.training", "model.family", "model.images", "model.rows"),

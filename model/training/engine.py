@@ -266,14 +266,3 @@ def leave_process_group(family):
     torch.distributed.barrier()
     family.close()
     torch.distributed.destroy_process_group()
-
-
-def to_device(batch, device):
-    """A batch with its tensors, also those in lists, on the device."""
-    if torch.is_tensor(batch):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [to_device(value, device) for value in batch]
-    return batch

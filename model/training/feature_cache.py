@@ -1,8 +1,8 @@
 """Cached vision features: what a frozen vision part makes of each image, computed once, on disk.
 
-One file an image, in the training dtype (VisualGLM in bfloat16: 32 x 768, 49 kB) with a checksum,
-named by the hash of the image's bytes and of what makes the features; so runs and processes share
-them. Between runs the folder may be removed.
+One file an image, in the training dtype (VisualGLM in bfloat16: 32 x 768, 49 kB) with a checksum
+(features of no one shape as safetensors), named by the hash of the image's bytes and of what makes
+the features; so runs and processes share them. Between runs the folder may be removed.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors.torch import load, save
 from tqdm import tqdm
 
 from model.errors import UserError
@@ -44,7 +45,9 @@ class FeatureCache:
 
     @property
     def bytes(self):
-        """Of one image's features."""
+        """Of one image's features, about where they have no one shape."""
+        if self.spec.shape is None:
+            return self.spec.estimated_bytes
         return torch.Size(self.spec.shape).numel() * self.spec.dtype.itemsize
 
     def scan(self, images, sharded=None):
@@ -91,7 +94,7 @@ class FeatureCache:
     def _content(self, file):
         """The bytes of a file, None where they are not what was written."""
         content = bytearray(file.read_bytes())
-        if len(content) != self.bytes + CHECKSUM:
+        if self.spec.shape is not None and len(content) != self.bytes + CHECKSUM:
             return None
         features, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
         return features if checksum == _checksum(features) else None
@@ -108,17 +111,25 @@ class FeatureCache:
     def fill(self, encode, images, batch=16, progress=iter):
         """Make and store the features of images (a part of `missing`).
 
-        encode: PIL images -> features [I, *shape]; progress: wraps the iterable of batches (tqdm).
+        encode: PIL images -> features, as Family.image_features; progress: wraps the iterable of
+        batches (tqdm).
         """
         chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
         with ThreadPoolExecutor(self.threads) as pool:
             for chunk in progress(chunks):
-                features = encode(list(pool.map(load_image, chunk))).to(self.spec.dtype).cpu()
+                features = encode(list(pool.map(load_image, chunk)))
                 for image, own in zip(chunk, features):
                     self._write(self.files[image], own)
 
+    def _bytes_of(self, features):
+        if self.spec.shape is None:
+            kept = {name: tensor.cpu().contiguous() for name, tensor in features.items()}
+            return save(kept)
+        features = features.to(self.spec.dtype).cpu().contiguous()
+        return features.view(torch.uint8).numpy().tobytes()
+
     def _write(self, file, features):
-        content = features.contiguous().view(torch.uint8).numpy().tobytes()
+        content = self._bytes_of(features)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # Not synced: a file that a power cut damaged is made again
@@ -134,7 +145,10 @@ class FeatureCache:
         )
 
     def read(self, image):
-        """Features [*shape]. Raises UserError where the file has gone since the run began."""
+        """Features [*shape], or a dict of them.
+
+        Raises UserError where the file has gone since the run began.
+        """
         file = self.files[image]
         try:
             content = self._content(file)
@@ -145,6 +159,8 @@ class FeatureCache:
                 f"feature cache: {file} was removed or damaged while the run needed it; start it "
                 "again with --resume"
             )
+        if self.spec.shape is None:
+            return load(bytes(content))
         return torch.frombuffer(content, dtype=self.spec.dtype).view(self.spec.shape)
 
     def prune(self, limit, idle=86400):

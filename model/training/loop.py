@@ -9,9 +9,9 @@ import torch
 from tqdm import tqdm
 
 from model.errors import UserError
-from model.family import Family
+from model.family import Family, to_device
 from model.training.dataset import RowDataset, batches_of
-from model.training.engine import CheckedAdamW, Processes, to_device
+from model.training.engine import CheckedAdamW, Processes
 from model.training.log import Log, Meter, memory_gb
 from model.training.options import Options
 from model.training.resume import Progress, save_step, step_bytes
@@ -62,6 +62,7 @@ class Trainer:
     is_stopping: bool = False  # a process received one: the step under way is finished first
     resumed_step: int = 0
     saved_step: int = 0
+    effect: float | None = None  # of the adapter at the saved step, see Family.effect
 
     @property
     def eval_interval(self):
@@ -166,6 +167,9 @@ class Trainer:
         with self.processes.together():
             self.run.check_space(step_bytes(self.family, self.card))
         state = self.state | {"skipped": self.optimizer.skipped}
+        self.effect = self.family.effect(self.card["prompt"])
+        if self.effect is not None:
+            self.card["effect"] = self.effect
         save_step(
             self.run, self.family, self.engine, self.processes, self.card, state, self.progress
         )

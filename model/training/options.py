@@ -49,6 +49,15 @@ class Options:
         256,
         "tokens of an answer; longer ones are cut, counted and reported; 0: no limit",
     )
+    max_pixels: int = option(
+        DATA,
+        0,
+        "of a base of transformers: larger images are shrunk to so many pixels, whatever their "
+        "shape; 0: 768 x 768 = 589824, or the base's own where that is less",
+    )
+    min_pixels: int = option(
+        DATA, 0, "of such a base: smaller images are enlarged to so many; 0: the base's own"
+    )
     english: bool = option(DATA, False, "frame questions with Q: / A: instead of 问： / 答：")
     num_workers: int = option(DATA, -1, "processes that read images; -1: 4 with a GPU, else 0")
     augment: float = option(
@@ -113,7 +122,7 @@ class Options:
         METHOD,
         ["attention"],
         "what gets LoRA: attention and mlp of the language model, vision (attention of the whole "
-        "tower), projection",
+        "tower), projection (of a base of transformers: projector)",
         nargs="+",
     )
     layer_range: list = option(
@@ -258,6 +267,8 @@ NOT_NEGATIVE = (
     "early_stopping",
     "max_source_length",
     "max_target_length",
+    "max_pixels",
+    "min_pixels",
     "weight_decay",
     "clip_grad",
     "lora_dropout",

@@ -47,6 +47,8 @@ FIXED = (
     "trainable",
     "max_source_length",
     "max_target_length",
+    "max_pixels",
+    "min_pixels",
     "english",
     "lr",
     "lr_decay_style",

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from model.errors import UserError
 from model.files import diagnosis, replacing_folder
-from model.visualglm.layouts import QKV, fingerprint, parts_first, read_config, sat_name
+from model.visualglm.layouts import QKV, parts_first, read_config, sat_name
 from model.visualglm.lora import PTUNING, adapter_names, add_method, part_names
 from model.visualglm.network import VisualGLM
 from model.visualglm.quantization import (
@@ -35,7 +35,7 @@ from model.visualglm.quantization import (
     quantized_tensors,
 )
 from model.visualglm.tokenizer import VOCABULARY, Tokenizer, find_vocabulary
-from model.weight_files import ADAPTER, CARD, CONFIG, FULL, read_card, weight_files
+from model.weight_files import ADAPTER, CARD, CONFIG, FULL, fingerprint, read_card, weight_files
 
 LORA_MATRIX = re.compile(r"(.*)\.matrix_([AB])\.(\d+)")
 # Parameters from which a CPU takes bfloat16: VisualGLM-6B is 31 GB in float32

@@ -9,6 +9,7 @@ import torch
 
 from model.errors import UserError
 from model.family import Family, FeatureSpec, Returning, open_checkpoint
+from model.float_products import widen_products, widens
 from model.visualglm import export
 from model.visualglm.answer_text import AnswerText
 from model.visualglm.checkpoint import (
@@ -18,9 +19,8 @@ from model.visualglm.checkpoint import (
     write_folder,
 )
 from model.visualglm.config_check import check_memory
-from model.visualglm.float_products import widen_products, widens
 from model.visualglm.generate import generate
-from model.visualglm.layouts import fingerprint, read_config
+from model.visualglm.layouts import read_config
 from model.visualglm.lora import (
     LORA_TARGETS,
     adapter_names,
@@ -30,13 +30,13 @@ from model.visualglm.lora import (
     without_adapter,
 )
 from model.visualglm.network import PARTS, VisualGLM
-from model.visualglm.packing import pack
+from model.visualglm.packing import LINEAR, pack
 from model.visualglm.pixels import MEAN, STD, to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
 from model.visualglm.sat import leave_model_parallel_group
 from model.visualglm.tokenizer import Tokenizer, find_vocabulary
-from model.weight_files import ADAPTER
+from model.weight_files import ADAPTER, fingerprint
 
 CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned if the answer is English
 ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt
@@ -117,7 +117,7 @@ class VisualGLMFamily(Family):
             add_method(network, method)
             trained = {*adapter_names(network), *part_names(network, parts)}
         if widens(device, network.dtype):
-            widen_products(network)
+            widen_products(network, LINEAR)
         for name, parameter in network.named_parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(name in trained)

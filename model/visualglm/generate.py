@@ -8,6 +8,7 @@ from collections.abc import Generator
 
 import torch
 
+from model import next_token
 from model.sampling import Sampling
 from model.visualglm.decoder import Decoder
 from model.visualglm.network import VisualGLM
@@ -15,8 +16,7 @@ from model.visualglm.network import VisualGLM
 DEFAULT_SAMPLING = Sampling()
 
 
-# Top-k: https://arxiv.org/abs/1805.04833, top-p: https://arxiv.org/abs/1904.09751,
-# repetition penalty: https://arxiv.org/abs/1909.05858
+# Repetition penalty: https://arxiv.org/abs/1909.05858
 def filter_logits(
     logits: torch.Tensor, generated: torch.Tensor, sampling: Sampling
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,55 +27,7 @@ def filter_logits(
     if sampling.repetition_penalty != 1:
         penalized = logits.gather(1, generated) / sampling.repetition_penalty  # [B, n]
         logits = logits.scatter(1, generated, penalized)
-    if sampling.greedy:
-        ids = logits.argmax(-1, keepdim=True)  # [B, 1]
-        return ids, torch.ones_like(ids, dtype=logits.dtype)
-
-    vocabulary = logits.size(-1)
-    count = min(sampling.top_k or vocabulary, vocabulary)
-    top, ids = (logits / sampling.temperature).topk(count)  # [B, K]
-    weights = top.softmax(-1)
-    # The token that crosses top_p is kept.
-    better = weights.cumsum(-1) - weights
-    return ids, weights.masked_fill(better > sampling.top_p, 0)
-
-
-def sample(
-    logits: torch.Tensor,
-    generated: torch.Tensor,
-    sampling: Sampling,
-    generators: list[torch.Generator],
-) -> torch.Tensor:
-    """Next ids [B]; one generator per row, so that a row's sample does not depend on its batch."""
-    ids, weights = filter_logits(logits, generated, sampling)
-    if ids.size(1) > 1:
-        sampled = []
-        for row_weights, generator in zip(weights, generators):
-            sampled.append(row_weights.multinomial(1, generator=generator))
-        ids = ids.gather(1, torch.cat(sampled)[:, None])  # [B, 1]
-    return ids[:, 0]
-
-
-def _token_limits(lengths: list[int], sampling: Sampling, context_length: int) -> list[int]:
-    """How many tokens may follow each prompt of these lengths."""
-    max_length = min(sampling.max_length, context_length)
-    limits = []
-    for length in lengths:
-        limit = max_length - length
-        if sampling.max_new_tokens is not None:
-            limit = min(limit, sampling.max_new_tokens)
-        limits.append(max(0, limit))
-    return limits
-
-
-def _generators(count: int, device: torch.device, seed: int | None) -> list[torch.Generator]:
-    generators = [torch.Generator(device) for _ in range(count)]
-    for generator in generators:
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-    return generators
+    return next_token.filter_logits(logits, sampling)
 
 
 @torch.inference_mode()
@@ -100,13 +52,13 @@ def generate(
     image_start.
     """
     lengths = [len(prompt) for prompt in prompts]
-    limits = _token_limits(lengths, sampling, network.config.max_sequence_length)
+    limits = next_token.token_limits(lengths, sampling, network.config.max_sequence_length)
     max_new_tokens = max(limits)
     if max_new_tokens == 0:
         return [True] * len(prompts)
 
     device = network.device
-    generators = _generators(len(prompts), device, sampling.seed)
+    generators = next_token.make_generators(len(prompts), device, sampling.seed)
     padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
     generated = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
     unfinished = [limit > 0 for limit in limits]
@@ -123,7 +75,8 @@ def generate(
         if step < sampling.min_new_tokens:
             logits[:, eop] = -torch.inf
 
-        token = sample(logits, generated[:, :step], sampling, generators)  # [B]
+        ids, weights = filter_logits(logits, generated[:, :step], sampling)
+        token = next_token.sample(ids, weights, generators)  # [B]
         generated[:, step] = token
         new = token.tolist()
         for row, limit in enumerate(limits):

@@ -3,7 +3,6 @@
 Source: both official code bases of VisualGLM-6B.
 """
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -84,16 +83,3 @@ def sat_name(name):
         if name.startswith(theirs):
             return ours + name[len(theirs) :]
     return name
-
-
-def fingerprint(tensors):
-    """16 hex digits that distinguish weights: names, shapes and 64 sampled values of each tensor.
-
-    tensors: name -> tensor of any dtype and device.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        flat = tensors[name].reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
-        digest.update(f"{name}{tuple(tensors[name].shape)}".encode() + sample.tobytes())
-    return digest.hexdigest()[:16]

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
+from model.float_products import bfloat16_products
 from model.visualglm.network import VisualGLM
 from model.visualglm.sat import ColumnParallelLinear, RowParallelLinear
 
@@ -30,12 +31,6 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, x):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-def bfloat16_products() -> bool:
-    """Whether this CPU has instructions for oneDNN's products in bfloat16."""
-    available = torch.backends.mkldnn.is_available()
-    return available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def pack(

@@ -2,7 +2,7 @@
 
 Inference: every row (8 bits) or group of 32 weights in a row (4 bits) has its own scale, stored in
 a form that belongs to no device; when a layer reaches its device it is packed for the fastest
-kernel that runs and agrees there. benchmarks/kernels.py compares them with other libraries'.
+kernel that runs and agrees there. benchmarks/quantized_layers.py compares them with others.
 
 Training (QLoRA, https://arxiv.org/abs/2305.14314): NF4 layers of bitsandbytes, because SAT 0.4.12's
 own QLoRA raises NameError.
@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from model.errors import UserError
-from model.visualglm.float_products import widens
-from model.visualglm.packing import bfloat16_products
+from model.float_products import bfloat16_products
+from model.nf4 import nf4_linear
 
 GROUP = 32
 BITS = (8, 4)
@@ -318,39 +318,10 @@ def to_nf4(network: torch.nn.Module, device: torch.device | None = None) -> None
     Before or after LoRA is added. Vision tower, Q-Former, embeddings and head stay as they are.
     Raises UserError where bitsandbytes is missing.
     """
-    try:
-        from bitsandbytes.nn import Linear4bit
-    except ImportError:
-        message = "4-bit weights need bitsandbytes: pip install bitsandbytes==0.50.2"
-        raise UserError(message) from None
-
     for path, module in list(network.named_modules()):
         is_block = LAYERS.fullmatch(path.removesuffix(".original"))
         if not is_block or getattr(module, "weight", None) is None:
             continue
         parent, _, name = path.rpartition(".")
-        target = device or module.weight.device
-        new = _frozen_copy(Linear4bit, module, target)
-        # The move to the device quantizes.
-        new = new.to(target)
+        new = nf4_linear(module, device or module.weight.device)
         setattr(network.get_submodule(parent), name, new)
-
-
-def _frozen_copy(linear_4bit, linear, target):
-    """bitsandbytes' layer on the CPU, not yet quantized, that will compute on the target."""
-    weight, bias = linear.weight, linear.bias
-    new = linear_4bit(
-        weight.size(1),
-        weight.size(0),
-        bias=bias is not None,
-        compute_dtype=torch.float32 if widens(target, weight.dtype) else weight.dtype,
-        quant_type="nf4",
-        device="cpu",
-    )
-    state = {"weight": weight.detach().cpu()}
-    if bias is not None:
-        state["bias"] = bias.detach().cpu()
-    new.load_state_dict(state)
-    # Its packed form for inference on a CPU cannot go back to training.
-    new.support_avx512bf16_for_cpu = False
-    return new.requires_grad_(False)

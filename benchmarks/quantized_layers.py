@@ -1,6 +1,6 @@
 """Layers with weights of 8 and 4 bits on a CPU: this project's kernels, torchao, bitsandbytes.
 
-    OMP_NUM_THREADS=2 python benchmarks/kernels.py
+    OMP_NUM_THREADS=2 python benchmarks/quantized_layers.py
 
 One 4096 x 4096 layer (VisualGLM-6B's width); inputs of 1 row (a token) and of 64 rows (a prompt).
 Each way has as many copies of the layer as fill --megabytes, and each call takes the next copy, so
@@ -12,7 +12,7 @@ A library that is missing has "not installed" in its rows, a kernel that this CP
 lacks has the reason. torchao is no requirement of this project, so give it a folder of its own:
 
     pip install --no-deps --target /tmp/torchao torchao==0.18.0
-    OMP_NUM_THREADS=2 PYTHONPATH=/tmp/torchao python benchmarks/kernels.py
+    OMP_NUM_THREADS=2 PYTHONPATH=/tmp/torchao python benchmarks/quantized_layers.py
 """
 
 import importlib.util

@@ -9,7 +9,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from model.visualglm.packing import LINEAR, bfloat16_products
+
+def bfloat16_products() -> bool:
+    """Whether this CPU has instructions for oneDNN's products in bfloat16."""
+    available = torch.backends.mkldnn.is_available()
+    return available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def widens(device: torch.device, dtype: torch.dtype) -> bool:
@@ -17,10 +21,10 @@ def widens(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.bfloat16 and not bfloat16_products()
 
 
-def widen_products(network: torch.nn.Module) -> None:
+def widen_products(network: torch.nn.Module, kinds: tuple[type, ...] = (torch.nn.Linear,)) -> None:
     """From now on the bfloat16 linear layers, whose parameters stay as they are, compute so."""
     for layer in network.modules():
-        if isinstance(layer, LINEAR) and layer.weight.dtype == torch.bfloat16:
+        if isinstance(layer, kinds) and layer.weight.dtype == torch.bfloat16:
             layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
 
 

@@ -1,0 +1,457 @@
+"""Every image-text model of transformers with a chat template, as a family: see model/family.py."""
+
+import json
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from model.errors import UserError
+from model.family import Family, FeatureSpec, Returning, open_checkpoint, to_device
+from model.files import replacing_folder
+from model.float_products import widen_products, widens
+from model.hf import adapter, processor
+from model.hf.answer_text import AnswerText
+from model.hf.export import export_merged
+from model.hf.features import drop, encode, placeholder, takes_features
+from model.hf.generate import generate
+from model.hf.loading import fingerprint_of, load_model, quantize, read_config, to_nf4
+from model.hf.network import Network
+from model.hf.prompt import Prompts
+from model.hf.types import check_type, names_of
+from model.weight_files import CARD, PEFT_CONFIG, fingerprint, read_card
+
+ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt
+PROBE = "?"  # a question, where a checkpoint does not know its own
+SIDES = (256, 768, 1536)  # of images that the start line names
+
+
+class HFFamily(Family):
+    """network: model/hf/network.py around a model of transformers; processor: its own.
+
+    folder: that of the base; files: that of the processor, bounds: what is changed in those.
+    """
+
+    parts = ("vision", "projector", "language")
+    vision_parts = ("vision", "projector")
+    lora_targets = adapter.LORA_TARGETS
+    methods = ("lora", "qlora", "full")
+    formats = ("hf",)
+
+    def __init__(self, model, loaded, folder, files, base_fingerprint, card=None):
+        """loaded: the processor; files: the folder that it is from."""
+        self.network = Network(model)
+        self.processor = loaded
+        self.folder = folder
+        self.card = card or {}
+        self.files = files
+        self._base_fingerprint = base_fingerprint
+        self.bounds = {}
+        self._recomputes = False  # activations, see configure_training
+        self._probe_features = None  # of the probe's image, where the vision part is dropped
+        self._image_tokens = {}  # size of an image -> the tokens it takes
+        self.prompts = Prompts(loaded, self._end_ids())
+        if not read_card(files):  # ours have their bounds in their files
+            self.limit_pixels(None, None)
+
+    def _end_ids(self):
+        ends = self.network.base.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or ())
+        own = self.processor.tokenizer.eos_token_id
+        return list(dict.fromkeys([*ends, *([] if own is None else [own])]))
+
+    @property
+    def device(self):
+        return self.network.device
+
+    @property
+    def dtype(self):
+        return self.network.dtype
+
+    @property
+    def base_fingerprint(self):
+        return self._base_fingerprint
+
+    @property
+    def _peft(self):
+        """peft's model around the network's, or None."""
+        model = self.network.model
+        return model if hasattr(model, "peft_config") else None
+
+    # Opening
+
+    @classmethod
+    def check_config(cls, config, path):
+        check_type(config, path)
+
+    @classmethod
+    def open(cls, folder, *, tokenizer=None, device, dtype=None, bits=None, vision_on_cpu=False):
+        folder = Path(folder)
+        files = Path(tokenizer) if tokenizer else folder
+        if not processor.has_processor(files):
+            files = folder
+        config = read_config(folder)
+        loaded = processor.load_processor(files, config)
+        # Quantized on the way to the device, which never holds the whole weights
+        model = load_model(folder, config, torch.device("cpu") if bits else device, dtype)
+        if bits:
+            quantize(model, bits, device)
+            model.to(device)
+        return cls(model, loaded, folder, files, fingerprint_of(folder), read_card(folder))
+
+    @classmethod
+    def from_config(cls, config, *, tokenizer, device, dtype):
+        path = Path(config)
+        files = Path(tokenizer) if tokenizer else path.parent
+        parsed = read_config(path)
+        loaded = processor.load_processor(files, parsed)
+        model = transformers.AutoModelForImageTextToText.from_config(parsed, dtype=dtype)
+        model.generation_config.eos_token_id = loaded.tokenizer.eos_token_id
+        mark = fingerprint(model.state_dict())
+        return cls(model.to(device), loaded, path.parent, files, mark)
+
+    def load_adapter(self, method, tensors, source):
+        if "peft" not in method:
+            raise UserError(
+                f"{source}: no {PEFT_CONFIG} beside its weights, so it is none of such a base; "
+                "name the base it was trained on"
+            )
+        base = self.network.base
+        self.network.model = adapter.add_foreign(base, method["peft"], self.dtype, source)
+        adapter.fill(self._peft, tensors, source)
+        self.network.eval()
+
+    def limit_pixels(self, least, most):
+        if least and least > (most or processor.MAX_PIXELS):
+            raise UserError(
+                f"--min_pixels {least}: more than --max_pixels, {most or processor.MAX_PIXELS}"
+            )
+        images = self.processor.image_processor
+        self.bounds = processor.pixel_bounds(images, least, most)
+        processor.set_bounds(images, self.bounds)
+        self._image_tokens = {}
+
+    def image_note(self):
+        counts = []
+        for side in SIDES:
+            tokens = 1 + self._tokens_of((side, side))
+            counts.append(f"{tokens} at {side} x {side}")
+        return f"tokens of an image: {', '.join(counts)} (--max_pixels, --min_pixels)"
+
+    # Training
+
+    def add_method(self, method, *, device, nf4=False):
+        base = self.network.base
+        parts = method.get("parts", [])
+        method = {key: value for key, value in method.items() if key != "parts" or value}
+        if method["name"] == "full":
+            names = [name for name, _ in base.named_parameters()]
+            trained = set(names_of(names, parts)) if parts else set(names)
+            for name, parameter in base.named_parameters():
+                parameter.requires_grad_(name in trained)
+            base.to(device)
+            method = {"name": "full"}
+        else:
+            if nf4:
+                to_nf4(base, device)
+            base.to(device)
+            self.network.model = adapter.add_lora(base, method, self.dtype)
+            if method["layers"] is None:
+                method["layers"] = list(range(adapter.depth(base)))
+        if widens(device, self.dtype):
+            widen_products(base)
+        return method
+
+    def trained_tensors(self):
+        if self._peft is None:
+            return super().trained_tensors()
+        return adapter.tensors_of(self._peft)
+
+    def configure_training(
+        self,
+        *,
+        activation_checkpointing=False,
+        patch_dropout=0.0,
+        label_smoothing=0.0,
+        compile_layers=False,
+    ):
+        for option, value in (("--patch-dropout", patch_dropout), ("--compile", compile_layers)):
+            if value:
+                raise UserError(f"{option} is not there for this base: leave it out")
+        self.network.label_smoothing = label_smoothing
+        self._recomputes = activation_checkpointing
+        if activation_checkpointing:
+            # Not the reentrant kind: with frozen embeddings it would lose all gradients
+            options = {"use_reentrant": False}
+            self.network.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def render(self, sample, limits):
+        image_tokens = None
+        if sample.image:
+            image_tokens = self._tokens_of(_size_of(sample.image))
+        return self.prompts.row(
+            sample.question,
+            sample.answer,
+            history=sample.history,
+            image_tokens=image_tokens,
+            max_source=limits.max_source,
+            max_target=limits.max_target,
+        )
+
+    def _tokens_of(self, size):
+        """By how many tokens an image of this size makes a prompt longer than its placeholder."""
+        if size not in self._image_tokens:
+            text = self.prompts.text((), "", True)
+            inputs = self._inputs([text], [Image.new("RGB", size)], "right")
+            own = len(self.prompts.encode(text))
+            self._image_tokens[size] = inputs["input_ids"].size(1) - own
+        return self._image_tokens[size]
+
+    def encode(self, row, image):
+        return {"row": row, "image": image}
+
+    def encode_features(self, row, features):
+        return {"row": row, "image": placeholder(features), "features": features}
+
+    def _inputs(self, texts, images, side):
+        """What the processor makes of prompts and their images (None: without); padded at a side.
+
+        Raises UserError.
+        """
+        shown = [[] if image is None else [image] for image in images]
+        try:
+            return self.processor(
+                text=list(texts),
+                images=shown if any(shown) else None,
+                padding=True,
+                padding_side=side,
+                return_tensors="pt",
+                add_special_tokens=self.prompts.adds_special_tokens(texts[0]),
+            )
+        except ValueError as error:
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in images if image)
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"the base's image processor refuses images of {sizes}: {reason}"
+            ) from None
+
+    def collate(self, items):
+        """Items -> the arguments of Network.forward, rows padded at their end to the longest."""
+        rows = [item["row"] for item in items]
+        inputs = self._inputs([row.text for row in rows], [i["image"] for i in items], "right")
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        lengths = mask.sum(1).tolist()
+        width = max(length + row.target_tokens for length, row in zip(lengths, rows))
+        batch = dict(inputs)
+        features = [item["features"] for item in items if "features" in item]
+        if features:
+            batch = {name: v for name, v in inputs.items() if not name.startswith("pixel_")}
+            batch["features"] = features
+        for name, value in inputs.items():
+            if value.shape == ids.shape:  # one number a token: 0 is text, and not there
+                batch[name] = torch.nn.functional.pad(value, (0, width - value.size(1)))
+
+        positions = []
+        for index, (length, row) in enumerate(zip(lengths, rows)):
+            end = length + row.target_tokens
+            batch["input_ids"][index, length:] = self._pad
+            batch["input_ids"][index, length:end] = torch.from_numpy(np.array(row.target))
+            batch["attention_mask"][index, length:end] = 1
+            positions += range(index * width + length - 1, index * width + end - 1)
+        targets = np.concatenate([row.target for row in rows]).astype(np.int64)
+        batch["targets"] = torch.from_numpy(targets)
+        batch["target_positions"] = torch.tensor(positions)
+        return batch
+
+    @property
+    def _pad(self):
+        pad = self.processor.tokenizer.pad_token_id
+        return self.prompts.end_ids[0] if pad is None else pad
+
+    def target_tokens(self, batch):
+        return batch["targets"].numel()
+
+    def activation_bytes(self, tokens, target_tokens):
+        config = self.network.base.config.get_text_config()
+        width = config.hidden_size
+        # About what a decoder layer with a gated MLP keeps of a token
+        layer = 10 * width + 4 * (getattr(config, "intermediate_size", None) or 4 * width)
+        kept = config.num_hidden_layers * layer
+        if self._recomputes:
+            # Of each layer its input, and all of the one that is computed again
+            kept = config.num_hidden_layers * width + layer
+        # The head with its gradient in float32
+        return tokens * kept * self.dtype.itemsize + target_tokens * config.vocab_size * 12
+
+    @torch.no_grad()
+    def feature_spec(self):
+        base = self.network.base
+        trained = [name for name, p in base.named_parameters() if p.requires_grad]
+        if names_of(trained, self.vision_parts) or not takes_features(base):
+            return None
+        # What a class does with features is its own: none are cached where it makes a difference
+        row = self.prompts.row(PROBE, PROBE, image_tokens=0)
+        image = probe_image()
+        (features,) = self.image_features([image])
+        losses = []
+        for item in (self.encode(row, image), self.encode_features(row, features)):
+            batch = to_device(self.collate([item]), self.device)
+            losses.append(self.network(**batch)[1].item())
+        if not math.isclose(*losses, rel_tol=1e-3):
+            return None
+        size = sum(tensor.nbytes for tensor in features.values())
+        made_by = (self.base_fingerprint, self.dtype, self.bounds, transformers.__version__)
+        return FeatureSpec(None, self.dtype, " ".join(map(str, made_by)), 4 * size)
+
+    @torch.inference_mode()
+    def image_features(self, images):
+        def process(shown):
+            texts = [self.prompts.text((), PROBE, True)]
+            inputs = self._inputs(texts, shown, "right").to(self.device)
+            return self.network.as_inputs(inputs)
+
+        return encode(self.network.base, process, images)
+
+    def drop_vision(self):
+        base = self.network.base
+        (self._probe_features,) = self.image_features([probe_image()])
+        drop([base.get_submodule(n) for n in adapter.whole_modules(base, self.vision_parts)])
+
+    def save(self, folder, card):
+        with _new_checkpoint(folder) as new:
+            if card["method"]["name"] == "full":
+                self.network.base.save_pretrained(new)
+            else:
+                base = card.get("base") or {}
+                adapter.write(self._peft, new, base.get("path"))
+            processor.copy_files(self.files, new, self.bounds)
+            text = json.dumps(card, indent=2, ensure_ascii=False)
+            (new / CARD).write_text(text, encoding="utf-8")
+
+    # Answering
+
+    @property
+    def has_adapter(self):
+        return self._peft is not None
+
+    @contextmanager
+    def untuned(self):
+        if self._peft is None:
+            yield
+            return
+        with self._peft.disable_adapter():
+            yield
+
+    @torch.no_grad()
+    def effect(self, question=None):
+        if self._peft is None:
+            return None
+        was_training = self.network.training
+        self.network.eval()
+        tuned = self.probe(question)
+        with self.untuned():
+            change = tuned - self.probe(question)
+        self.network.train(was_training)
+        return rms(change)
+
+    @torch.no_grad()
+    def probe(self, question=None):
+        """Logits [V] of the first token of an answer about an image that is made here."""
+        row = self.prompts.row(question or self.card.get("prompt", PROBE), PROBE, image_tokens=0)
+        item = self.encode(row, probe_image())
+        if self._probe_features:
+            item = self.encode_features(row, self._probe_features)
+        logits, _ = self.network(**to_device(self.collate([item]), self.device))
+        return logits[0].float()
+
+    def prepare_to_answer(self):
+        self.network.eval()
+        tensors = adapter.tensors_of(self._peft) if self._peft else {}
+        return f"{self.base_fingerprint}-{fingerprint(tensors)}-{self.dtype}"
+
+    @torch.inference_mode()
+    def generate(self, samples, images, sampling, *, english=False, stream=False, on_cut=None):
+        rows = []
+        for index, (sample, image) in enumerate(zip(samples, images)):
+            row = self._question(sample, image, sampling)
+            rows.append(row)
+            if row.cut and on_cut:
+                on_cut(index, row.dropped, row.shortened)
+
+        inputs = self._inputs([row.text for row in rows], images, "left").to(self.device)
+        steps = Returning(
+            generate(
+                self.network.model,
+                self.network.as_inputs(inputs),
+                end_ids=self.prompts.end_ids,
+                pad=self._pad,
+                sampling=sampling,
+                context_length=self._context_length,
+            )
+        )
+        texts = [AnswerText(self.processor.tokenizer) for _ in rows]
+        for tokens in steps:
+            for text, token in zip(texts, tokens):
+                if token is not None:
+                    text.append(token)
+            if stream:
+                yield [text.next_piece() for text in texts]
+        yield [text.last_piece() for text in texts]
+        return steps.value
+
+    @property
+    def _context_length(self):
+        return self.network.base.config.get_text_config().max_position_embeddings
+
+    def _question(self, sample, image, sampling):
+        limit = min(sampling.max_length, self._context_length)
+        return self.prompts.row(
+            sample.question,
+            history=sample.history,
+            image_tokens=None if image is None else self._tokens_of(image.size),
+            max_source=limit - limit // ANSWER_SHARE,
+        )
+
+    # For other programs
+
+    @classmethod
+    def export(cls, folder, form, output, **options):
+        family = open_checkpoint(folder, **options)
+        with _new_checkpoint(output) as new:
+            export_merged(family, new, f"checkpoint {folder}")
+        return []
+
+
+def rms(change):
+    return change.pow(2).mean().sqrt().item()
+
+
+def probe_image():
+    """A small image with colors and edges, the same everywhere."""
+    rows, columns = np.mgrid[:64, :64]
+    pixels = np.stack((rows * 4, columns * 4, (rows // 8 + columns // 8) % 2 * 255), -1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _size_of(source):
+    """(width, height) of an image without reading it whole; of one that is unreadable the usual."""
+    try:
+        with Image.open(source) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return SIDES[0], SIDES[0]
+
+
+@contextmanager
+def _new_checkpoint(folder):
+    """A folder to write into, which appears complete or not at all. Raises UserError."""
+    try:
+        with replacing_folder(folder) as new:
+            yield new
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"checkpoint {folder} cannot be written: {reason}") from None

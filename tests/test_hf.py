@@ -1,0 +1,1019 @@
+"""The family on transformers, on small random checkpoints of eight model types.
+
+What a prompt is, which tokens are trained and what is answered are compared with transformers' and
+peft's own functions.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from conftest import PROJECT, TEXTS
+from hf_checkpoints import KINDS, TYPES, write_checkpoint
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import cli_demo
+import evaluate_RemoteGLM
+import export_RemoteGLM
+import finetune_RemoteGLM
+from model import Sampling, UserError, load_assistant, read_image
+from model.family import Limits, family_of, open_checkpoint
+from model.hf.family import probe_image
+from model.hf.generate import generate
+from model.hf.types import part_of
+from model.rows import Sample
+from model.weight_files import CARD, PEFT_ADAPTER, PEFT_CONFIG
+
+CPU = torch.device("cpu")
+GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=8)
+COLORS = {"red": "红色的屋顶。", "green": "绿色的农田。", "blue": "蓝色的河流。"}
+QUESTION = TEXTS[0]
+LORA = {
+    "name": "lora",
+    "rank": 4,
+    "alpha": 8.0,
+    "layers": None,
+    "dropout": 0.0,
+    "targets": ["attention", "mlp"],
+    "parts": [],
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_num2words():
+    """SmolVLM's processor wants it for videos alone."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    if processing_smolvlm.num2words is None:
+        processing_smolvlm.num2words = object()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """model type -> folder, each written once."""
+    root = tmp_path_factory.mktemp("hf")
+    written = {}
+
+    def folder(kind):
+        if kind not in written:
+            written[kind] = write_checkpoint(kind, root / kind)
+        return written[kind]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory):
+    """Rows over images of one color each, of several sizes."""
+    folder = tmp_path_factory.mktemp("colors")
+    for split, count in (("train", 12), ("val", 6)):
+        rows = []
+        for index in range(count):
+            name = list(COLORS)[index % 3]
+            image = folder / f"{split}-{index}.png"
+            Image.new("RGB", (64 + 16 * (index % 4), 48 + index), name).save(image)
+            rows.append({"img": image.name, "prompt": QUESTION, "label": COLORS[name]})
+        text = json.dumps(rows, ensure_ascii=False)
+        (folder / f"rows-{split}.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def image(size=(96, 64), color="green"):
+    return Image.new("RGB", size, color)
+
+
+def varied_images(count):
+    """Images of several sizes and colors; every fourth place has none."""
+    made = []
+    for index in range(count):
+        size = (60 + 20 * (index % 3), 50 + 10 * index)
+        made.append(None if index % 4 == 3 else image(size, (30 * index, 90, 200 - 20 * index)))
+    return made
+
+
+def open_family(folder, **options):
+    return open_checkpoint(folder, device="cpu", **options)
+
+
+def messages(rounds, with_image):
+    """Rounds (question, answer or None) as transformers takes them."""
+    found = []
+    for question, answer in rounds:
+        found.append({"role": "user", "content": [{"type": "text", "text": question}]})
+        if answer is not None:
+            found.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    if with_image is not None:
+        found[0]["content"].insert(0, {"type": "image", "image": with_image})
+    return found
+
+
+def template_ids(family, rounds, with_image, asks):
+    """What transformers' apply_chat_template makes of them, thinking turned off."""
+    made = transformers.ProcessorMixin.apply_chat_template(
+        family.processor,  # SmolVLM's own method asks for its video processor first
+        messages(rounds, with_image),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=asks,
+        enable_thinking=False,
+    )
+    return made["input_ids"][0].tolist()
+
+
+# Prompts and trained tokens
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_prompt_is_what_the_chat_template_gives(checkpoints, kind):
+    family = open_family(checkpoints(kind))
+    for shown in (image(), image((200, 120)), None):
+        for history in ((), (("有河吗？", "没有。"),), (("一", "二"), ("三", "四"))):
+            sample = Sample(None, QUESTION, COLORS["red"], history)
+            tokens = None if shown is None else family._tokens_of(shown.size)
+            row = family.prompts.row(
+                sample.question, sample.answer, history=sample.history, image_tokens=tokens
+            )
+            batch = family.collate([family.encode(row, shown)])
+            ids = batch["input_ids"][0].tolist()
+            expected = template_ids(family, [*history, (QUESTION, None)], shown, True)
+            prompt = ids[: len(ids) - row.target_tokens]
+            assert prompt == expected
+            assert row.length == len(ids)
+            # As the whole dialogue is written, too
+            whole = template_ids(family, [*history, (QUESTION, COLORS["red"])], shown, False)
+            if whole[: len(prompt)] == prompt:
+                assert whole[: len(ids) - 1] == ids[:-1]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_loss_is_on_the_answer_and_its_end_alone(checkpoints, kind):
+    """Against cross entropy over the logits that the class itself gives for all tokens."""
+    family = open_family(checkpoints(kind))
+    images = varied_images(4)
+    rows = []
+    for index, shown in enumerate(images):
+        tokens = None if shown is None else family._tokens_of(shown.size)
+        history = [("早先", "回答")] * (index % 2)
+        answer = list(COLORS.values())[index % 3] * (index + 1)
+        rows.append(family.prompts.row(QUESTION, answer, history=history, image_tokens=tokens))
+    batch = family.collate([family.encode(row, shown) for row, shown in zip(rows, images)])
+    assert batch["attention_mask"].sum(1).tolist() == [row.length for row in rows]
+
+    end = family.processor.tokenizer.eos_token_id
+    trained = []
+    for row in rows:
+        ids = row.target.tolist()
+        assert ids[-1] == end and end not in ids[:-1]
+        trained.append(family.processor.tokenizer.decode(ids[:-1]).strip())
+    assert trained[0] == COLORS["red"]
+
+    with torch.no_grad():
+        logits, loss = family.network(**batch)
+        inputs = {k: v for k, v in batch.items() if not k.startswith("target")}
+        full = family.network.model(**inputs, use_cache=False).logits
+    expected, places = [], []
+    for index, row in enumerate(rows):
+        start = row.length - row.target_tokens
+        expected.append(full[index, start - 1 : row.length - 1])
+        places.append(batch["input_ids"][index, start : row.length])
+    expected, places = torch.cat(expected), torch.cat(places)
+    assert logits.shape == (sum(row.target_tokens for row in rows), full.size(-1))
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert torch.allclose(loss, torch.nn.functional.cross_entropy(expected, places), atol=1e-6)
+    assert family.target_tokens(batch) == len(places)
+
+
+def test_limits_drop_rounds_and_never_cut_the_image(checkpoints):
+    family = open_family(checkpoints("qwen3_vl"))
+    history = (("一" * 20, "二" * 20), ("三" * 20, "四" * 20))
+    tokens = family._tokens_of((96, 64))
+
+    def row(limit, history=history, question=QUESTION, target=None):
+        return family.prompts.row(
+            question,
+            COLORS["red"],
+            history=history,
+            image_tokens=tokens,
+            max_source=limit,
+            max_target=target,
+        )
+
+    full, bare = row(None), row(None, ())
+    assert row(full.length).dropped == 0
+    shorter = row(full.length - full.target_tokens - 1)
+    assert (shorter.dropped, shorter.shortened, shorter.cut) == (1, 0, True)
+    source = bare.length - bare.target_tokens
+    assert row(source).dropped == 2 and row(source).text == bare.text
+    short = row(source - 9)
+    assert short.shortened == 9 and short.length <= bare.length - 9
+    ids = family.collate([family.encode(short, image())])["input_ids"][0].tolist()
+    assert ids.count(family.processor.image_token_id) == tokens + 1
+    with pytest.raises(UserError, match="--max_pixels"):
+        row(tokens + 2)
+
+    cut = row(None, target=5)
+    assert cut.answer_cut and len(cut.target) == 4
+    assert cut.target.tolist() == bare.target[:4].tolist()
+
+
+def test_words_of_the_template_in_a_text_stay_text(checkpoints):
+    """A question that quotes an image's placeholder, as exported rows do, adds no image."""
+    for kind in ("qwen3_vl", "llava", "smolvlm"):
+        family = open_family(checkpoints(kind))
+        word, end = family.processor.image_token, family.processor.tokenizer.eos_token
+        tokens = family._tokens_of((96, 64))
+        row = family.prompts.row(f"{word}\n有{end}吗？", f"有{end}", image_tokens=tokens)
+        ids = family.collate([family.encode(row, image())])["input_ids"][0].tolist()
+        plain = family.prompts.row("有吗？", "有", image_tokens=tokens)
+        plain = family.collate([family.encode(plain, image())])["input_ids"][0].tolist()
+        for token in (family.processor.image_token_id, family.processor.tokenizer.eos_token_id):
+            assert ids.count(token) == plain.count(token)
+
+
+def test_pixel_bounds(checkpoints, tmp_path):
+    """256 x 256 stays as it is, a large image gets no more than the bound; a folder keeps them."""
+    real = {"shortest_edge": 65536, "longest_edge": 16777216}  # Qwen3-VL's own
+    folder = shutil.copytree(checkpoints("qwen3_vl"), tmp_path / "base")
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": real}))
+    for pixels, expected in (
+        ((None, None), {(256, 256): 64, (4000, 4000): 576, (2000, 500): 576}),
+        ((None, 262144), {(256, 256): 64, (4000, 4000): 256}),
+        ((262144, None), {(256, 256): 256}),
+    ):
+        family = open_family(folder, pixels=pixels)
+        for size, most in expected.items():
+            tokens = family._tokens_of(size) + 1
+            assert 0.9 * most <= tokens <= most
+
+    glm = open_family(checkpoints("glm4v"), pixels=(None, 28 * 28 * 9))
+    assert glm._tokens_of((500, 500)) + 1 == 9
+    with pytest.raises(UserError, match="--min_pixels"):
+        open_family(folder, pixels=(10**6, None))
+
+
+@pytest.mark.parametrize("kind", ["internvl", "smolvlm"])
+def test_tiles_are_bounded(checkpoints, kind):
+    few = open_family(checkpoints(kind), pixels=(None, 2 * 112 * 112))
+    many = open_family(checkpoints(kind), pixels=(None, 10 * 112 * 112))
+    assert few._tokens_of((900, 900)) < many._tokens_of((900, 900))
+    assert few._tokens_of((50, 50)) <= few._tokens_of((900, 900))
+
+
+# Training
+
+
+def gradients(family, batch):
+    """Names of parameters that a step gives a gradient other than 0."""
+    family.network.train()
+    family.network(**batch)[1].backward()
+    return {
+        name
+        for name, p in family.network.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
+
+
+def batch_of(family, count=2):
+    rows = []
+    for shown in varied_images(count):
+        tokens = None if shown is None else family._tokens_of(shown.size)
+        rows.append((family.prompts.row(QUESTION, COLORS["red"], image_tokens=tokens), shown))
+    return family.collate([family.encode(row, shown) for row, shown in rows])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_training_changes_what_it_should_and_nothing_else(checkpoints, kind, tmp_path):
+    """LoRA on everything: the loss falls, the base's weights stay; plain peft has equal logits."""
+    folder = checkpoints(kind)
+    family = open_family(folder)
+    before = {n: p.clone() for n, p in family.network.base.named_parameters()}
+    method = LORA | {"targets": ["attention", "mlp", "vision", "projector"]}
+    family.add_method(method, device=CPU)
+    batch = batch_of(family)
+    losses = train_steps(family, batch, 6)
+    assert losses[-1] < losses[0]
+    for name, parameter in family.network.base.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, before[name.replace(".base_layer", "")])
+
+    saved = tmp_path / "adapter"
+    card = {"method": method, "base": {"path": str(folder), "fingerprint": family.base_fingerprint}}
+    family.save(saved, card)
+    again = open_family(saved)
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    plain = peft.PeftModel.from_pretrained(plain, saved).eval()
+    inputs = {k: v for k, v in batch.items() if not k.startswith("target")}
+    with torch.no_grad():
+        expected = plain(**inputs).logits.flatten(0, 1)[batch["target_positions"]]
+        family.network.eval()
+        assert torch.allclose(family.network(**batch)[0], expected, atol=1e-5)
+        assert torch.allclose(again.network(**batch)[0], expected, atol=1e-5)
+        with again.untuned():
+            base = open_family(folder).network(**batch)[0]
+            assert torch.allclose(again.network(**batch)[0], base, atol=1e-6)
+    assert (base - expected).abs().max() > 1e-3
+
+
+def train_steps(family, batch, steps, lr=0.01):
+    trained = [p for p in family.network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr)
+    family.network.train()
+    losses = []
+    for _ in range(steps):
+        loss = family.network(**batch)[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_only_the_named_parts_are_trained(checkpoints, kind):
+    for parts in (["projector"], ["vision", "projector"], ["language"]):
+        family = open_family(checkpoints(kind))
+        family.add_method({"name": "full", "parts": parts}, device=CPU)
+        before = hashes(family)
+        train_steps(family, batch_of(family), 2)
+        changed = {part_of(n) for n, value in hashes(family).items() if value != before[n]}
+        assert changed == set(parts)
+
+
+def hashes(family):
+    found = {}
+    for name, tensor in family.network.model.state_dict().items():
+        found[name] = hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "glm4v", "llava"])
+def test_parts_beside_an_adapter(checkpoints, kind, tmp_path):
+    """A projector trained in full beside LoRA comes back, in plain peft as well."""
+    folder = checkpoints(kind)
+    family = open_family(folder)
+    method = family.add_method(LORA | {"parts": ["projector"]}, device=CPU)
+    assert method["layers"] == [0, 1]
+    batch = batch_of(family)
+    train_steps(family, batch, 3)
+    card = {"method": method, "base": {"path": str(folder), "fingerprint": family.base_fingerprint}}
+    family.save(tmp_path / "adapter", card)
+    again = open_family(tmp_path / "adapter")
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    plain = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    inputs = {k: v for k, v in batch.items() if not k.startswith("target")}
+    with torch.no_grad():
+        logits = again.network(**batch)[0]
+        expected = plain(**inputs).logits.flatten(0, 1)[batch["target_positions"]]
+        assert torch.allclose(logits, expected, atol=1e-5)
+        with again.untuned():
+            base = open_family(folder).network(**batch)[0]
+            assert torch.allclose(again.network(**batch)[0], base, atol=1e-6)
+    with pytest.raises(UserError, match="exclude each other"):
+        other = open_family(folder)
+        other.add_method(LORA | {"parts": ["language"]}, device=CPU)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_activation_checkpointing_keeps_the_gradients(checkpoints, kind):
+    """Also those of LoRA on the vision part, with everything else frozen."""
+    found = []
+    for checkpointing in (False, True):
+        family = open_family(checkpoints(kind))
+        torch.manual_seed(0)
+        family.add_method(LORA | {"targets": ["vision"]}, device=CPU)
+        family.configure_training(activation_checkpointing=checkpointing)
+        names = gradients(family, batch_of(family))
+        assert any("lora_B" in name and part_of(name) == "vision" for name in names)
+        values = {n: p.grad for n, p in family.network.named_parameters() if p.grad is not None}
+        found.append(values)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "glm4v", "llava"])
+def test_the_estimate_of_activations(checkpoints, kind):
+    """Against what autograd keeps, the weights left out."""
+    family = open_family(checkpoints(kind))
+    family.add_method(LORA, device=CPU)
+    row = family.prompts.row(QUESTION, COLORS["red"] * 20)
+    batch = family.collate([family.encode(row, None)] * 4)
+    weights = {p.untyped_storage().data_ptr() for p in family.network.parameters()}
+    kept, alive = {}, []
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        alive.append(tensor)  # or another tensor might get its address
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    family.network.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        family.network(**batch)
+    counts = (batch["input_ids"].numel(), family.target_tokens(batch))
+    estimate = family.activation_bytes(*counts)
+    assert 0.5 < sum(kept.values()) / estimate < 2
+    family.configure_training(activation_checkpointing=True)
+    assert family.activation_bytes(*counts) < 0.8 * estimate
+
+
+def test_qlora_trains_over_4_bits(checkpoints):
+    family = open_family(checkpoints("qwen3_vl"))
+    family.add_method(LORA, device=CPU, nf4=True)
+    layer = family.network.base.get_submodule("model.language_model.layers.0.mlp.up_proj")
+    assert type(layer.base_layer).__name__ == "Linear4bit"
+    assert layer.base_layer.weight.dtype == torch.uint8
+    losses = train_steps(family, batch_of(family), 5)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_cached_features_stand_in_for_the_images(checkpoints, kind):
+    """The same losses and gradients, in a batch of images of several sizes and without."""
+    found = []
+    for cached in (False, True):
+        family = open_family(checkpoints(kind))
+        torch.manual_seed(0)
+        family.add_method(LORA, device=CPU)
+        images = varied_images(4)
+        spec = family.feature_spec()
+        assert spec.shape is None and spec.estimated_bytes > 0
+        features = [None if one is None else family.image_features([one])[0] for one in images]
+        if cached:
+            family.drop_vision()
+        items = []
+        for one, own in zip(images, features):
+            tokens = None if one is None else family._tokens_of(one.size)
+            row = family.prompts.row(QUESTION, COLORS["blue"], image_tokens=tokens)
+            with_features = cached and own is not None
+            items.append(
+                family.encode_features(row, own) if with_features else family.encode(row, one)
+            )
+        family.network.train()
+        loss = family.network(**family.collate(items))[1]
+        loss.backward()
+        gradients = [p.grad for p in family.network.parameters() if p.grad is not None]
+        found.append((loss, gradients, family.effect()))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert len(found[0][1]) == len(found[1][1])
+    for ours, theirs in zip(found[0][1], found[1][1]):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert found[0][2] == found[1][2] == 0
+
+
+def test_features_are_not_cached_where_the_vision_part_is_trained(checkpoints):
+    for method in (
+        LORA | {"targets": ["vision"]},
+        LORA | {"parts": ["projector"]},
+        {"name": "full", "parts": []},
+    ):
+        family = open_family(checkpoints("qwen3_vl"))
+        family.add_method(method, device=CPU)
+        assert family.feature_spec() is None
+
+
+# Answers
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_greedy_answers_are_those_of_transformers(checkpoints, kind):
+    """Token for token model.generate's, a batch of eight equal to one by one."""
+    family = open_family(checkpoints(kind))
+    images = varied_images(8)
+    questions = [QUESTION * (1 + index % 3) for index in range(8)]
+    texts = []
+    for question, shown in zip(questions, images):
+        texts.append(family.prompts.text((), question, shown is not None))
+
+    batch = tokens_of(family, texts, images)
+    for index in range(8):
+        assert (
+            tokens_of(family, texts[index : index + 1], images[index : index + 1])[0]
+            == (batch[index])
+        )
+        inputs = transformers.ProcessorMixin.apply_chat_template(
+            family.processor,
+            messages([(questions[index], None)], images[index]),
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        made = family.network.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        expected = made[0, inputs["input_ids"].size(1) :].tolist()
+        end = family.processor.tokenizer.eos_token_id
+        if end in expected:
+            expected = expected[: expected.index(end)]
+        assert batch[index] == expected
+
+
+def tokens_of(family, texts, images):
+    inputs = family._inputs(texts, images, "left")
+    rows = [[] for _ in texts]
+    steps = generate(
+        family.network.model,
+        inputs,
+        end_ids=family.prompts.end_ids,
+        pad=0,
+        sampling=GREEDY,
+        context_length=2048,
+    )
+    for step in steps:
+        for row, token in zip(rows, step):
+            if token is not None:
+                row.append(token)
+    return rows
+
+
+def test_answers_stream_end_and_stop(checkpoints):
+    assistant = load_assistant(checkpoints("qwen3_vl"), device="cpu")
+    streamed = assistant.stream(QUESTION, image(), sampling=GREEDY)
+    pieces, truncated = [], None
+    while truncated is None:
+        try:
+            pieces.append(next(streamed))
+        except StopIteration as end:
+            truncated = end.value
+    assert "".join(pieces) == assistant.answer_batch([QUESTION], [image()], GREEDY)[0]
+    assert truncated is True
+
+    # Whoever stops listening ends the thread
+    import threading
+
+    before = threading.active_count()
+    left = assistant.stream(QUESTION, image(), sampling=Sampling(max_new_tokens=1000))
+    next(left)
+    left.close()
+    assert threading.active_count() <= before
+
+    noted = []
+    history = [("一" * 300, "二" * 300)] * 2
+    answer = assistant.stream(
+        QUESTION, image(), history, GREEDY, on_cut=lambda *found: noted.append(found)
+    )
+    list(answer)
+    assert noted == [(2, 0)]
+
+
+def test_sampling_is_repeatable_and_independent_of_the_batch(checkpoints):
+    assistant = load_assistant(checkpoints("glm4v"), device="cpu")
+    hot = Sampling(temperature=2.0, top_p=1, top_k=0, max_new_tokens=6, seed=3)
+    images = varied_images(3)
+    batch = assistant.answer_batch([QUESTION] * 3, images, hot)
+    single = [assistant.answer_batch([QUESTION], [one], hot)[0] for one in images]
+    assert batch == single
+    other = Sampling(temperature=2.0, top_p=1, top_k=0, max_new_tokens=6, seed=4)
+    assert assistant.answer_batch([QUESTION] * 3, images, other) != batch
+
+
+def test_quantized_answers(checkpoints):
+    for bits in (8, 4):
+        assistant = load_assistant(checkpoints("llava"), device="cpu", bits=bits)
+        list(assistant.stream(QUESTION, image(), sampling=GREEDY))
+    with pytest.raises(UserError, match="expected 8 or 4"):
+        load_assistant(checkpoints("llava"), device="cpu", bits=3)
+
+
+# Scripts
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
+
+
+def python(*args):
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+    )
+
+
+def finetune(base, rows, save, name, *more):
+    result = python(
+        PROJECT / "finetune_RemoteGLM.py",
+        *("--from_pretrained", base),
+        *("--train-data", rows / "rows-train.json"),
+        *("--save", save, "--experiment-name", name),
+        *("--batch-size", 4, "--train-iters", 30, "--lr", 0.02, "--clip-grad", 0),
+        *("--eval-interval", 15, "--log-interval", 5, "--keep", 0),
+        *("--vision_cache", save / "features"),
+        *("--lora_rank", 8, "--lora_alpha", 32, "--lora_targets", "attention", "mlp"),
+        *more,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+def readings(folder):
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    return losses, [entry["valid"] for entry in entries if "valid" in entry]
+
+
+@pytest.fixture(scope="session", params=["qwen3_vl", "glm4v"])
+def trained(request, checkpoints, colors, tmp_path_factory):
+    """What training printed, and the run's folder."""
+    save = tmp_path_factory.mktemp("runs")
+    more = ["--checkpoint-activations"] if request.param == "glm4v" else []
+    printed = finetune(checkpoints(request.param), colors, save, "run", *more)
+    return printed, save / "run", more
+
+
+def test_the_trainer_trains_and_validates(trained):
+    printed, folder, _ = trained
+    losses, valid = readings(folder)
+    assert losses[-1] < losses[0] - 0.1
+    assert [set(entry) for entry in valid] == [{"real", "blank", "shuffled"}] * 3
+    assert valid[-1]["real"] < valid[0]["real"] - 0.1
+    assert len(set(valid[-1].values())) == 3
+    assert "encoded 13 images once" in printed  # the same bytes are one image, and a blank one
+    assert re.search(r"tokens of an image: \d+ at 256 x 256, \d+ at 768 x 768", printed)
+    names = {path.name for path in (folder / "30").iterdir()}
+    assert {PEFT_CONFIG, PEFT_ADAPTER, CARD} <= names
+
+
+def test_resuming_is_exact(trained, checkpoints, colors, tmp_path):
+    _, folder, more = trained
+    again = shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(again / "30")
+    (again / "latest").write_text("15")
+    base = json.loads((folder / "30" / CARD).read_text())["base"]["path"]
+    printed = finetune(base, colors, tmp_path, "run", *more, "--resume")
+    assert "resumed at step 15" in printed
+    assert readings(again) == readings(folder)
+    ours, theirs = (load_file(run / "30" / PEFT_ADAPTER) for run in (again, folder))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_terminal_and_batch(trained, colors, tmp_path, capsys, monkeypatch):
+    checkpoint = ["--from_pretrained", str(trained[1])]
+    greedy = ["--temperature", "0", "--repetition_penalty", "1", "--max_length", "160"]
+    shown = str(colors / "val-1.png")
+    cli_demo.main([*checkpoint, *greedy, "--image", shown, "--base"])
+    out = capsys.readouterr().out
+    answer = out.split("RemoteGLM：")[1].strip()
+    assert "微调前：" in out and answer
+
+    typed = iter([shown, "再说一遍", "stop"])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
+    cli_demo.main([*checkpoint, *greedy])
+    assert answer in capsys.readouterr().out
+
+    output = tmp_path / "answers.jsonl"
+    cli_demo.main(
+        [*checkpoint, *greedy, "--input", str(colors / "rows-val.json"), "--output", str(output)]
+    )
+    entries = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert len(entries) == 6 and entries[1]["answer"] == answer
+
+
+def test_evaluation_writes_its_report(trained, colors, tmp_path):
+    evaluate_RemoteGLM.main(
+        ["--from_pretrained", str(trained[1]), "--data", str(colors / "rows-val.json")]
+        + ["--output", str(tmp_path / "report"), "--existence", "0", "--resamples", "100"]
+    )
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+PLAIN = """import sys, json, torch, transformers
+from PIL import Image
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+folder, shown, question = sys.argv[1:]
+model, found = transformers.AutoModelForImageTextToText.from_pretrained(
+    folder, dtype=torch.float32, output_loading_info=True)
+assert not any(found.values()), found
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+kind = PROCESSOR_MAPPING[type(model.config)]
+kind = type(kind.__name__, (kind,), {"get_attributes": classmethod(
+    lambda cls: ["image_processor", "tokenizer"])})
+processor = kind(images, tokenizer, chat_template=tokenizer.chat_template)
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": [{"type": "image", "image": Image.open(shown)},
+                                  {"type": "text", "text": question}]}],
+    tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
+made = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+made = made[0, inputs["input_ids"].shape[1]:]
+print(json.dumps(tokenizer.decode(made, skip_special_tokens=True)))
+assert not any(name.split(".")[0] in ("model", "sat") for name in sys.modules)
+"""
+
+
+def test_export_loads_in_transformers_alone(trained, colors, tmp_path):
+    merged = tmp_path / "merged"
+    export_RemoteGLM.main(
+        ["--from_pretrained", str(trained[1]), "--format", "hf", "--output", str(merged)]
+    )
+    shown = colors / "val-2.png"
+    script = tmp_path / "plain.py"
+    script.write_text(PLAIN)
+    result = subprocess.run(
+        [sys.executable, script, merged, shown, QUESTION],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    answer = json.loads(result.stdout.splitlines()[-1]).strip()
+    for folder in (trained[1], merged):
+        assistant = load_assistant(folder, device="cpu")
+        assert assistant.answer_batch([QUESTION], [read_image(shown)], GREEDY) == [answer]
+    assert assistant.prompt == QUESTION
+
+
+def test_full_training_writes_a_folder_of_transformers(checkpoints, colors, tmp_path):
+    finetune(
+        checkpoints("qwen3_vl"),
+        *(colors, tmp_path, "full", "--method", "full", "--trainable", "projector", "language"),
+        *("--train-iters", 4, "--eval-interval", 4),
+    )
+    before = load_file(checkpoints("qwen3_vl") / "model.safetensors")
+    after = load_file(tmp_path / "full" / "4" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {part_of(name) for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"projector", "language"}
+    assert load_assistant(tmp_path / "full", device="cpu").prompt == QUESTION
+
+
+def test_training_starts_from_an_adapter(trained, colors, tmp_path):
+    finetune(trained[1], colors, tmp_path, "on", "--train-iters", 5, "--eval-interval", 5)
+    _, valid = readings(tmp_path / "on")
+    assert valid[0]["real"] == pytest.approx(readings(trained[1])[1][-1]["real"], abs=1e-4)
+
+
+ANSWER_ALONE = """import sys
+from model import load_assistant, read_image, Sampling
+assistant = load_assistant(sys.argv[1], device="cpu")
+list(assistant.stream("有什么？", read_image(sys.argv[2]), sampling=Sampling(max_new_tokens=2)))
+found = {name.split(".")[0] for name in sys.modules}
+print(sorted(found & {"sat", "deepspeed", "torchvision"}))
+print([name for name in sys.modules if name.startswith("model.visualglm")])
+"""
+
+
+def test_answering_imports_neither_sat_nor_deepspeed(trained, colors):
+    result = python("-c", ANSWER_ALONE, trained[1], colors / "val-1.png")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines()[-2:] == ["[]", "[]"]
+
+
+def test_visualglm_imports_nothing_of_this(tiny_checkpoint):
+    code = "import sys; from model import load_assistant; load_assistant(sys.argv[1]); print("
+    code += "[name for name in sys.modules if name.startswith('model.hf')])"
+    result = python("-c", code, tiny_checkpoint)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr[-2000:]
+
+
+# Adapters of other programs
+
+
+def test_an_adapter_that_peft_wrote(checkpoints, tmp_path):
+    folder = checkpoints("qwen3_vl")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=16,
+        target_modules=r".*language_model.*\.(q_proj|v_proj)",
+        init_lora_weights=False,
+    )
+    torch.manual_seed(1)
+    theirs = peft.get_peft_model(model, config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    family = open_family(tmp_path / "theirs")
+    batch = batch_of(family)
+    inputs = {k: v for k, v in batch.items() if not k.startswith("target")}
+    with torch.no_grad():
+        expected = theirs(**inputs).logits.flatten(0, 1)[batch["target_positions"]]
+        assert torch.allclose(family.network(**batch)[0], expected, atol=1e-5)
+        with family.untuned():
+            assert not torch.allclose(family.network(**batch)[0], expected, atol=1e-3)
+
+
+def test_an_adapter_with_names_of_earlier_releases(checkpoints, tmp_path):
+    """As peft wrote it over LLaVA before transformers 5."""
+    folder = checkpoints("llava")
+    family = open_family(folder)
+    method = family.add_method(LORA, device=CPU)
+    batch = batch_of(family)
+    train_steps(family, batch, 3)
+    card = {"method": method, "base": {"path": str(folder), "fingerprint": family.base_fingerprint}}
+    family.save(tmp_path / "adapter", card)
+    path = tmp_path / "adapter" / PEFT_ADAPTER
+    now, before = "model.model.language_model.", "model.language_model.model."
+    old = {name.replace(now, before): tensor for name, tensor in load_file(path).items()}
+    save_file(old, path)
+    config = json.loads((path.parent / PEFT_CONFIG).read_text())
+    config["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"]
+    config["target_modules"] += ["up_proj", "down_proj"]
+    config["exclude_modules"] = ".*vision_tower.*"
+    (path.parent / PEFT_CONFIG).write_text(json.dumps(config))
+    with torch.no_grad():
+        family.network.eval()
+        again = open_family(path.parent)
+        assert torch.allclose(again.network(**batch)[0], family.network(**batch)[0], atol=1e-6)
+
+
+def test_adapters_that_do_not_fit(trained, checkpoints, tmp_path):
+    saved = trained[1] / "30"
+    for number, change in enumerate((lambda name: f"x.{name}", lambda name: name)):
+        folder = shutil.copytree(saved, tmp_path / str(number))
+        (folder / "complete.json").unlink()
+        tensors = load_file(saved / PEFT_ADAPTER)
+        named = {change(name): tensor for name, tensor in tensors.items()}
+        if number:
+            named.popitem()
+            named = {name: tensor.clone() for name, tensor in named.items()}
+        save_file(named, folder / PEFT_ADAPTER)
+        with pytest.raises(UserError, match=r"\d+ tensors do not fit the network: ") as error:
+            open_family(folder)
+        assert "\n" not in str(error.value)
+
+    with pytest.raises(UserError, match="is not the base it was trained on"):
+        open_family(saved, base=checkpoints("llava"))
+    folder = shutil.copytree(saved, tmp_path / "foreign")
+    (folder / CARD).unlink()
+    (folder / "complete.json").unlink()
+    with pytest.raises(UserError, match="does not fit this base"):
+        open_family(folder, base=checkpoints("smolvlm"))
+    (folder / PEFT_ADAPTER).unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        open_family(folder)
+
+
+# Does the adapter do anything?
+
+
+def test_the_card_keeps_what_the_adapter_does(trained):
+    """As large as the change of logits that plain peft finds on the same row."""
+    printed, folder, _ = trained
+    card = json.loads((folder / "30" / CARD).read_text())
+    assert f"changes the logits of an answer by {card['effect']:.3g}" in printed
+    base = card["base"]["path"]
+    model = transformers.AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(model, folder / "30").eval()
+    inputs = transformers.ProcessorMixin.apply_chat_template(
+        open_family(base).processor,
+        messages([(QUESTION, None)], probe_image()),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+    )
+    with torch.no_grad():
+        tuned = model(**inputs).logits[0, -1]
+        with model.disable_adapter():
+            change = tuned - model(**inputs).logits[0, -1]
+    assert card["effect"] == pytest.approx(change.pow(2).mean().sqrt().item(), rel=1e-3)
+
+
+def test_an_adapter_that_does_nothing_is_an_error(trained, tmp_path, monkeypatch):
+    saved = trained[1] / "30"
+
+    def changed(name, tensors=None, **values):
+        folder = shutil.copytree(saved, tmp_path / name)
+        (folder / "complete.json").unlink()
+        path = folder / PEFT_CONFIG
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        if tensors:
+            save_file(tensors, folder / PEFT_ADAPTER)
+        return folder
+
+    zeros = {name: torch.zeros_like(t) for name, t in load_file(saved / PEFT_ADAPTER).items()}
+    one_line(changed("zeros", zeros), "it changes no answer of its base")
+    one_line(changed("less", lora_alpha=0.01), "changes the logits of its base by")
+
+    monkeypatch.setattr(peft.LoraModel, "merge_and_unload", lambda self, *_, **__: self.unload())
+    with pytest.raises(SystemExit, match="merging would change its answers"):
+        export_RemoteGLM.main(
+            ["--from_pretrained", str(saved), "--format", "hf", "--output", str(tmp_path / "out")]
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_that_changes_nothing_ends_in_an_error(checkpoints, colors, tmp_path):
+    with pytest.raises(AssertionError, match="does nothing: its weights did not change"):
+        finetune(checkpoints("llava"), colors, tmp_path, "none", "--lr", 1e-30)
+    assert (tmp_path / "none" / "30" / PEFT_ADAPTER).is_file()
+
+
+# Errors
+
+
+def one_line(folder, match):
+    with pytest.raises(UserError, match=match) as error:
+        open_family(folder)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "config, match",
+    [
+        ({"model_type": "llama"}, "does not answer questions about images"),
+        ({"model_type": "clip"}, "does not answer questions about images"),
+        ({"model_type": "no_such_type"}, "does not know it"),
+        (
+            {"model_type": "internvl_chat", "auto_map": {"AutoModel": "modeling.M"}},
+            "foreign code is never run",
+        ),
+        (
+            {"model_type": "qwen9_vl", "transformers_version": "99.0.0"},
+            "written by 99.0.0: pip install -U transformers",
+        ),
+        ({"model_type": 3}, "expected a name"),
+    ],
+)
+def test_bases_that_cannot_be_opened(tmp_path, config, match):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    one_line(tmp_path, match)
+    with pytest.raises(UserError):
+        family_of(tmp_path)
+
+
+def test_folders_that_lack_something(checkpoints, tmp_path):
+    base = checkpoints("qwen3_vl")
+
+    def damaged(name, change):
+        folder = shutil.copytree(base, tmp_path / name)
+        change(folder)
+        return folder
+
+    def drop(*names):
+        return lambda folder: [(folder / name).unlink() for name in names]
+
+    def edit(folder, name, **values):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    def lose(folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors.pop("model.language_model.norm.weight")
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    def cut(folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:2000])
+
+    cases = {
+        "template": (drop("chat_template.jinja"), "no chat template"),
+        "images": (drop("preprocessor_config.json", "processor_config.json"), "image processor"),
+        "words": (drop("tokenizer.json"), "no tokenizer"),
+        "weights": (drop("model.safetensors"), "no weights"),
+        "lost": (lose, "missing model.language_model.norm.weight"),
+        "cut": (cut, "the weights cannot be read"),
+        "field": (lambda f: edit(f, "config.json", text_config=3), "network configuration"),
+        "depth": (
+            lambda f: edit(
+                f, "config.json", text_config={"hidden_size": 64, "num_hidden_layers": 3}
+            ),
+            "tensors do not fit|network configuration|cannot be read",
+        ),
+    }
+    for name, (change, match) in cases.items():
+        one_line(damaged(name, change), match)
+
+
+def test_choices_that_this_family_lacks(checkpoints, colors, tmp_path):
+    for option, match in (
+        (("--method", "ptuning"), "--method ptuning: expected lora, qlora, full"),
+        (("--lora_targets", "qformer"), "--lora_targets qformer: expected attention"),
+        (("--trainable", "qformer"), "--trainable qformer: expected vision"),
+        (("--patch-dropout", "0.5"), "--patch-dropout is not there for this base"),
+        (("--layer_range", "7"), "the network has layers 0-1"),
+    ):
+        options, _ = finetune_RemoteGLM.parse(
+            ["--from_pretrained", str(checkpoints("llava")), "--device", "cpu", *option]
+        )
+        with pytest.raises(UserError, match=match):
+            finetune_RemoteGLM.open_base(options, CPU, torch.float32)
+
+
+def test_visualglm_has_no_pixel_bounds(tiny_checkpoint):
+    with pytest.raises(UserError, match="one fixed size"):
+        open_checkpoint(tiny_checkpoint, device="cpu", pixels=(None, 1000))
+
+
+def test_limits_object_is_kept(checkpoints):
+    """The trainer's limits reach the rows."""
+    family = open_family(checkpoints("qwen3_vl"))
+    row = family.render(Sample(None, QUESTION, COLORS["red"]), Limits(None, 5))
+    assert row.answer_cut and np.array(row.target).size == 4
+    assert set(KINDS) == set(TYPES)
