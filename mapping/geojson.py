@@ -65,10 +65,11 @@ def write_geojson(path: Path, features: Sequence[Feature], places: Places) -> No
     name = json.dumps(path.stem)
     with replacing(path) as file:
         file.write(f'{{"type": "FeatureCollection", "name": {name},\n')
-        coordinates = "longitude and latitude, WGS 84"
         if places.crs is None:
-            coordinates = "pixels from the upper left corner, y downwards: no georeference"
-        file.write(f'"coordinates": {json.dumps(coordinates)},\n"features": [')
+            # Without "crs": null programs take the numbers for degrees
+            note = "pixels from the upper left corner, y downwards: no georeference"
+            file.write(f'"crs": null, "note": {json.dumps(note)},\n')
+        file.write('"features": [')
         for index, ((rings, properties), geometry) in enumerate(zip(features, geometries)):
             properties = properties | {"area": round(places.area(rings), 2), "unit": places.unit}
             if places.crs is not None:

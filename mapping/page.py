@@ -30,6 +30,7 @@ WORDS = {
         "objects": "地物",
         "unsure": "低于 --min-confidence，记为未定",
         "before": "之前",
+        "comma": "、",
         "tasks": {"description": "描述", "scene": "场景", "objects": "地物"},
     },
     True: {
@@ -40,6 +41,7 @@ WORDS = {
         "objects": "objects",
         "unsure": "below --min-confidence: undecided",
         "before": "before",
+        "comma": ", ",
         "tasks": {"description": "description", "scene": "scene", "objects": "objects"},
     },
 }

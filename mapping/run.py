@@ -164,11 +164,9 @@ def make_map(
 
 def _keep_settings(output, settings):
     """Write what the answers depend on, or compare it with what is there. Raises UserError."""
-    known = _known_settings(output)
-    if known is None:
-        text = json.dumps(settings, ensure_ascii=False, indent=1)
-        _writing(output, lambda: write_text(output / SETTINGS, text + "\n"))
-        return
+    known = _known_settings(output) or settings
+    if known.get("before") is None:  # an earlier date may be added
+        known = known | {"before": settings["before"]}
     # A checkpoint may have moved: its fingerprint counts
     other = [key for key in settings if key != "checkpoint" and known.get(key) != settings[key]]
     if other:
@@ -177,6 +175,8 @@ def _keep_settings(output, settings):
             f"output {output}: it was begun with other settings ({', '.join(other)}: "
             f"{known.get(key)!r} there, {settings[key]!r} now); use those, or name another folder"
         )
+    text = json.dumps(settings, ensure_ascii=False, indent=1)
+    _writing(output, lambda: write_text(output / SETTINGS, text + "\n"))
 
 
 def _writing(output, write):

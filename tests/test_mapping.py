@@ -431,6 +431,42 @@ class TestAnswering:
         _, repeated, _ = mapped(path, tmp_path, again)
         assert repeated == lines and again.batches == [2] and file.read_bytes() == whole
 
+    def test_ctrl_c_keeps_what_is_there(self, scene_file, tmp_path, monkeypatch):
+        class Stopped(ColorAssistant):
+            def answer_batch(self, *args, **options):
+                if self.batches:
+                    raise KeyboardInterrupt
+                return super().answer_batch(*args, **options)
+
+        folder = tmp_path / "map"
+        options = ["--tile", 64, "--overlap", 0, "--batch-size", 2]
+        monkeypatch.setattr("model.load_assistant", lambda name, **options: Stopped())
+        with pytest.raises(SystemExit) as stopped:
+            map_scene("colors", scene_file, folder, *options)
+        assert stopped.value.code == 130
+        assert len((folder / "tiles.jsonl").read_text().splitlines()) == 2
+        again = ColorAssistant()
+        monkeypatch.setattr("model.load_assistant", lambda name, **options: again)
+        map_scene("colors", scene_file, folder, *options)
+        assert again.batches == [2, 2] and (folder / "map.html").is_file()
+
+    def test_a_full_disk_is_one_line(self, scene_file, tmp_path, colors, monkeypatch):
+        def full(path, text):
+            raise OSError(28, "No space left on device")
+
+        map_scene("colors", scene_file, tmp_path / "map", "--tile", 64)
+        monkeypatch.setattr("mapping.run.write_text", full)
+        with pytest.raises(SystemExit, match="cannot be written: No space left .* make room"):
+            map_scene("colors", scene_file, tmp_path / "map", "--tile", 64)
+
+    def test_a_family_that_does_not_score(self, scene_file, tmp_path, colors):
+        colors.score = lambda *args: None
+        map_scene("colors", scene_file, tmp_path / "map", "--tile", 64, "--overlap", 0)
+        summary = json.loads((tmp_path / "map" / "summary.json").read_text())
+        assert summary["tiles"]["unsure"] == 0
+        tiles = json.loads((tmp_path / "map" / "tiles.geojson").read_text())["features"]
+        assert {tile["properties"]["confidence"] for tile in tiles} == {None}
+
     def test_a_damaged_tile_is_its_own_error_and_is_tried_again(self, tmp_path):
         pixels = np.tile(fields([["river", "beach"]], 64), (1, 40, 20))
         path = write_scene(tmp_path / "a.tif", pixels, compress="deflate")
@@ -560,7 +596,7 @@ class TestCommand:
         map_scene("colors", tmp_path / "a.png", tmp_path / "map", "--tile", 64, "--overlap", 0)
         assert "图像没有地理参考，坐标与面积以像素计。" in capsys.readouterr().out
         content = json.loads((tmp_path / "map" / "map.geojson").read_text())
-        assert "no georeference" in content["coordinates"]
+        assert "no georeference" in content["note"] and content["crs"] is None
         assert {tuple(p) for p in content["features"][0]["geometry"]["coordinates"][0]} == {
             *((0, 0), (0, 64), (64, 64), (64, 0))
         }
@@ -679,6 +715,16 @@ class TestTwoDates:
         before = colors.batches.copy()
         map_scene("colors", scene_file, folder, *options)
         assert colors.batches == before  # nothing is asked again
+        with pytest.raises(SystemExit, match="begun with other settings .before: "):
+            map_scene("colors", scene_file, folder, *options[:-2])
+
+    def test_an_earlier_date_may_come_later(self, scene_file, earlier, tmp_path, colors, capsys):
+        options = ["--tile", 64, "--overlap", 0]
+        map_scene("colors", scene_file, tmp_path / "map", *options)
+        map_scene("colors", scene_file, tmp_path / "map", *options, "--before", earlier)
+        assert colors.batches == [4, 2, 4]
+        assert "森林 → 河流：1 块" in capsys.readouterr().out
+        map_scene("colors", scene_file, tmp_path / "map", *options, "--before", earlier)
 
     def test_another_coordinate_system(self, scene_file, earlier, tmp_path, colors, capsys):
         with rasterio.open(earlier) as file:
@@ -738,3 +784,18 @@ def shoelace(ring):
     x, y = np.array(ring).T
     x, y = x - x[0], y - y[0]
     return float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) / 2)
+
+
+def screenshot(page_file, picture):
+    """images/map.png: the page of a map, a tile of it chosen."""
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1200, "height": 800})
+        page.goto(f"file://{Path(page_file).resolve()}")
+        box = page.locator("svg").bounding_box()
+        page.mouse.click(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.3)
+        page.wait_for_timeout(500)
+        page.screenshot(path=picture)
+
+
+if __name__ == "__main__":
+    screenshot(*sys.argv[1:])
