@@ -1,10 +1,11 @@
 """Talk about an aerial image in the terminal.
 
-A dialogue, one answer, or answers to a file:
+A dialogue, one answer, answers to a file, or a map of a large scene:
 
     python cli_demo.py --from_pretrained checkpoints/demo
     python cli_demo.py --from_pretrained checkpoints/demo --image a.tif --prompt 这是哪里？
     python cli_demo.py --from_pretrained checkpoints/demo --input rows.json --output answers.jsonl
+    python cli_demo.py --from_pretrained checkpoints/demo --scene big.tif --output map/
 
 Images are files or http(s) addresses. In a dialogue Ctrl-C stops the answer and Ctrl-D leaves; what
 was typed is kept for the arrow keys in ~/.remoteglm_history.
@@ -16,6 +17,7 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from command_line import (
@@ -34,6 +36,15 @@ if TYPE_CHECKING:
 
 HISTORY = "~/.remoteglm_history"
 HISTORY_LINES = 1000
+SCENE_TASKS = ("description", "scene", "objects")
+SCENE_DEFAULTS = {
+    "tile": 256,
+    "overlap": 0.25,
+    "tasks": ["description"],
+    "stretch": "scene",
+    "min_confidence": 0.5,
+}
+LEAST_TILE = 16
 
 # What a person sees, by --english
 WORDS = {
@@ -73,6 +84,7 @@ def build_parser():
     add_loading_options(parser, default="checkpoints/RemoteGLM")
     add_question_options(parser.add_argument_group("question and answer"))
     add_file_options(parser.add_argument_group("answers to a file"))
+    add_scene_options(parser.add_argument_group("a map of a scene"))
     add_sampling_options(parser.add_argument_group("sampling"))
     return parser
 
@@ -105,20 +117,60 @@ def add_file_options(group):
     )
     add(
         "--output",
-        help="file of those answers, one JSON object a line, appended as they come: the same "
-        "command continues after an interruption",
+        help="file of those answers, one JSON object a line; with --scene the folder of the map. "
+        "Written as the answers come: the same command continues after an interruption",
     )
     add(
         "--image-root",
         default="",
         help="folder of relative images in rows; default: beside the rows, then the project root",
     )
-    add("--batch-size", type=int, default=4, help="rows answered together (%(default)s)")
+    add("--batch-size", type=int, default=4, help="rows or tiles answered together (%(default)s)")
     add(
         "--allow-private-hosts",
         action="store_true",
         help="also read image addresses of this machine and of private networks, for rows that "
         "you trust",
+    )
+
+
+def add_scene_options(group):
+    add = group.add_argument
+    add(
+        "--scene",
+        help="map this large image: its tiles are asked about and become polygons of one scene "
+        "(map.geojson, map.png, map.html, summary.txt in the folder --output); needs rasterio",
+    )
+    add(
+        "--before",
+        help="an earlier image of the same place, aligned by georeference: also says in which "
+        "tiles of --scene the scene or the objects changed (changes.geojson)",
+    )
+    add("--tile", type=int, help=f"side of a tile in pixels ({SCENE_DEFAULTS['tile']})")
+    add(
+        "--overlap",
+        type=float,
+        help="share of a tile that its neighbour covers as well, 0 to 0.9; where tiles overlap "
+        f"they vote ({SCENE_DEFAULTS['overlap']})",
+    )
+    add(
+        "--tasks",
+        nargs="+",
+        choices=SCENE_TASKS,
+        help="what each tile is asked; the scene is read from its own answer or else from the "
+        f"description ({' '.join(SCENE_DEFAULTS['tasks'])})",
+    )
+    add(
+        "--stretch",
+        choices=("scene", "tile"),
+        help="images of more than 8 bits are stretched alike in the whole scene, so that "
+        f"neighbours look alike, or each tile by itself ({SCENE_DEFAULTS['stretch']})",
+    )
+    add(
+        "--min-confidence",
+        type=float,
+        help="tiles below it are left undecided: the probability of the scene's word against "
+        f"those of all other scenes, 0 to 1 ({SCENE_DEFAULTS['min_confidence']})",
     )
 
 
@@ -145,8 +197,7 @@ def add_sampling_options(group):
     add(
         "--temperature",
         type=float,
-        default=Sampling.temperature,
-        help="0: greedy (%(default)s)",
+        help=f"0: greedy ({Sampling.temperature}; with --scene 0)",
     )
     add(
         "--repetition_penalty",
@@ -161,6 +212,8 @@ def parse(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
 
+    if args.temperature is None:
+        args.temperature = 0.0 if args.scene else Sampling.temperature
     for name in LIMITS:
         value = getattr(args, name)
         problem = None if value is None else limit_problem(name, value)
@@ -169,12 +222,36 @@ def parse(argv=None):
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size}: must be at least 1")
 
+    if args.scene:
+        check_scene_options(parser, args)
+        return args
+    for name in (*SCENE_DEFAULTS, "before"):
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} is for a map: name its --scene")
     one_of_two = bool(args.input) != bool(args.output)
     if one_of_two or args.input and (args.image or args.json):
         parser.error("--input and --output go together, and without --image and --json")
     if args.json and not (args.image or args.prompt):
         parser.error("--json needs --image or --prompt")
     return args
+
+
+def check_scene_options(parser, args):
+    """Fill in the defaults of a map's options; ends the script where they are contradictory."""
+    for name, default in SCENE_DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if not args.output:
+        parser.error("--scene needs --output, the folder of the map")
+    for name in ("image", "input", "json", "base"):
+        if getattr(args, name):
+            parser.error(f"--scene and --{name} exclude each other")
+    if args.tile < LEAST_TILE:
+        parser.error(f"--tile {args.tile}: must be at least {LEAST_TILE} pixels")
+    if not 0 <= args.overlap <= 0.9:
+        parser.error(f"--overlap {args.overlap}: must be at least 0 and at most 0.9")
+    if not 0 <= args.min_confidence <= 1:
+        parser.error(f"--min-confidence {args.min_confidence}: must be at least 0 and at most 1")
 
 
 def sampling_of(args):
@@ -352,6 +429,44 @@ def report(entries, output):
         )
 
 
+def map_scene(args):
+    """A map of args.scene in the folder args.output. Raises UserError."""
+    from tqdm import tqdm
+
+    from mapping.run import Options, make_map, prepared
+    from model import load_assistant
+
+    options = Options(
+        scene=args.scene,
+        output=Path(args.output),
+        before=args.before,
+        prompt=args.prompt,
+        bands=args.bands,
+        batch_size=args.batch_size,
+        **{name: getattr(args, name) for name in SCENE_DEFAULTS},
+    )
+    # What can be wrong with the user's files shows before the weights are read.
+    with prepared(options) as job:
+        assistant = load_assistant(args.from_pretrained, **loading(args))
+        english = assistant.english if args.english is None else args.english
+        summary = make_map(
+            job,
+            assistant,
+            checkpoint=args.from_pretrained,
+            sampling=sampling_of(args),
+            english=english,
+            progress=tqdm,
+        )
+    print((options.output / "summary.txt").read_text(encoding="utf-8"), end="")
+    print(f"map: {options.output}")
+    failed = summary["tiles"]["failed"]
+    if failed:
+        raise UserError(
+            f"{failed} of {summary['tiles']['total']} tiles could not be read; the same command "
+            f"tries them again; the first: {summary['first_error']}"
+        )
+
+
 # A dialogue in the terminal
 
 
@@ -441,6 +556,10 @@ def converse_about(speaker, image, first):
 
 def run(args):
     """What the options ask for. Raises UserError."""
+    if args.scene:
+        map_scene(args)
+        return
+
     from model import load_assistant, read_image
     from model.answer_file import AnswerFile
     from model.rows import load_rows

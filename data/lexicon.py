@@ -50,6 +50,8 @@ COPULA = {
     r"(?:为|是|呈|呈现|呈现出|呈现为|显示为|涂成|有)",
     "en": r"\s*(?:is|are|look|looks|being)\s+(?:mostly |all |mainly |very )?",
 }
+# between two scene words: the one before is an attribute of the other
+MODIFIER = re.compile(r"[^，。；、！？和与及或是有]*的[^，。；、！？和与及或是有]*")
 # characters that a count or a colour may stand before its noun
 COUNT_REACH = {"zh": 10, "en": 40}
 COLOUR_REACH = {"zh": 8, "en": 20}
@@ -325,6 +327,30 @@ def colours(text, language):
 def named(mentions, kind="object"):
     """Names of what the mentions say is there (each once): what is denied is left out."""
     return {mention.name for mention in mentions if mention.kind == kind and not mention.negated}
+
+
+def first_scene(text):
+    """The mentions that the first scene word of a text means: [] if it names none.
+
+    Of 穿过森林的河流 (a river through a forest) that is the river.
+    """
+    scenes = []
+    for mention in find(text, language(text)):
+        if mention.kind == "scene" and not mention.negated:
+            scenes.append(mention)
+    if not scenes:
+        return []
+
+    first = scenes[0]
+    for scene in scenes[1:]:
+        if MODIFIER.fullmatch(text, first.end, max(scene.start, first.end)):
+            first = scene
+    return [mention for mention in scenes if mention.start == first.start]
+
+
+def first_scenes(text):
+    """Their names, a set."""
+    return {mention.name for mention in first_scene(text)}
 
 
 def closure(mentions):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.instructions import QUESTIONS, Facts, Statistics, absent_objects, facts, kin, word
-from data.lexicon import closure, find, language, named
+from data.lexicon import closure, find, first_scenes, language, named
 
 from .metrics import Metric, divide, mean_of, ratio_of, tokens
 
@@ -41,8 +41,6 @@ YES = (
 REPLY = re.compile(
     f"(?P<echo>{ECHO})|(?P<unknown>{UNKNOWN})|(?P<no>{NO})|(?P<yes>{YES})", re.IGNORECASE
 )
-# Between two scene words: the one before is an attribute of the other
-MODIFIER = re.compile(r"[^，。；、！？和与及或是有]*的[^，。；、！？和与及或是有]*")
 # An answer may begin by repeating the question
 QUESTION = re.compile(r"[^。！；，,.;!?？]*[?？]")
 
@@ -86,25 +84,6 @@ def truth(references: Sequence[str]) -> Truth:
 
     granted = closure(mention for of_text in mentions for mention in of_text)
     return Truth(scene, frozenset(granted), facts(references[0], references[1:]))
-
-
-def first_scenes(text: str) -> set[str]:
-    """The scenes that the first scene word of a text means; empty if it names none.
-
-    Of 穿过森林的河流 (a river through a forest) that is the river.
-    """
-    scenes = []
-    for mention in find(text, language(text)):
-        if mention.kind == "scene" and not mention.negated:
-            scenes.append(mention)
-    if not scenes:
-        return set()
-
-    first = scenes[0]
-    for scene in scenes[1:]:
-        if MODIFIER.fullmatch(text, first.end, max(scene.start, first.end)):
-            first = scene
-    return {mention.name for mention in scenes if mention.start == first.start}
 
 
 def scene_right(text: str, image_truth: Truth) -> bool | None:

@@ -7,8 +7,6 @@ from pathlib import Path
 from model.errors import UserError
 from model.files import lock_file, parse_json
 
-BEGINNING = b'{"img": '  # of every line
-
 
 class AnswerFile:
     """JSON lines: {"img", "prompt", "history", "label", "answer" or "error", "settings"}.
@@ -16,7 +14,10 @@ class AnswerFile:
     "cut" says what the length limit left out: {"rounds": oldest ones of the history, "tokens": of
     the question's end}; "truncated": true, that it ended the answer. A context that closes the file
     at its end. Raises UserError where the file cannot be written or holds something else.
+    A subclass for other lines changes `beginning` and `is_entry`.
     """
+
+    beginning = b'{"img": '  # of every line
 
     def __init__(self, path):
         self.path = Path(path)
@@ -42,10 +43,10 @@ class AnswerFile:
         except OSError as error:
             raise UserError(f"output {self.path} cannot be written: {error.strerror}") from None
         for number, line in enumerate(lines, 1):
-            entry = _entry(line)
+            entry = self._entry(line)
             if entry is not None:
                 self.entries.append(entry)
-            elif _is_torn(line):
+            elif self._is_torn(line):
                 self._file.truncate(self._file.tell() - len(line))
             else:
                 raise UserError(
@@ -79,22 +80,24 @@ class AnswerFile:
             ) from None
         self.entries += entries
 
+    @staticmethod
+    def is_entry(entry):
+        """Whether the JSON object of a line is an answer."""
+        return "prompt" in entry and ("answer" in entry or "error" in entry)
 
-def _entry(line):
-    """The entry of a line, None where it is no answer."""
-    try:
-        entry = parse_json(line)
-    except ValueError:
-        return None
-    if isinstance(entry, dict) and "prompt" in entry and ("answer" in entry or "error" in entry):
-        return entry
-    return None
+    def _entry(self, line):
+        """The entry of a line, None where it is no answer."""
+        try:
+            entry = parse_json(line)
+        except ValueError:
+            return None
+        return entry if isinstance(entry, dict) and self.is_entry(entry) else None
 
-
-def _is_torn(line):
-    """The beginning of an entry; only the last line of a file has no end."""
-    try:
-        parse_json(line)
-        return False
-    except ValueError:
-        return not line.endswith(b"\n") and BEGINNING.startswith(line[: len(BEGINNING)])
+    def _is_torn(self, line):
+        """The beginning of an entry; only the last line of a file has no end."""
+        try:
+            parse_json(line)
+            return False
+        except ValueError:
+            begins = self.beginning.startswith(line[: len(self.beginning)])
+            return begins and not line.endswith(b"\n")

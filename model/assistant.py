@@ -116,6 +116,16 @@ class Assistant:
                 on_truncated(index)
         return answers
 
+    def score(self, questions, images, texts, english=None):
+        """How likely each answer begins with each of its texts: lists of log probabilities.
+
+        questions, images, english: as for answer_batch; texts: for each question at least one.
+        None where the family does not say.
+        """
+        samples = [Sample(None, question, None) for question in questions]
+        english = self.english if english is None else english
+        return self.family.score(samples, images, texts, english=english)
+
 
 def load_assistant(name, **options):
     """A checkpoint (base, full or adapter; a folder or a name to look up) -> Assistant.

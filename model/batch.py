@@ -2,7 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 
@@ -82,6 +82,18 @@ def answer_rows(
                     _copy_result(first, other)
                 lines.append((key, entry) for _, entry in group)
     return entries
+
+
+@contextmanager
+def enough_memory(count):
+    """A context that answers `count` rows; a GPU too small for them becomes a UserError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the GPU has too little memory for {count} rows together; lower --batch-size, "
+            "the same command continues"
+        ) from None
 
 
 class _Lines:
@@ -166,7 +178,7 @@ def _answer(assistant, batch, images, sampling, english):
     def note_truncated(index):
         asked[index][1]["truncated"] = True
 
-    try:
+    with enough_memory(len(asked)):
         answers = assistant.answer_batch(
             [sample.question for sample, _ in asked],
             readable,
@@ -176,10 +188,5 @@ def _answer(assistant, batch, images, sampling, english):
             note_cut,
             note_truncated,
         )
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the GPU has too little memory for {len(asked)} rows together; lower --batch-size, "
-            "the same command continues"
-        ) from None
     for (_, entry), answer in zip(asked, answers):
         entry["answer"] = answer

@@ -296,6 +296,21 @@ class Family(ABC):
         is called before the first piece.
         """
 
+    def score(
+        self,
+        samples: Sequence[Sample],
+        images: Sequence[Image.Image | None],
+        texts: Sequence[Sequence[str]],
+        *,
+        english: bool = False,
+    ) -> list[list[float]] | None:
+        """How likely each answer begins with each of its texts: natural log probabilities.
+
+        texts: at least one for each sample, which is asked as by `generate`. None where the family
+        does not say.
+        """
+        return None
+
     # For other programs
 
     @classmethod

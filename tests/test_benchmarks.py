@@ -322,3 +322,34 @@ def test_answers_are_timed_against_the_same_tokens(monkeypatch, no_gpu, tmp_path
         generate.main()
     assert left.value.code == 2
     assert "--full-size needs a CUDA GPU" in capsys.readouterr().err
+
+
+def test_a_map_of_known_fields_is_measured(tmp_path):
+    """Answers of which one in four is wrong, on a map of 2 x 2 fields within a border."""
+    pytest.importorskip("rasterio")
+    import rasterio
+    import scene
+
+    from data.instructions import word
+
+    fields = scene.draw_fields(2, seed=1)
+    path = tmp_path / "a.tif"
+    scene.write_scene(path, fields, 64)
+    with rasterio.open(path) as file:
+        assert (file.width, file.height, file.crs.to_epsg()) == (256, 256, 32650)
+        assert not file.read()[:, :64].any() and file.read()[:, 64:192, 64:192].all()
+
+    known = [truth.scene for _, truth in fields]
+    other = next(name for name in ("church", "desert") if name not in known)
+    said = [f"{word(name, 'scenes')}。" for name in (*known[:3], other)]
+
+    class Named(scene.Silent):
+        def answer_batch(self, questions, *rest, **options):
+            return [said.pop(0) for _ in questions]
+
+    options = {"tile": 64, "overlap": 0.0, "min_confidence": 0.0}
+    grid, lines, _ = scene.run(Named(), path, tmp_path / "map", **options)
+    assert scene.right_tiles(lines, fields, 64) == [True, True, True, False]
+    # 3 of 4 + 4 - 3
+    assert scene.overlap_by_area(grid, lines, fields, 64, 0) == pytest.approx(3 / 5)
+    assert scene.share([True] * 3 + [False]) == "75.0 ± 42.4"

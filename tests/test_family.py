@@ -236,7 +236,7 @@ def test_nothing_above_the_line_knows_the_inside(path):
     assert not found, found
 
 
-PACKAGES = ("model", "evaluation", "data")
+PACKAGES = ("model", "evaluation", "mapping", "data")
 
 
 def module_name(path):
@@ -291,6 +291,7 @@ DOWNHILL = {
     ),
     "model": ("model",),
     "evaluation": ("evaluation", "model", "data"),
+    "mapping": ("mapping", "model", "data"),
     "data": ("data", "model.errors", "model.files", "model.images"),
 }
 

@@ -66,11 +66,7 @@ def read_raster(
             "convert it to TIFF or PNG, or cut it into tiles",
             kind,
         )
-    try:
-        import rasterio
-    except ImportError:
-        raise ImageError(f"{reason} needs rasterio: pip install rasterio", NEEDS_RASTERIO) from None
-
+    rasterio = import_rasterio(reason)
     # A downloaded file is in memory and has no name.
     path = getattr(file, "name", file)
     try:
@@ -78,46 +74,103 @@ def read_raster(
             rasterio.Env(**SETTINGS),
             rasterio.open(path, driver=driver) as scene,
         ):
-            return _read_reduced(scene, driver, bands), (scene.width, scene.height)
+            shown, _ = View(scene, driver, bands).read(reduced_size(scene.shape))
+            return shown, (scene.width, scene.height)
     except rasterio.errors.RasterioError as error:
         raise OSError(error.__cause__ or error) from None
 
 
-def _read_reduced(scene: Any, driver: str, bands: Sequence[int] | None) -> Image.Image:
-    from rasterio.enums import ColorInterp, Resampling
+def import_rasterio(reason: str) -> Any:
+    """The package. Raises ImageError that begins with what it is needed for."""
+    try:
+        import rasterio
+    except ImportError:
+        raise ImageError(f"{reason} needs rasterio: pip install rasterio", NEEDS_RASTERIO) from None
+    return rasterio
 
-    has_palette = scene.colorinterp[0] == ColorInterp.palette and not bands
-    chosen = _chosen_bands(scene, bands)
-    if any(scene.dtypes[band - 1].startswith("complex") for band in chosen):
-        raise ImageError("complex numbers; write their amplitude first")
-    _refuse_too_large(scene)
 
-    factor = rgb.shrink_factor(scene.shape)
-    size = -(-scene.height // factor), -(-scene.width // factor)
-    # The average of two palette indexes is a third colour.
-    resampling = Resampling.average
-    if has_palette or driver not in RANDOM_ACCESS:
-        resampling = Resampling.nearest
+class View:
+    """An open scene of rasterio's as 8-bit RGB, whole or a window of it.
 
-    def read(bands, **options):
+    bands: as for read_raster. Raises ImageError where it cannot be shown.
+    """
+
+    def __init__(self, scene: Any, driver: str, bands: Sequence[int] | None):
+        from rasterio.enums import ColorInterp
+
+        self.scene = scene
+        self.driver = driver
+        self.has_palette = scene.colorinterp[0] == ColorInterp.palette and not bands
+        self.bands = _chosen_bands(scene, bands)
+        self.alpha = None  # the band that says what is transparent
+        if ColorInterp.alpha in scene.colorinterp and not bands and not self.has_palette:
+            self.alpha = 1 + scene.colorinterp.index(ColorInterp.alpha)
+        if any(scene.dtypes[band - 1].startswith("complex") for band in self.bands):
+            raise ImageError("complex numbers; write their amplitude first")
+        _refuse_too_large(scene)
+
+    def read(
+        self,
+        size: tuple[int, int],
+        window: tuple[int, int, int, int] | None = None,
+        limits: Sequence[rgb.Range] | None = None,
+    ) -> tuple[Image.Image, np.ndarray]:
+        """(8-bit RGB, bool [height, width]: what is valid) of a window, None: of the whole scene.
+
+        size: height and width that it is reduced to; window: left, top, width, height in pixels;
+        limits: see rgb.from_bands.
+        """
+        values, valid, alpha = self._values(size, window)
+        if self.has_palette:
+            shown = _from_palette(values[0], valid[0], self.scene.colormap(1))
+            return shown, valid[0]
+        shown = rgb.from_bands(values, valid, limits)
+        if alpha is not None and self.driver == "PNG":
+            # PNG's alpha is opacity; elsewhere only 0 counts (see pillow.py).
+            steps = np.iinfo(alpha.dtype).max // 255
+            shown = rgb.on_white(shown, Image.fromarray((alpha // steps).astype(np.uint8)))
+        return shown, valid.any(axis=0)
+
+    def limits(self, size: tuple[int, int]) -> list[rgb.Range] | None:
+        """One stretch for all windows, from the scene reduced to `size`; None: none is needed."""
+        if self.has_palette or self.scene.dtypes[self.bands[0] - 1] == "uint8":
+            return None
+        values, valid, _ = self._values(size, None)
+        return rgb.limits_of(values, valid)
+
+    def _values(self, size, window):
+        """(bands, valid: each [bands, height, width], the alpha band [height, width] or None)"""
+        pixels = self._read(self.bands, size, window, masked=True)
+        values, valid = pixels.data, ~np.ma.getmaskarray(pixels)
+        if values.dtype.kind == "f":
+            valid &= np.isfinite(values)
+        alpha = None
+        if self.alpha:
+            [alpha] = self._read([self.alpha], size, window)
+            valid &= alpha > 0
+        if self.has_palette:
+            return values, valid, alpha
+        return _eight_bits(self.scene, self.bands, values), valid, alpha
+
+    def _read(self, bands, size, window, **options):
+        from rasterio.enums import Resampling
+        from rasterio.windows import Window
+
+        # The average of two palette indexes is a third colour.
+        resampling = Resampling.average
+        if self.has_palette or self.driver not in RANDOM_ACCESS:
+            resampling = Resampling.nearest
         shape = (len(bands), *size)
-        return scene.read(bands, out_shape=shape, resampling=resampling, **options)
+        part = None if window is None else Window(*window)
+        return self.scene.read(
+            bands, out_shape=shape, window=part, resampling=resampling, **options
+        )
 
-    pixels = read(chosen, masked=True)
-    values, valid = pixels.data, ~np.ma.getmaskarray(pixels)
-    if has_palette:
-        return _from_palette(values[0], valid[0], scene.colormap(1))
 
-    alpha = None
-    if ColorInterp.alpha in scene.colorinterp and not bands:
-        [alpha] = read([1 + scene.colorinterp.index(ColorInterp.alpha)])
-        valid &= alpha > 0
-    shown = rgb.from_bands(_eight_bits(scene, chosen, values), valid)
-    if alpha is None or driver != "PNG":
-        return shown
-    # PNG's alpha is opacity; elsewhere only 0 counts (see pillow.py).
-    steps = np.iinfo(alpha.dtype).max // 255
-    return rgb.on_white(shown, Image.fromarray((alpha // steps).astype(np.uint8)))
+def reduced_size(shape: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that an image of this height and width is read at."""
+    factor = rgb.shrink_factor(shape)
+    return -(-shape[0] // factor), -(-shape[1] // factor)
 
 
 def _chosen_bands(scene: Any, bands: Sequence[int] | None) -> list[int]:

@@ -56,7 +56,7 @@ def read_image(
     """
     note = partial(_note, str(source))
     try:
-        with _open(source, public_only) as file:
+        with open_source(source, public_only) as file:
             image, original_size = _decode(file, bands, note)
         image = _shrunk(image)
         image.info["original_size"] = original_size
@@ -72,7 +72,8 @@ def _note(source: str, text: str) -> None:
     print(f"image {source}: {text}", file=sys.stderr)
 
 
-def _open(source: str | os.PathLike, public_only: bool) -> BinaryIO:
+def open_source(source: str | os.PathLike, public_only: bool = False) -> BinaryIO:
+    """An image's file, or what its address gives. Raises UserError."""
     if public_only or "://" in str(source):
         return io.BytesIO(fetch(str(source), public_only))
 
@@ -109,7 +110,7 @@ def _decode(
         # Inside: kept beyond it, the error would hold the decoder's memory through its traceback
         if not bands and _may_be_for_rasterio(file, error):
             return _second_opinion(file, error)
-        raise _unreadable(file, error) from None
+        raise unreadable(file, error) from None
 
 
 def _by_pillow(file: BinaryIO, note: Callable[[str], None]) -> tuple[Image.Image, tuple[int, int]]:
@@ -156,14 +157,14 @@ def _second_opinion(file: BinaryIO, pillow_error: Exception) -> tuple[Image.Imag
         return read_raster(file, None, reason)
     except ImageError as error:
         if error.kind == NEEDS_RASTERIO and is_damaged:
-            raise _unreadable(file, pillow_error) from None
+            raise unreadable(file, pillow_error) from None
         raise
     except Exception as error:  # noqa: BLE001 -- as above
-        raise _unreadable(file, pillow_error if is_damaged else error) from None
+        raise unreadable(file, pillow_error if is_damaged else error) from None
 
 
-def _unreadable(file: BinaryIO, error: Exception) -> ImageError:
-    """A decoder's error -> what its user reads."""
+def unreadable(file: BinaryIO, error: Exception) -> ImageError:
+    """A decoder's error about an open file -> what its user reads."""
     if isinstance(error, UnidentifiedImageError) and driver_of(file) is None:
         return _unidentified(file)
     text = _one_line(error)

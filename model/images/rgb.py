@@ -1,5 +1,7 @@
 """What both decoders share: bands of any kind -> 8-bit RGB, and by how much images are shrunk."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -7,6 +9,8 @@ from PIL import Image
 LONGEST = 2048
 # Rows that are stretched at a time
 STRIP = 256
+# Of a band: the numbers that are shown as 0 and as 255
+Range = tuple[float, float]
 
 
 def shrink_factor(size: tuple[int, ...]) -> int:
@@ -14,31 +18,47 @@ def shrink_factor(size: tuple[int, ...]) -> int:
     return max(1, max(size) // LONGEST)
 
 
-def from_bands(bands: np.ndarray, valid: np.ndarray) -> Image.Image:
+def from_bands(
+    bands: np.ndarray, valid: np.ndarray, limits: Sequence[Range] | None = None
+) -> Image.Image:
     """[1 or 3, H, W] of any real type, valid: bool of the same shape -> 8-bit RGB.
 
-    8 bits are shown as they are, all else is stretched, band by band. White is a pixel of which no
-    band is valid.
+    8 bits are shown as they are, all else is stretched, band by band, to `limits` or else to each
+    band's own. White is a pixel of which no band is valid.
     """
     if bands.dtype != np.uint8:
         valid = valid & np.isfinite(bands)
-        bands = np.stack([stretched(*band) for band in zip(bands, valid)])
+        if limits is None:
+            limits = limits_of(bands, valid)
+        bands = np.stack([stretched(*band) for band in zip(bands, valid, limits)])
     if len(bands) == 1:
         bands = np.repeat(bands, 3, axis=0)
     shown = Image.fromarray(np.ascontiguousarray(bands.transpose(1, 2, 0)))
     return on_white(shown, np.asarray(valid.any(axis=0)))
 
 
-def stretched(band: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """[H, W] numbers -> uint8: the 2nd to the 98th percentile of the valid ones become 0 to 255.
+def limits_of(bands: np.ndarray, valid: np.ndarray) -> list[Range]:
+    """The 2nd and the 98th percentile of what is valid and finite in each band, [B, H, W].
 
-    valid: bool [H, W]; what is not valid becomes 0. Of large bands a grid of pixels is measured.
+    Of large bands a grid of pixels is measured.
     """
-    step = shrink_factor(band.shape)
-    sample = band[::step, ::step][valid[::step, ::step]]
-    low, high = 0.0, 0.0
-    if sample.size:
-        low, high = map(float, np.percentile(sample.astype(np.float64), (2, 98)))
+    step = shrink_factor(bands.shape[1:])
+    limits = []
+    for band, is_valid in zip(bands[:, ::step, ::step], valid[:, ::step, ::step]):
+        sample = band[is_valid & np.isfinite(band)]
+        low, high = 0.0, 0.0
+        if sample.size:
+            low, high = map(float, np.percentile(sample.astype(np.float64), (2, 98)))
+        limits.append((low, high))
+    return limits
+
+
+def stretched(band: np.ndarray, valid: np.ndarray, limits: Range) -> np.ndarray:
+    """[H, W] numbers -> uint8: `limits` become 0 and 255, what is not valid becomes 0.
+
+    valid: bool [H, W].
+    """
+    low, high = limits
     spread = high - low
     if spread == 0:
         spread = 1

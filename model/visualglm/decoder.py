@@ -84,14 +84,21 @@ class DecoderLayer(NamedTuple):
 class Decoder:
     """The state of one batch: the positions of its tokens, and their keys and values so far.
 
-    lengths: of the prompts, each up to its `<sop>`; max_new_tokens: tokens that may follow.
+    lengths: of the prompts, each up to its `<sop>`; max_new_tokens: tokens that may follow; places:
+    [B, max_new_tokens], of each of those its index in the answer, where they are read as by `read`.
 
     Slot i of the cache holds token i of each prompt; from the longest prompt's end on it holds the
     new tokens, at the same slot in all rows. The gap behind a shorter prompt is never seen. A
     P-tuning prefix stands before them all, where every token sees it.
     """
 
-    def __init__(self, network: VisualGLM, lengths: list[int], max_new_tokens: int):
+    def __init__(
+        self,
+        network: VisualGLM,
+        lengths: list[int],
+        max_new_tokens: int,
+        places: torch.Tensor | None = None,
+    ):
         config, device = network.config, network.device
         self.network = network
         self.batch_size = len(lengths)
@@ -107,8 +114,11 @@ class Decoder:
 
         length = torch.tensor(lengths, device=device)[:, None]  # [B, 1]
         slots = torch.arange(self.prompt_length + max_new_tokens, device=device)
-        new = slots - self.prompt_length + length  # [B, slots]: index of a new token in its row
-        steps = torch.where(slots < self.prompt_length, slots, new)
+        if places is None:
+            places = slots[None, self.prompt_length :] - self.prompt_length  # [1, new]
+        # [B, slots]: index of a token in its row
+        prompt = slots[: self.prompt_length].expand(len(lengths), -1)
+        steps = torch.cat((prompt, length + places), 1)
         self.prefix = length[:, 0] - 1  # [B]: index of `<sop>`
         self.cos, self.sin = self._rotary_tables(steps)
 
@@ -175,6 +185,20 @@ class Decoder:
         if self.not_gap is not None:
             visible = self.not_gap[..., : self.ptuning_length + self.filled + 1]  # [B, 1, 1, S]
         return self.head(self.final_norm(self._run_layers(hidden, 1, visible)))
+
+    def read(self, ids: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """Read all new tokens at once, [B, K] -> normalised hidden states [B, K, D], for `head`.
+
+        visible: bool [B, K, K], which of the new tokens each of them sees; all see the prompt.
+        """
+        batch, count = ids.shape
+        hidden = self.network.mixins["eva"].word_embedding_forward(ids)  # [B, K, D]
+        before = self.ptuning_length + self.prompt_length
+        visible = F.pad(visible[:, None], (before, 0), value=True)  # [B, 1, K, S]
+        if self.not_gap is not None:
+            visible = visible & self.not_gap
+        hidden = self._run_layers(hidden.flatten(0, 1), count, visible)
+        return self.final_norm(hidden).unflatten(0, (batch, count))
 
     # The layer of GLM-130B: https://arxiv.org/abs/2210.02414, section 2.1
     def _run_layers(self, hidden, count, visible):

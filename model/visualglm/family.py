@@ -10,6 +10,7 @@ import torch
 from model.errors import UserError
 from model.family import Family, FeatureSpec, Returning, open_checkpoint
 from model.float_products import widen_products, widens
+from model.sampling import Sampling
 from model.visualglm import export
 from model.visualglm.answer_text import AnswerText
 from model.visualglm.checkpoint import (
@@ -35,6 +36,7 @@ from model.visualglm.pixels import MEAN, STD, to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
 from model.visualglm.sat import leave_model_parallel_group
+from model.visualglm.score import score
 from model.visualglm.tokenizer import Tokenizer, find_vocabulary
 from model.weight_files import ADAPTER, fingerprint
 
@@ -59,7 +61,7 @@ class VisualGLMFamily(Family):
         self._base_fingerprint = base_fingerprint
         self._base_values = {}  # the base's tensors of parts that were trained in full
         self._is_untuned = False
-        self._last_image = {}  # untuned or not -> (image, its embeddings)
+        self._last_images = {}  # untuned or not -> (images, their embeddings)
 
     @property
     def device(self):
@@ -255,13 +257,11 @@ class VisualGLMFamily(Family):
         return self.network.encode_images(self._pixels(images))
 
     def _embeddings(self, images):
-        """The same; the image of an earlier round (the same object) is not encoded again."""
-        if len(images) > 1:
-            return self.encode_images(images)
-        known, embeds = self._last_image.get(self._is_untuned, (None, None))
-        if known is not images[0]:
+        """The same; the images of the last call (the same objects) are not encoded again."""
+        known, embeds = self._last_images.get(self._is_untuned, ((), None))
+        if len(known) != len(images) or any(a is not b for a, b in zip(known, images)):
             embeds = self.encode_images(images)
-            self._last_image[self._is_untuned] = images[0], embeds
+            self._last_images[self._is_untuned] = images, embeds
         return embeds
 
     def generate(self, samples, images, sampling, *, english=False, stream=False, on_cut=None):
@@ -272,14 +272,6 @@ class VisualGLMFamily(Family):
             if row.cut and on_cut:
                 on_cut(index, row.dropped, row.shortened)
 
-        shown = [index for index, image in enumerate(images) if image is not None]
-        embeddings = {}
-        if shown:
-            embeddings = {
-                "image_embeds": self._embeddings([images[index] for index in shown]),
-                "image_rows": torch.tensor(shown, device=self.device),
-                "image_start": rows[shown[0]].image_start,
-            }
         texts = [AnswerText(self.tokenizer) for _ in rows]
         steps = Returning(
             generate(
@@ -288,7 +280,7 @@ class VisualGLMFamily(Family):
                 eop=self.tokenizer.eop,
                 sampling=sampling,
                 banned=CHINESE_IDS if english else None,
-                **embeddings,
+                **self._image_arguments(rows, images),
             )
         )
         for tokens in steps:
@@ -299,6 +291,26 @@ class VisualGLMFamily(Family):
                 yield [text.next_piece() for text in texts]
         yield [text.last_piece() for text in texts]
         return steps.value
+
+    def score(self, samples, images, texts, *, english=False):
+        rows = []
+        for sample, image in zip(samples, images):
+            rows.append(self._render_question(sample, image is not None, Sampling(), english))
+        ids = [[self.tokenizer.encode(text) for text in of_row] for of_row in texts]
+        prompts = [row.ids for row in rows]
+        shown = self._image_arguments(rows, images)
+        return score(self.network, self.tokenizer, prompts, ids, **shown)
+
+    def _image_arguments(self, rows, images):
+        """The images of rendered questions (None: without) as the decoder takes them."""
+        shown = [index for index, image in enumerate(images) if image is not None]
+        if not shown:
+            return {}
+        return {
+            "image_embeds": self._embeddings([images[index] for index in shown]),
+            "image_rows": torch.tensor(shown, device=self.device),
+            "image_start": rows[shown[0]].image_start,
+        }
 
     def _render_question(self, sample, with_image, sampling, english):
         limit = min(sampling.max_length, self.network.config.max_sequence_length)

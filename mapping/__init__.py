@@ -1,0 +1,1 @@
+"""A map of a large scene: its tiles are asked about, and what is answered becomes polygons."""
