@@ -91,18 +91,18 @@ class Ours:
         """Seconds that the products of one token take alone."""
         import torch
 
-        from model.visualglm.decoder import Decoder
+        from model.visualglm.decoder import LayerStack
 
         config = self.network.config
         with torch.inference_mode():
-            decoder = Decoder(self.network, [1], 0)
+            stack = LayerStack(self.network)
             narrow = torch.randn(1, config.hidden_size).to(self.network.dtype)
             wide = torch.randn(1, config.inner_hidden_size).to(self.network.dtype)
             calls = []
-            for layer in decoder.layers:
+            for layer in stack.layers:
                 calls += [(layer.qkv, narrow), (layer.dense, narrow)]
                 calls += [(layer.up, narrow), (layer.down, wide)]
-            calls.append((decoder.head, narrow))
+            calls.append((stack.head, narrow))
 
             start = time.perf_counter()
             for product, x in calls:

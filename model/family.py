@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -22,6 +22,9 @@ from model.find import find_checkpoint
 from model.rows import Sample
 from model.sampling import Sampling
 from model.weight_files import ADAPTER, CARD, CONFIG, read_card
+
+if TYPE_CHECKING:
+    from model.running_batch import RunningBatch
 
 # model_type in a folder's configuration -> "module:class", imported when a folder asks for it
 FAMILIES = {
@@ -250,6 +253,16 @@ class Family(ABC):
         its oldest rounds are left out, then the question's end, and on_cut(index, rounds, tokens)
         is called before the first piece.
         """
+
+    def open_batch(self, max_rows: int, memory: int | None = None) -> "RunningBatch":
+        """Where questions of many people are answered together, max_rows at a time.
+
+        memory: limit of what it keeps of them on the device, in bytes. Here rows begin together; a
+        family whose rows can join at any token has a batch of its own. Raises UserError.
+        """
+        from model.running_batch import GeneratedBatch
+
+        return GeneratedBatch(self, max_rows)
 
     # For other programs
 

@@ -220,6 +220,7 @@ INSIDE = re.compile(
 ABOVE = [
     *PROJECT.glob("*.py"),
     *PROJECT.glob("evaluation/*.py"),
+    *PROJECT.glob("serving/*.py"),
     *PROJECT.glob("model/*.py"),
     *PROJECT.glob("model/training/*.py"),
     *PROJECT.glob("model/images/*.py"),
@@ -236,7 +237,7 @@ def test_nothing_above_the_line_knows_the_inside(path):
     assert not found, found
 
 
-PACKAGES = ("model", "evaluation", "data")
+PACKAGES = ("model", "evaluation", "serving", "data")
 
 
 def module_name(path):
@@ -278,7 +279,7 @@ DOWNHILL = {
     "model.images": ("model.images", "model.errors", "model.files"),
     "model.visualglm": (
         *("model.visualglm", "model.images", "model.errors", "model.files", "model.find"),
-        *("model.weight_files", "model.family", "model.sampling"),
+        *("model.weight_files", "model.family", "model.sampling", "model.running_batch"),
     ),
     "model.training": (
         *("model.training", "model.family", "model.images", "model.rows"),
@@ -286,6 +287,7 @@ DOWNHILL = {
     ),
     "model": ("model",),
     "evaluation": ("evaluation", "model", "data"),
+    "serving": ("serving", "model"),
     "data": ("data", "model.errors", "model.files", "model.images"),
 }
 

@@ -19,7 +19,8 @@ from model.visualglm.checkpoint import (
 )
 from model.visualglm.config_check import check_memory
 from model.visualglm.float_products import widen_products, widens
-from model.visualglm.generate import generate
+from model.visualglm.generate import banned_ids, generate
+from model.visualglm.image_cache import ImageCache
 from model.visualglm.layouts import fingerprint, read_config
 from model.visualglm.lora import (
     LORA_TARGETS,
@@ -35,10 +36,10 @@ from model.visualglm.pixels import MEAN, STD, to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
 from model.visualglm.sat import leave_model_parallel_group
+from model.visualglm.slot_batch import SlotBatch
 from model.visualglm.tokenizer import Tokenizer, find_vocabulary
 from model.weight_files import ADAPTER
 
-CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned if the answer is English
 ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt
 
 
@@ -59,7 +60,7 @@ class VisualGLMFamily(Family):
         self._base_fingerprint = base_fingerprint
         self._base_values = {}  # the base's tensors of parts that were trained in full
         self._is_untuned = False
-        self._last_image = {}  # untuned or not -> (image, its embeddings)
+        self._image_cache = ImageCache()
 
     @property
     def device(self):
@@ -254,20 +255,14 @@ class VisualGLMFamily(Family):
         """RGB images -> [I, Q, D] image embeddings."""
         return self.network.encode_images(self._pixels(images))
 
-    def _embeddings(self, images):
-        """The same; the image of an earlier round (the same object) is not encoded again."""
-        if len(images) > 1:
-            return self.encode_images(images)
-        known, embeds = self._last_image.get(self._is_untuned, (None, None))
-        if known is not images[0]:
-            embeds = self.encode_images(images)
-            self._last_image[self._is_untuned] = images[0], embeds
-        return embeds
+    def embeddings(self, images):
+        """The same, of images seen lately without encoding them again."""
+        return self._image_cache.embeddings(images, self._is_untuned, self.encode_images)
 
     def generate(self, samples, images, sampling, *, english=False, stream=False, on_cut=None):
         rows = []
         for index, (sample, image) in enumerate(zip(samples, images)):
-            row = self._render_question(sample, image is not None, sampling, english)
+            row = self.render_question(sample, image is not None, sampling, english)
             rows.append(row)
             if row.cut and on_cut:
                 on_cut(index, row.dropped, row.shortened)
@@ -276,7 +271,7 @@ class VisualGLMFamily(Family):
         embeddings = {}
         if shown:
             embeddings = {
-                "image_embeds": self._embeddings([images[index] for index in shown]),
+                "image_embeds": self.embeddings([images[index] for index in shown]),
                 "image_rows": torch.tensor(shown, device=self.device),
                 "image_start": rows[shown[0]].image_start,
             }
@@ -287,7 +282,7 @@ class VisualGLMFamily(Family):
                 [row.ids for row in rows],
                 eop=self.tokenizer.eop,
                 sampling=sampling,
-                banned=CHINESE_IDS if english else None,
+                banned=banned_ids(english),
                 **embeddings,
             )
         )
@@ -300,7 +295,8 @@ class VisualGLMFamily(Family):
         yield [text.last_piece() for text in texts]
         return steps.value
 
-    def _render_question(self, sample, with_image, sampling, english):
+    def render_question(self, sample, with_image, sampling, english):
+        """The prompt's ids (see prompt.py), which leave room for an answer."""
         limit = min(sampling.max_length, self.network.config.max_sequence_length)
         limit -= limit // ANSWER_SHARE
         return render(
@@ -311,6 +307,9 @@ class VisualGLMFamily(Family):
             english=english,
             max_source=limit - 1,
         )
+
+    def open_batch(self, max_rows, memory=None):
+        return SlotBatch(self, max_rows, memory)
 
     # For other programs
 

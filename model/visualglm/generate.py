@@ -13,6 +13,12 @@ from model.visualglm.decoder import Decoder
 from model.visualglm.network import VisualGLM
 
 DEFAULT_SAMPLING = Sampling()
+CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned if the answer is English
+
+
+def banned_ids(english: bool) -> slice | None:
+    """The ids that an answer never has."""
+    return CHINESE_IDS if english else None
 
 
 # Top-k: https://arxiv.org/abs/1805.04833, top-p: https://arxiv.org/abs/1904.09751,
@@ -56,7 +62,28 @@ def sample(
     return ids[:, 0]
 
 
-def _token_limits(lengths: list[int], sampling: Sampling, context_length: int) -> list[int]:
+def next_tokens(
+    logits: torch.Tensor,
+    generated: torch.Tensor,
+    sampling: Sampling,
+    generators: list[torch.Generator],
+    *,
+    eop: int,
+    banned: slice | None = None,
+) -> torch.Tensor:
+    """The next ids [B] from logits [B, V], which are changed.
+
+    generated [B, n]: the tokens so far; banned: a slice of ids that are never sampled.
+    """
+    logits = logits.float()
+    if banned is not None:
+        logits[:, banned] = -torch.inf
+    if generated.size(1) < sampling.min_new_tokens:
+        logits[:, eop] = -torch.inf
+    return sample(logits, generated, sampling, generators)
+
+
+def token_limits(lengths: list[int], sampling: Sampling, context_length: int) -> list[int]:
     """How many tokens may follow each prompt of these lengths."""
     max_length = min(sampling.max_length, context_length)
     limits = []
@@ -68,7 +95,7 @@ def _token_limits(lengths: list[int], sampling: Sampling, context_length: int) -
     return limits
 
 
-def _generators(count: int, device: torch.device, seed: int | None) -> list[torch.Generator]:
+def make_generators(count: int, device: torch.device, seed: int | None) -> list[torch.Generator]:
     generators = [torch.Generator(device) for _ in range(count)]
     for generator in generators:
         if seed is None:
@@ -100,13 +127,13 @@ def generate(
     image_start.
     """
     lengths = [len(prompt) for prompt in prompts]
-    limits = _token_limits(lengths, sampling, network.config.max_sequence_length)
+    limits = token_limits(lengths, sampling, network.config.max_sequence_length)
     max_new_tokens = max(limits)
     if max_new_tokens == 0:
         return [True] * len(prompts)
 
     device = network.device
-    generators = _generators(len(prompts), device, sampling.seed)
+    generators = make_generators(len(prompts), device, sampling.seed)
     padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]
     generated = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
     unfinished = [limit > 0 for limit in limits]
@@ -117,13 +144,9 @@ def generate(
     ids = torch.tensor(padded, device=device)  # [B, T]
     logits = decoder.prefill(ids, image_embeds, image_rows, image_start)  # [B, V]
     for step in range(max_new_tokens):
-        logits = logits.float()
-        if banned is not None:
-            logits[:, banned] = -torch.inf
-        if step < sampling.min_new_tokens:
-            logits[:, eop] = -torch.inf
-
-        token = sample(logits, generated[:, :step], sampling, generators)  # [B]
+        token = next_tokens(
+            logits, generated[:, :step], sampling, generators, eop=eop, banned=banned
+        )  # [B]
         generated[:, step] = token
         new = token.tolist()
         for row, limit in enumerate(limits):
