@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.assistant import Assistant
 from model.errors import UserError
@@ -73,7 +73,8 @@ class Ticket:
 
 class Scheduler:
     """rows: answers under way at a time; waiting: questions that may wait; seconds: greatest time
-    of an answer; memory: bytes of the KV cache, None: without a limit. Raises UserError.
+    of an answer; max_tokens: of an answer; memory: bytes of the KV cache; None: without a limit.
+    Raises UserError.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class Scheduler:
         rows: int = 8,
         waiting: int = 64,
         seconds: float = 120,
+        max_tokens: int | None = None,
         memory: int | None = None,
     ):
         self.rows = rows
         self.max_waiting = waiting
         self.seconds = seconds
+        self.max_tokens = max_tokens
         self.metrics = Metrics()
         self._batch = assistant.family.open_batch(rows, memory)
         self._waiting: list[Ticket] = []
@@ -112,6 +115,7 @@ class Scheduler:
         stop: Sequence[str] = (),
     ) -> Ticket:
         """Queue a question. client: who asks, for the order. Raises QueueFull."""
+        question = self._limited(question)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the scheduler has ended")
@@ -120,6 +124,7 @@ class Scheduler:
                 raise QueueFull(len(self._waiting), self._wait(len(self._waiting)))
             turn = max(self._turns[client], self._turn)
             self._turns[client] = turn + 1
+            self._forget_turns()
             self._number += 1
             ticket = Ticket(
                 question, deliver, client, StopText(stop), self.seconds, turn, self._number
@@ -160,6 +165,20 @@ class Scheduler:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+
+    def _limited(self, question):
+        asked = question.sampling.max_new_tokens
+        if self.max_tokens is None or (asked is not None and asked <= self.max_tokens):
+            return question
+        return replace(
+            question, sampling=replace(question.sampling, max_new_tokens=self.max_tokens)
+        )
+
+    def _forget_turns(self):
+        """Leave out clients that have no turn to wait for."""
+        if len(self._turns) > 2 * self.max_waiting:
+            later = {c: turn for c, turn in self._turns.items() if turn > self._turn}
+            self._turns = Counter(later)
 
     def _wait(self, ahead):
         return self._mean_seconds * (ahead + 1) / self.rows
