@@ -4,15 +4,22 @@ import base64
 import http.client
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import openai
 import pytest
-from conftest import write_random
+from conftest import PROJECT, write_random
 from PIL import Image
+from test_web import free_port
 
-from model import Sampling, load_assistant
+import web_demo
+from model import Sampling, UserError, load_assistant
 from model.rows import Sample
 from serving.api import Api, create_app
 from serving.guard import Guard
@@ -473,6 +480,124 @@ def test_while_it_loads(assistant):
         assert chat(server)[0] == 200
         scheduler.close()
         assert "shutting down" in error_of(chat(server), 503)
+
+
+# The page on the same port
+
+
+def test_a_queue_is_told_and_leaving_drops_the_answer(assistant):
+    scheduler = Scheduler(assistant, rows=1, waiting=1)
+    served = Served(assistant, scheduler)
+    try:
+        endless = served.stream("你好", None, (), Sampling(top_k=1))
+        begun = "".join(next(endless) for _ in range(5))
+        later = served.stream("有什么？", RED, (), Sampling(top_k=1, max_new_tokens=8))
+        silence = next(later)
+        ahead, seconds = silence.place
+        assert (silence, ahead) == ("", 0) and seconds > 0
+        with pytest.raises(UserError, match="1 questions are waiting"):
+            next(served.stream("你好"))
+        endless.close()
+        assert "".join(later) == alone(assistant, "有什么？", RED)
+        assert begun and alone(assistant, "你好", max_new_tokens=60).startswith(begun[:8])
+    finally:
+        scheduler.close()
+
+
+@pytest.fixture
+def both(assistant, monkeypatch, tmp_path):
+    """start(**options) -> Server of page and API."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with ExitStack() as ends:
+
+        def start(**options):
+            scheduler = Scheduler(assistant, rows=2)
+            ends.callback(scheduler.close)
+            api = Api("demo", served=Served(assistant, scheduler), key=KEY)
+            listener = ends.enter_context(listen("127.0.0.1", 0))
+            server = web_demo.serve_app(
+                create_app(api), listener, api.served, at_a_time=4, **options
+            )
+            ends.callback(server.close)
+            return server
+
+        yield start
+
+
+def page_answers(server, *data):
+    """The last dialogue that the page's endpoint streams."""
+    asked = raw(server, "POST", "/gradio_api/call/answer", {"data": list(data)})
+    assert asked[0] == 200, asked
+    text = raw(server, "GET", f"/gradio_api/call/answer/{json.loads(asked[2])['event_id']}")[2]
+    assert "event: complete" in text
+    return json.loads(text[text.rindex("data: ") + 6 :])[0]
+
+
+def test_page_and_api_on_one_port(both, assistant):
+    server = both()
+    assert "RemoteGLM" in raw(server, "GET", "/")[2]
+    dialogue = page_answers(server, None, "你好", [], 64, 0, 0.8)
+    expected = alone(assistant, "你好", max_new_tokens=None, max_length=64)
+    assert dialogue[-1]["content"][0]["text"] == expected
+    (notice,) = page_answers(server, None, "这张图像里有什么？", [], 64, 0, 0.8)
+    assert notice["content"][0]["text"].startswith("错误：还没有图像")
+    assert raw(server, "POST", "/v1/chat/completions", {})[0] == 401
+    foreign = {"Origin": "http://evil.example"}
+    assert raw(server, "POST", "/gradio_api/call/answer", {"data": []}, **foreign)[0] == 403
+
+
+def test_a_page_with_a_password(both):
+    server = both(auth=("lab", "词语"))
+    assert raw(server, "POST", "/gradio_api/call/answer", {"data": []})[0] == 401
+    good = {"Authorization": f"Bearer {KEY}".encode()}
+    assert raw(server, "GET", "/v1/models", **good)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--host 0.0.0.0", "add --api-key KEY and --auth USER:PASSWORD, or --open"),
+        ("--host 192.168.1.5 --api-key k", "add --auth USER:PASSWORD, or --open"),
+        ("--host :: --api-only", "add --api-key KEY, or --open"),
+        ("--auth lab", "--auth lab: expected USER:PASSWORD"),
+        ("--rows 0", "--rows 0: must be more than 0"),
+        ("--kv-memory nan", "--kv-memory nan: must be more than 0"),
+    ],
+)
+def test_options_that_are_refused(words, says, capsys):
+    with pytest.raises(SystemExit):
+        web_demo.parse(words.split())
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--host 0.0.0.0 --open", "--host :: --api-key k --auth a:b", "--host ::1", "--host localhost"],
+)
+def test_options_that_are_taken(words):
+    assert web_demo.parse(words.split()).host
+
+
+def test_the_script_serves_the_api_alone(tmp_path, tiny_checkpoint):
+    port = free_port()
+    command = [sys.executable, PROJECT / "web_demo.py", "--from_pretrained", tiny_checkpoint]
+    command += f"--english --device cpu --port {port} --api-only --api-key k".split()
+    command += "--rows 2 --waiting 3 --answer-seconds 9 --answer-tokens 5 --kv-memory 1".split()
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line == f"OpenAI-compatible API: http://127.0.0.1:{port}/v1, model base\n"
+            client = connect(SimpleNamespace(local_url=f"http://127.0.0.1:{port}/"), "k")
+            reply = client.chat.completions.create(model="base", messages=ASK, max_tokens=50)
+            assert reply.usage.completion_tokens <= 5
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
 
 
 # Who may ask

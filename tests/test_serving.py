@@ -128,6 +128,56 @@ def test_rows_that_join_and_leave_answer_as_alone(talkative, joins):
     assert run_batch(SlotBatch(talkative.family, 8), asked, joins) == expected
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": "bfloat16"}, {"bits": 8}, {"bits": 4}, {"ptuning": 5}], ids=str
+)
+def test_slots_compute_what_the_decoder_does(wide, options):
+    """Logits of rows of different lengths, one of which has been read with what it had said."""
+    from model.family import open_checkpoint
+    from model.visualglm.decoder import Decoder
+    from model.visualglm.lora import add_ptuning
+    from model.visualglm.slots import Slots
+
+    options = dict(options)
+    length = options.pop("ptuning", 0)
+    family = open_checkpoint(wide, device="cpu", **options)
+    network = family.network.eval()
+    if length:
+        add_ptuning(network, length)
+        for prefix in network.mixins["ptuning"].prefix:
+            torch.nn.init.normal_(prefix)
+    family.prepare_to_answer()
+    prompts = [list(range(20, 20 + 30 * count)) for count in (1, 2, 3)]
+    said = [[100 + row, 110 + row, 120 + row, 130 + row] for row in range(3)]
+    slots = Slots(network)
+    with torch.inference_mode():
+        expected = []
+        for prompt, tokens in zip(prompts, said):
+            decoder = Decoder(network, [len(prompt)], 4)
+            logits = [decoder.prefill(torch.tensor([prompt]))]
+            logits += [decoder.step(torch.tensor([token])) for token in tokens]
+            expected.append(torch.cat(logits).float())  # [5, V]
+
+        got = [
+            slots.join(prompts[1], len(prompts[1]) - 1),
+            slots.join(prompts[0], len(prompts[0]) - 1),
+        ]
+        compare(got, [expected[1][0], expected[0][0]])
+        compare(slots.step([said[1][0], said[0][0]]), [expected[1][1], expected[0][1]])
+        resumed = slots.join(prompts[2] + said[2][:1], len(prompts[2]) - 1)
+        compare(resumed, [expected[2][1]])
+        slots.leave(0)  # the last row takes its place
+        compare(slots.step([said[2][1], said[0][1]]), [expected[2][2], expected[0][2]])
+        slots.leave(1)
+        compare(slots.step([said[2][2]]), [expected[2][3]])
+
+
+def compare(got, expected):
+    scale = max(row.abs().max().item() for row in expected)
+    for got_row, expected_row in zip(got, expected):
+        assert (got_row.float().flatten() - expected_row).abs().max() < 0.03 * scale
+
+
 def test_a_memory_limit_pauses_rows_and_changes_no_answer(talkative):
     """Rows are read again with what they have said, when there is room."""
     asked = [replace(one, sampling=replace(GREEDY, max_new_tokens=90)) for one in mixed(6)]

@@ -80,7 +80,7 @@ class Slots:
 
         def remember(layer, keys_values):  # [R, 2, H, 1, d]
             cache = self.caches[layer]
-            cache[row, :, :, slot] = keys_values[:, :, :, 0]
+            cache[row, :, :, slot] = keys_values[:, :, :, 0].to(cache.dtype)
             return cache[:rows, :, :, :end]
 
         token = torch.tensor(tokens, device=device)
