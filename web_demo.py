@@ -600,7 +600,7 @@ def serve_page(args, api, listener, trusted):
     from serving.api import create_app
 
     return serve_app(
-        create_app(api),
+        create_app(api, with_page=True),
         listener,
         api.served,
         args.english,

@@ -47,7 +47,9 @@ class Api:
     def ready(self) -> Served:
         """Raises ApiError while it loads, and where the scheduler has ended."""
         if self.served is None:
-            raise ApiError(503, "the model is being loaded", headers={"Retry-After": "5"})
+            # A browser that came too early asks again
+            wait = {"Retry-After": "5", "Refresh": "5"}
+            raise ApiError(503, "the model is being loaded", headers=wait)
         if not self.served.scheduler.is_alive:
             raise ApiError(503, "the server is shutting down")
         return self.served
@@ -74,11 +76,13 @@ class Api:
             )
 
 
-def create_app(api: Api) -> FastAPI:
-    """The API without a page; a page may be mounted behind its routes."""
+def create_app(api: Api, with_page: bool = False) -> FastAPI:
+    """The API; with_page: a page will be mounted behind its routes."""
     app = FastAPI(title="RemoteGLM", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ApiError, _error_response)
     app.get("/health")(partial(_health, api))
+    if not with_page:
+        app.get("/")(partial(_front, api))
 
     locked = APIRouter(dependencies=[Depends(api.check_key)])
     locked.get("/metrics")(partial(_metrics, api))
@@ -93,6 +97,10 @@ def create_app(api: Api) -> FastAPI:
 
 async def _error_response(request, error):
     return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _front(api: Api):
+    return {"models": api.models, "api": "/v1", "health": "/health"}
 
 
 async def _health(api: Api):

@@ -475,9 +475,11 @@ def test_while_it_loads(assistant):
         status, headers, body = chat(server)
         assert "being loaded" in error_of((status, headers, body), 503)
         assert headers["Retry-After"] and raw(server, "GET", "/health")[0] == 503
+        status, headers, _ = raw(server, "GET", "/")
+        assert status == 503 and headers["Refresh"]
         scheduler = Scheduler(assistant)
         api.served = Served(assistant, scheduler)
-        assert chat(server)[0] == 200
+        assert chat(server)[0] == raw(server, "GET", "/")[0] == 200
         scheduler.close()
         assert "shutting down" in error_of(chat(server), 503)
 
@@ -517,7 +519,7 @@ def both(assistant, monkeypatch, tmp_path):
             api = Api("demo", served=Served(assistant, scheduler), key=KEY)
             listener = ends.enter_context(listen("127.0.0.1", 0))
             server = web_demo.serve_app(
-                create_app(api), listener, api.served, at_a_time=4, **options
+                create_app(api, with_page=True), listener, api.served, at_a_time=4, **options
             )
             ends.callback(server.close)
             return server
