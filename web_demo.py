@@ -1,19 +1,25 @@
-"""Talk about an aerial image in the browser; nothing leaves this machine.
+"""Talk about an aerial image in the browser, or by OpenAI's protocol; nothing leaves this machine.
 
-On http://127.0.0.1:7860, or for the whole local network:
+On http://127.0.0.1:7860 (the page) and http://127.0.0.1:7860/v1 (the API), or for the whole local
+network:
 
     python web_demo.py --from_pretrained checkpoints/demo
-    python web_demo.py --from_pretrained checkpoints/demo --host 0.0.0.0
+    python web_demo.py --from_pretrained checkpoints/demo --host 0.0.0.0 --auth lab:word --api-key k
+    python web_demo.py --from_pretrained checkpoints/demo --api-only
 """
 
+import ipaddress
 import os
+import re
 import socket
 import sys
 import tempfile
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from cli_demo import cut_note
 from command_line import (
@@ -31,7 +37,11 @@ if TYPE_CHECKING:
 
 LOGO = Path(__file__).resolve().parent / "images" / "logo.svg"
 PREVIEW = 1024  # longest side of the preview, in pixels; the model reads the image itself
-QUEUE = 16  # questions that may wait; one is answered at a time
+UPLOAD = "100mb"  # largest image
+# What is asked about an image; without one it is not answered
+ABOUT_IMAGE = re.compile(
+    r"图像|图中|图片|图上|这张图|影像|遥感|照片|image|picture|photo", re.IGNORECASE
+)
 # Fonts that show Chinese, by operating system
 FONTS = [
     "system-ui",
@@ -62,7 +72,12 @@ WORDS = {
         "error": "错误：",
         "empty": "请先输入问题。",
         "truncated": "注意：回答到了最大长度就停下了，可在“生成参数”里调大。",
+        "no image": "还没有图像：请先在左边放入一张遥感图像，再发送这个问题。",
+        "waiting": "排队中：前面 {} 人，约 {} 秒",
+        "working": "……",
         "open": "请在浏览器中打开 {}（Ctrl-C 退出）",
+        "network": "局域网地址：{}",
+        "api": "OpenAI 兼容接口：{}v1，模型名 {}",
     },
     True: {
         "title": "Talk with aerial images",
@@ -83,7 +98,12 @@ WORDS = {
         "error": "error: ",
         "empty": "please type a question first",
         "truncated": "note: the answer was stopped by the maximum length; Sampling raises it.",
+        "no image": "There is no image yet: drop one on the left, then send this question.",
+        "waiting": "waiting: {} before you, about {} s",
+        "working": "...",
         "open": "Open {} in a browser (Ctrl-C: leave)",
+        "network": "In the local network: {}",
+        "api": "OpenAI-compatible API: {}v1, model {}",
     },
 }
 CSS = """
@@ -113,6 +133,8 @@ def parse(argv=None):
     )
     add_language_options(add)
     add_bands_option(page)
+    add_access_options(parser.add_argument_group("who may ask").add_argument)
+    add_engine_options(parser.add_argument_group("answers to many people").add_argument)
 
     args = parser.parse_args(argv)
     if not 1 <= args.port <= 65535:
@@ -120,7 +142,74 @@ def parse(argv=None):
     if args.root_path and not args.root_path.startswith(("/", "http://", "https://")):
         parser.error(f"--root-path {args.root_path}: must begin with / or http(s)://")
     args.host = args.host.strip("[]")
+    check_access(parser, args)
+    for name in ("rows", "waiting", "answer_seconds", "answer_tokens", "kv_memory"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be more than 0")
     return args
+
+
+def add_access_options(add):
+    add("--api-only", action="store_true", help="only the API, without the page and Gradio")
+    add(
+        "--api-key",
+        default=os.environ.get("REMOTEGLM_API_KEY") or None,
+        help="what programs must send as Authorization: Bearer KEY (default: the environment's "
+        "REMOTEGLM_API_KEY, else none)",
+    )
+    add("--auth", metavar="USER:PASSWORD", help="what people must type before they see the page")
+    add("--open", action="store_true", help="let everybody in who reaches --host")
+    add(
+        "--trusted-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name under which this server is reached, as behind a reverse proxy; "
+        "requests under other names and from other web sites are refused",
+    )
+
+
+def add_engine_options(add):
+    add("--rows", type=int, default=8, help="answers under way at a time (%(default)s)")
+    add("--waiting", type=int, default=64, help="questions that may wait (%(default)s)")
+    add(
+        "--answer-seconds",
+        type=float,
+        default=120,
+        help="an answer that takes longer is ended there (%(default)s)",
+    )
+    add(
+        "--answer-tokens", type=int, help="most tokens of an answer (default: what the model reads)"
+    )
+    add(
+        "--kv-memory",
+        type=float,
+        metavar="GB",
+        help="limit of the KV cache; answers that find no room wait (default: no limit)",
+    )
+
+
+def check_access(parser, args):
+    """Beyond this machine nothing is open unless that was said."""
+    if args.auth and not all(args.auth.partition(":")[::2]):
+        parser.error(f"--auth {args.auth}: expected USER:PASSWORD")
+    if args.open or is_loopback(args.host):
+        return
+    needed = [] if args.api_key else ["--api-key KEY"]
+    if not args.auth and not args.api_only:
+        needed.append("--auth USER:PASSWORD")
+    if needed:
+        parser.error(
+            f"--host {args.host}: others can reach it; add {' and '.join(needed)}, or --open to "
+            "let everybody in"
+        )
+
+
+def is_loopback(host):
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 # What the page does. A dialogue is a list of Gradio's messages:
@@ -202,6 +291,8 @@ class Page:
         try:
             if not asked["content"]:
                 raise UserError(self.words["empty"])
+            if not path and ABOUT_IMAGE.search(asked["content"]):
+                raise UserError(self.words["no image"])
             sampling = Sampling(max_length=int(max_length), top_p=top_p, temperature=temperature)
             image = self._read(path) if path else None
             yield [*chat, asked, reply], ""
@@ -211,14 +302,24 @@ class Page:
                     asked["content"], image, rounds(chat), sampling, self.english, on_cut
                 )
             )
+            # What is typed meanwhile stays in the box
             for piece in pieces:
                 reply["content"] += piece
-                yield [*chat, asked, reply], ""
-            yield [*chat, asked, reply], ""  # of an empty answer the notice alone
+                shown = reply if piece or reply["content"] else notice(self._sign(piece))
+                yield [*chat, asked, shown], gr.skip()
+            yield [*chat, asked, reply], gr.skip()  # of an empty answer the notice alone
             if pieces.value:
                 gr.Warning(self.words["truncated"])
         except UserError as error:
             yield [*chat, self._problem(error, path)], question
+
+    def _sign(self, silence):
+        """What stands in the answer's place before its first piece."""
+        place = getattr(silence, "place", None)
+        if place is None:
+            return self.words["working"]
+        ahead, seconds = place
+        return self.words["waiting"].format(ahead, max(1, round(seconds)))
 
     def clear(self):
         """An empty dialogue and the first question."""
@@ -306,8 +407,8 @@ def lay_out_sliders(words):
     ]
 
 
-def connect(page, layout):
-    """Say which event of the layout calls what of the page."""
+def connect(page, layout, at_a_time):
+    """Say which event of the layout calls what of the page. at_a_time: questions in its hands."""
     import gradio as gr
 
     dialogue = [layout.chat, layout.question]
@@ -316,7 +417,7 @@ def connect(page, layout):
         page.answer,
         [layout.file, layout.question, layout.chat, *layout.sliders],
         dialogue,
-        concurrency_limit=1,
+        concurrency_limit=at_a_time,
         show_progress="hidden",
         api_name="answer",
     )
@@ -335,41 +436,40 @@ def connect(page, layout):
     changed.then(page.show, layout.file, [layout.file, layout.preview, *dialogue], **quiet)
 
 
-def build(assistant, english=False, bands=None):
-    """The page, not yet served. Its only named endpoint is /answer. bands: see read_image."""
+def build(assistant, english=False, bands=None, at_a_time=1):
+    """The page, not yet served. Its only named endpoint is /answer. bands: see read_image.
+
+    at_a_time: questions that the assistant takes at once, waiting ones included.
+    """
     import gradio as gr
 
     page = Page(assistant, english, bands)
-    with gr.Blocks(title="RemoteGLM") as blocks:
+    with gr.Blocks(title="RemoteGLM", analytics_enabled=False) as blocks:
         layout = lay_out(page.words, page.first_question)
-        connect(page, layout)
-    return blocks.queue(max_size=QUEUE)
+        connect(page, layout, at_a_time)
+    return blocks.queue(max_size=2 * at_a_time + 16)
 
 
 # Serving
 
 
-def serve(assistant, host, port, english=False, bands=None, root_path=""):
-    """Start to serve the page in the background -> the page, `local_url` is its address.
-
-    root_path: the path or address under which a proxy shows it. Raises OSError.
-    """
-    # Gradio asks its own page whether it is up: never through a proxy.
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
+def mount(app, page, host, port, root_path="", auth=None):
+    """Show the page behind the routes of a FastAPI app. auth: (user, password)."""
     import gradio as gr
 
-    page = build(assistant, english, bands)
     theme = gr.themes.Default(
         primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["monospace"]
     )
-    page.launch(
-        server_name=f"[{host}]" if ":" in host else host,  # IPv6 as in an address
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        server_name=host,
         server_port=port,
-        root_path=root_path,
-        share=False,
+        root_path=root_path or None,
+        auth=auth,
+        max_file_size=UPLOAD,
         ssr_mode=False,
-        prevent_thread_lock=True,
-        quiet=True,
         show_error=True,
         run_history=False,
         footer_links=[],
@@ -377,7 +477,49 @@ def serve(assistant, host, port, english=False, bands=None, root_path=""):
         theme=theme,
         css=CSS,
     )
-    return page
+
+
+def serve(assistant, host, port, english=False, bands=None, **options):
+    """Start to serve the page in the background -> serving.server.Server.
+
+    options: see serve_app. Raises OSError.
+    """
+    from fastapi import FastAPI
+
+    from serving.server import listen
+
+    listener = listen(host, port)
+    try:
+        return serve_app(FastAPI(), listener, assistant, english, bands, **options)
+    finally:
+        listener.close()
+
+
+def serve_app(
+    app,
+    listener,
+    assistant,
+    english=False,
+    bands=None,
+    *,
+    root_path="",
+    auth=None,
+    trusted=(),
+    at_a_time=1,
+):
+    """Serve an app and behind its routes the page -> serving.server.Server.
+
+    root_path: the path or address under which a proxy shows it; trusted: see serving.guard.
+    """
+    # Nothing of Gradio asks the outside; its client finds this server without a proxy.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
+    from serving.guard import Guard
+    from serving.server import Server
+
+    host, port = listener.getsockname()[:2]
+    page = build(assistant, english, bands, at_a_time)
+    mount(app, page, host, port, root_path, auth)
+    return Server(Guard(app, trusted), listener).start()
 
 
 def check_port(host, port):
@@ -397,36 +539,108 @@ def exit_without_port(host, port, reason):
 
 
 def start(assistant, args):
-    """Serve; exit with one line if the port was taken while the weights were read."""
-    # Only where it is given: the page is served as it always was
-    more = {"root_path": args.root_path} if args.root_path else {}
+    """Serve the page alone; exit with one line if the port is taken."""
     try:
-        return serve(assistant, args.host, args.port, args.english, args.bands, **more)
+        return serve(
+            assistant, args.host, args.port, args.english, args.bands, root_path=args.root_path
+        )
     except OSError:
-        exit_without_port(args.host, args.port, "taken while the checkpoint was loaded")
+        exit_without_port(args.host, args.port, "taken while this started")
 
 
-def serve_until_stopped(assistant, args):
-    """Serve the page until Ctrl-C or SIGTERM; what people upload is removed with it."""
+@contextmanager
+def upload_folder():
+    """A folder for what people upload, removed at the end, at SIGTERM as well."""
     with sigterm_cleans_up(), tempfile.TemporaryDirectory(prefix="remoteglm-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = start(assistant, args)
-        print(WORDS[args.english]["open"].format(page.local_url), flush=True)
-        page.block_thread()
+        yield
+
+
+def open_engine(args):
+    """(Assistant, Scheduler) that the options ask for. Raises UserError."""
+    from model import load_assistant
+    from serving.scheduler import Scheduler
+
+    assistant = load_assistant(args.from_pretrained, **loading(args))
+    scheduler = Scheduler(
+        assistant,
+        rows=args.rows,
+        waiting=args.waiting,
+        seconds=args.answer_seconds,
+        max_tokens=args.answer_tokens,
+        memory=None if args.kv_memory is None else int(args.kv_memory * 1e9),
+    )
+    return assistant, scheduler
+
+
+def serve_until_stopped(args, listener):
+    """Serve until Ctrl-C or SIGTERM; while the checkpoint is loaded the answer is 503."""
+    from serving.api import Api, create_app
+    from serving.guard import Guard
+    from serving.served import Served
+    from serving.server import Server
+
+    api = Api(Path(args.from_pretrained).name, args.api_key, args.bands, args.english)
+    trusted = [*args.trusted_host, urlsplit(args.root_path).hostname or "localhost"]
+    server = Server(Guard(create_app(api), trusted), listener).start()
+    with ExitStack() as ends:
+        ends.callback(lambda: server.close())
+        assistant, scheduler = open_engine(args)
+        ends.callback(scheduler.close)
+        api.served = Served(assistant, scheduler)
+        if not args.api_only:
+            loading_server, server = server, serve_page(args, api, listener, trusted)
+            loading_server.close()
+        announce(args, api.name, server)
+        server.wait()
+
+
+def serve_page(args, api, listener, trusted):
+    """The page behind the API's routes."""
+    from serving.api import create_app
+
+    return serve_app(
+        create_app(api, with_page=True),
+        listener,
+        api.served,
+        args.english,
+        args.bands,
+        root_path=args.root_path,
+        auth=tuple(args.auth.split(":", 1)) if args.auth else None,
+        trusted=trusted,
+        at_a_time=args.rows + args.waiting,
+    )
+
+
+def announce(args, name, server):
+    from serving.server import network_address
+
+    words = WORDS[args.english]
+    if not args.api_only:
+        print(words["open"].format(server.local_url), flush=True)
+    print(words["api"].format(server.local_url, name), flush=True)
+    network = None if is_loopback(args.host) else network_address(args.port)
+    if network:
+        print(words["network"].format(network), flush=True)
 
 
 def main(argv=None):
     args = parse(argv)
-    check_port(args.host, args.port)  # before the weights are read, which takes minutes
+    check_port(args.host, args.port)  # before what is heavy is imported
 
-    # Imported here: --help and wrong options answer at once, without torch.
-    from model import load_assistant
+    from serving.server import listen
 
     try:
-        assistant = load_assistant(args.from_pretrained, **loading(args))
+        listener = listen(args.host, args.port)
+    except OSError:
+        exit_without_port(args.host, args.port, "taken while this started")
+    try:
+        with upload_folder():
+            serve_until_stopped(args, listener)
     except UserError as error:
         sys.exit(f"web_demo.py: error: {error}")
-    serve_until_stopped(assistant, args)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -112,18 +112,18 @@ class Ours:
         """Seconds that the products of one token take alone."""
         import torch
 
-        from model.visualglm.decoder import Decoder
+        from model.visualglm.decoder import LayerStack
 
         config, device = self.network.config, self.network.device
         with torch.inference_mode():
-            decoder = Decoder(self.network, [1], 0)
+            stack = LayerStack(self.network)
             narrow = torch.randn(1, config.hidden_size).to(device, self.network.dtype)
             wide = torch.randn(1, config.inner_hidden_size).to(device, self.network.dtype)
             calls = []
-            for layer in decoder.layers:
+            for layer in stack.layers:
                 calls += [(layer.qkv, narrow), (layer.dense, narrow)]
                 calls += [(layer.up, narrow), (layer.down, wide)]
-            calls.append((decoder.head, narrow))
+            calls.append((stack.head, narrow))
 
             wait_for(device)
             start = time.perf_counter()

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -30,6 +30,9 @@ from model.weight_files import (
     adapter_file,
     read_card,
 )
+
+if TYPE_CHECKING:
+    from model.running_batch import RunningBatch
 
 # model_type in a folder's configuration -> "module:class", imported when a folder asks for it
 FAMILIES = {
@@ -310,6 +313,16 @@ class Family(ABC):
         does not say.
         """
         return None
+
+    def open_batch(self, max_rows: int, memory: int | None = None) -> "RunningBatch":
+        """Where questions of many people are answered together, max_rows at a time.
+
+        memory: limit of what it keeps of them on the device, in bytes. Here rows begin together; a
+        family whose rows can join at any token has a batch of its own. Raises UserError.
+        """
+        from model.running_batch import GeneratedBatch
+
+        return GeneratedBatch(self, max_rows)
 
     # For other programs
 

@@ -103,7 +103,8 @@ def test_the_layout_tree_is_the_layout():
     tree = re.search(r"## 目录\n\n```\n(.*?)```", text, re.S).group(1)
     listed = set(re.findall(r"[\w/.]+\.(?:py|sh)\b", tree))
     in_rooms = {file.name for file in (PROJECT / "model").rglob("*.py")}
-    in_rooms |= {file.name for file in (PROJECT / "data/synthetic").glob("*.py")}
+    for room in ("data/synthetic", "serving"):
+        in_rooms |= {file.name for file in (PROJECT / room).glob("*.py")}
     for name in listed:
         assert (PROJECT / name).exists() or name in in_rooms, name
     for room in (PROJECT / "model").iterdir():

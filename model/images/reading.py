@@ -4,6 +4,7 @@ Stages: open -> choose a decoder (Pillow, or rasterio for what Pillow cannot rea
 -> 8-bit RGB -> shrink.
 """
 
+import base64
 import io
 import os
 import re
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
@@ -22,6 +24,7 @@ from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, TRUNCATED, UNREADABLE
 from model.images.fetch import fetch
 from model.images.raster import RANDOM_ACCESS, driver_of, read_raster
 
+DATA = "data:"  # how the address of an image begins that stands in the address itself
 # Raised by one where an image is read otherwise than before: what was kept of it is then made again
 READER = 2
 
@@ -46,15 +49,17 @@ def read_image(
 ) -> Image.Image:
     """An image -> PIL image, 8-bit RGB, upright.
 
-    source: a file, a member of a tar (`a.tar/key.jpg`), or an http(s) address; bands: the three
-    bands, counted from 1, that are shown as red, green and blue. public_only is for what strangers
-    type: it refuses files and whatever is not on the public network (see fetch.py). Of an animation
-    it is the first frame; what is transparent or nodata becomes white. `info["original_size"]` of
-    the image is (width, height) of the file: long sides are shrunk (see rgb.py).
+    source: a file, a member of a tar (`a.tar/key.jpg`), an http(s) address or a data: URI; bands:
+    the three bands, counted from 1, that are shown as red, green and blue. public_only is for what
+    strangers type: it refuses files and whatever is not on the public network (see fetch.py). Of an
+    animation it is the first frame; what is transparent or nodata becomes white.
+    `info["original_size"]` of the image is (width, height) of the file: long sides are shrunk (see
+    rgb.py).
 
     Raises ImageError (a UserError) that names the source and what is wrong with it.
     """
-    note = partial(_note, str(source))
+    name = _name(source)
+    note = partial(_note, name)
     try:
         with open_source(source, public_only) as file:
             image, original_size = _decode(file, bands, note)
@@ -63,7 +68,7 @@ def read_image(
         return image
     except UserError as error:
         kind = getattr(error, "kind", UNREADABLE)
-        raise ImageError(f"image {source}: {error}", kind) from None
+        raise ImageError(f"image {name}: {error}", kind) from None
 
 
 @lru_cache
@@ -72,8 +77,16 @@ def _note(source: str, text: str) -> None:
     print(f"image {source}: {text}", file=sys.stderr)
 
 
+def _name(source: str | os.PathLike) -> str:
+    """A source as messages name it: of a data: URI its beginning."""
+    text = str(source)
+    return text[:30] + "..." if text.startswith(DATA) and len(text) > 30 else text
+
+
 def open_source(source: str | os.PathLike, public_only: bool = False) -> BinaryIO:
     """An image's file, or what its address gives. Raises UserError."""
+    if str(source).startswith(DATA):
+        return io.BytesIO(_data(str(source)))
     if public_only or "://" in str(source):
         return io.BytesIO(fetch(str(source), public_only))
 
@@ -87,6 +100,19 @@ def open_source(source: str | os.PathLike, public_only: bool = False) -> BinaryI
         if os.path.isdir(path):
             raise UserError("a folder; name one image in it") from None
         raise UserError(f"cannot be opened ({getattr(error, 'strerror', error)})") from None
+
+
+def _data(uri: str) -> bytes:
+    """The content of a data: URI (RFC 2397)."""
+    head, comma, content = uri.partition(",")
+    if not comma:
+        raise UserError("a data: URI without a comma; expected data:image/png;base64,...")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(content)
+    try:
+        return base64.b64decode(unquote_to_bytes(content), validate=True)
+    except ValueError:
+        raise ImageError("not valid base64; it may have been cut short", TRUNCATED) from None
 
 
 def _decode(

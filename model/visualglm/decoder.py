@@ -81,11 +81,97 @@ class DecoderLayer(NamedTuple):
         )
 
 
+class LayerStack:
+    """What every pass through a network's language model needs, whatever it keeps.
+
+    It computes with the adapter as it is when this is made.
+    """
+
+    def __init__(self, network: VisualGLM):
+        config = network.config
+        self.network = network
+        self.heads = config.num_attention_heads
+        self.head_width = config.hidden_size // config.num_attention_heads
+        self.layers = [DecoderLayer.of(layer) for layer in network.transformer.layers]
+        self.final_norm = norm_function(network.transformer.final_layernorm)
+        self.head = linear_function(network.mixins["chatglm-final"].lm_head)
+        # ChatGLM adds the normalised input, scaled by this, to what a sublayer computes.
+        self.residual_scale = (2 * network.mixins["chatglm-layer"].num_layers) ** 0.5
+        self.ptuning_length = 0
+        if "ptuning" in network.mixins:
+            self.ptuning_length = network.mixins["ptuning"].prefix_len
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """float32 on a CPU, whose attention in bfloat16 takes several times as long."""
+        return torch.float32 if self.network.device.type == "cpu" else self.network.dtype
+
+    def new_cache(self, rows: int, slots: int) -> list[torch.Tensor]:
+        """An empty cache [B, 2 (keys, values), H, slots, d] for each layer."""
+        shape = (rows, 2, self.heads, slots, self.head_width)
+        device, dtype = self.network.device, self.cache_dtype
+        return [torch.zeros(shape, device=device, dtype=dtype) for _ in self.layers]
+
+    def rotary_tables(self, steps: torch.Tensor, prefix: torch.Tensor) -> tuple:
+        """cos and sin for `_rotated_qkv`, [B, T, 1 (q, k), 1 (H), 2, 1 or 2 (halves), d/4].
+
+        steps [B, T]: index of each token in its row; prefix [B]: index of the row's `<sop>`.
+        """
+        positions, blocks = positions_and_blocks(steps, prefix)
+        cos, sin = self.network.mixins["chatglm-attn"].rotary_tables(
+            positions, blocks, self.head_width, self.network.dtype
+        )  # each [B, 1, T, 2, d/4]
+        signed_sin = torch.stack((-sin, sin), -2)  # [B, 1, T, 2, 2, d/4]
+        return cos[:, 0, :, None, None, :, None], signed_sin[:, 0, :, None, None]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[B, D] -> [B, V]"""
+        return self.head(self.final_norm(hidden))
+
+    # The layer of GLM-130B: https://arxiv.org/abs/2210.02414, section 2.1
+    def run(
+        self,
+        hidden: torch.Tensor,
+        count: int,
+        rotary: tuple,
+        remember: Callable[[int, torch.Tensor], torch.Tensor],
+        visible: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The next `count` tokens of each row through all layers, [M, D] -> [M, D].
+
+        remember(layer, keys and values [B, 2, H, T, d]): keeps them and gives those of all tokens
+        so far, [B, 2, H, S, d]; visible: bool [B, 1, T or 1, S], or None where every slot is seen.
+        """
+        for index, layer in enumerate(self.layers):
+            x = layer.input_norm(hidden)
+            qkv = self._rotated_qkv(layer.qkv(x), count, *rotary)  # [B, H, 3, T, d]
+            keys, values = remember(index, qkv[:, :, 1:].transpose(1, 2)).unbind(1)
+            query = qkv[:, :, 0].to(keys.dtype)
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
+            out = out.transpose(1, 2).reshape(x.shape).to(x.dtype)  # [B, H, T, d] -> [M, D]
+            hidden = torch.add(layer.dense(out), x, alpha=self.residual_scale)
+
+            x = layer.post_attention_norm(hidden)
+            out = layer.down(layer.activation(layer.up(x)))
+            hidden = torch.add(out, x, alpha=self.residual_scale)
+        return hidden
+
+    def _rotated_qkv(self, qkv, count, cos, sin):
+        """[M, 3 * D] -> [B, H, 3, T, d]; q and k rotated as by network.apply_rotary, in place."""
+        # [B, T, 3, H, position or block position, halves, d/4]
+        qkv = qkv.view(-1, count, 3, self.heads, 2, 2, self.head_width // 4)
+        qk = qkv[:, :, :2]
+        torch.addcmul(qk * cos, qk.flip(-2), sin, out=qk)
+        return qkv.flatten(-3).transpose(1, 3)
+
+
 class Decoder:
     """The state of one batch: the positions of its tokens, and their keys and values so far.
 
     lengths: of the prompts, each up to its `<sop>`; max_new_tokens: tokens that may follow; places:
-    [B, max_new_tokens], of each of those its index in the answer, where they are read as by `read`.
+    [B, max_new_tokens], of each of those its index in the answer, where they are read as by `read`;
+    prefix: indices of `<sop>` where the "prompts" go on beyond it; stack: of the network, where
+    there is one already.
 
     Slot i of the cache holds token i of each prompt; from the longest prompt's end on it holds the
     new tokens, at the same slot in all rows. The gap behind a shorter prompt is never seen. A
@@ -98,19 +184,15 @@ class Decoder:
         lengths: list[int],
         max_new_tokens: int,
         places: torch.Tensor | None = None,
+        *,
+        prefix: list[int] | None = None,
+        stack: LayerStack | None = None,
     ):
-        config, device = network.config, network.device
+        device = network.device
         self.network = network
+        self.stack = stack or LayerStack(network)
         self.batch_size = len(lengths)
         self.prompt_length = max(lengths)
-        self.heads = config.num_attention_heads
-        self.head_width = config.hidden_size // config.num_attention_heads
-
-        self.layers = [DecoderLayer.of(layer) for layer in network.transformer.layers]
-        self.final_norm = norm_function(network.transformer.final_layernorm)
-        self.head = linear_function(network.mixins["chatglm-final"].lm_head)
-        # ChatGLM adds the normalised input, scaled by this, to what a sublayer computes.
-        self.residual_scale = (2 * network.mixins["chatglm-layer"].num_layers) ** 0.5
 
         length = torch.tensor(lengths, device=device)[:, None]  # [B, 1]
         slots = torch.arange(self.prompt_length + max_new_tokens, device=device)
@@ -119,36 +201,22 @@ class Decoder:
         # [B, slots]: index of a token in its row
         prompt = slots[: self.prompt_length].expand(len(lengths), -1)
         steps = torch.cat((prompt, length + places), 1)
-        self.prefix = length[:, 0] - 1  # [B]: index of `<sop>`
-        self.cos, self.sin = self._rotary_tables(steps)
+        self.last = length[:, 0] - 1  # [B]: index of the prompt's last token
+        self.prefix = self.last if prefix is None else torch.tensor(prefix, device=device)
+        self.cos, self.sin = self.stack.rotary_tables(steps, self.prefix)
 
         self.filled = 0  # slots that hold tokens, P-tuning's prefix not counted
-        self.ptuning_length = 0
-        if "ptuning" in network.mixins:
-            self.ptuning_length = network.mixins["ptuning"].prefix_len
-        self.cache = self._new_cache(len(slots))  # [L, B, 2 (keys, values), H, C, d]
+        self.ptuning_length = self.stack.ptuning_length
+        self.cache = self._new_cache(len(slots))  # L x [B, 2 (keys, values), H, C, d]
 
         self.not_gap = None  # bool [B, 1, 1, C], or None where all prompts are of one length
         if min(lengths) < self.prompt_length:
             gap = (slots >= length) & (slots < self.prompt_length)
             self.not_gap = F.pad(~gap, (self.ptuning_length, 0), value=True)[:, None, None]
 
-    def _rotary_tables(self, steps):
-        """cos and sin for `_rotated_qkv`, [B, slots, 1 (q, k), 1 (H), 2, 1 or 2 (halves), d/4]."""
-        positions, blocks = positions_and_blocks(steps, self.prefix)
-        cos, sin = self.network.mixins["chatglm-attn"].rotary_tables(
-            positions, blocks, self.head_width, self.network.dtype
-        )  # each [B, 1, slots, 2, d/4]
-        signed_sin = torch.stack((-sin, sin), -2)  # [B, 1, slots, 2, 2, d/4]
-        return cos[:, 0, :, None, None, :, None], signed_sin[:, 0, :, None, None]
-
     def _new_cache(self, slots):
         """An empty cache with P-tuning's keys and values at its start."""
-        # float32 on a CPU, whose attention in bfloat16 takes several times as long.
-        dtype = torch.float32 if self.network.device.type == "cpu" else self.network.dtype
-        length = self.ptuning_length + slots
-        shape = (len(self.layers), self.batch_size, 2, self.heads, length, self.head_width)
-        cache = torch.zeros(shape, device=self.network.device, dtype=dtype)
+        cache = self.stack.new_cache(self.batch_size, self.ptuning_length + slots)
         if self.ptuning_length:
             # P-tuning v2: https://arxiv.org/abs/2110.07602
             for layer, prefix in zip(cache, self.network.mixins["ptuning"].prefix):
@@ -175,8 +243,7 @@ class Decoder:
         hidden = self._run_layers(embedded.flatten(0, 1), self.prompt_length, visible)
 
         row_starts = torch.arange(self.batch_size, device=ids.device) * self.prompt_length
-        last = hidden[row_starts + self.prefix]  # [B, D]
-        return self.head(self.final_norm(last))
+        return self.stack.logits(hidden[row_starts + self.last])
 
     def step(self, token: torch.Tensor) -> torch.Tensor:
         """Read one more token of each row, [B] -> logits [B, V] of what follows."""
@@ -184,7 +251,7 @@ class Decoder:
         visible = None
         if self.not_gap is not None:
             visible = self.not_gap[..., : self.ptuning_length + self.filled + 1]  # [B, 1, 1, S]
-        return self.head(self.final_norm(self._run_layers(hidden, 1, visible)))
+        return self.stack.logits(self._run_layers(hidden, 1, visible))
 
     def read(self, ids: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Read all new tokens at once, [B, K] -> normalised hidden states [B, K, D], for `head`.
@@ -198,38 +265,16 @@ class Decoder:
         if self.not_gap is not None:
             visible = visible & self.not_gap
         hidden = self._run_layers(hidden.flatten(0, 1), count, visible)
-        return self.final_norm(hidden).unflatten(0, (batch, count))
+        return self.stack.final_norm(hidden).unflatten(0, (batch, count))
 
-    # The layer of GLM-130B: https://arxiv.org/abs/2210.02414, section 2.1
     def _run_layers(self, hidden, count, visible):
-        """The next `count` tokens of each row through all layers, [M, D] -> [M, D].
-
-        visible: bool [B, 1, T or 1, S], or None where every slot is seen.
-        """
         start, self.filled = self.filled, self.filled + count
-        cos, sin = self.cos[:, start : self.filled], self.sin[:, start : self.filled]
+        rotary = self.cos[:, start : self.filled], self.sin[:, start : self.filled]
         end = self.ptuning_length + self.filled  # S
 
-        for layer, cache in zip(self.layers, self.cache):  # cache: [B, 2, H, C, d]
-            x = layer.input_norm(hidden)
-            qkv = self._rotated_qkv(layer.qkv(x), count, cos, sin)  # [B, H, 3, T, d]
-            cache[:, :, :, end - count : end] = qkv[:, :, 1:].transpose(1, 2)
-            keys, values = cache[:, :, :, :end].unbind(1)  # each [B, H, S, d]
-            query = qkv[:, :, 0].to(cache.dtype)
-            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
-            out = out.transpose(1, 2).reshape(x.shape).to(x.dtype)  # [B, H, T, d] -> [M, D]
-            hidden = torch.add(layer.dense(out), x, alpha=self.residual_scale)
+        def remember(layer, keys_values):
+            cache = self.cache[layer]
+            cache[:, :, :, end - count : end] = keys_values
+            return cache[:, :, :, :end]
 
-            x = layer.post_attention_norm(hidden)
-            out = layer.down(layer.activation(layer.up(x)))
-            hidden = torch.add(out, x, alpha=self.residual_scale)
-        return hidden
-
-    def _rotated_qkv(self, qkv, count, cos, sin):
-        """[M, 3 * D] -> [B, H, 3, T, d]; q and k rotated as by network.apply_rotary, in place."""
-        # [B, T, 3, H, position or block position, halves, d/4]
-        shape = (self.batch_size, count, 3, self.heads, 2, 2, self.head_width // 4)
-        qkv = qkv.view(shape)
-        qk = qkv[:, :, :2]
-        torch.addcmul(qk * cos, qk.flip(-2), sin, out=qk)
-        return qkv.flatten(-3).transpose(1, 3)
+        return self.stack.run(hidden, count, rotary, remember, visible)

@@ -20,7 +20,8 @@ from model.visualglm.checkpoint import (
     write_folder,
 )
 from model.visualglm.config_check import check_memory
-from model.visualglm.generate import generate
+from model.visualglm.generate import banned_ids, generate
+from model.visualglm.image_cache import ImageCache
 from model.visualglm.layouts import read_config
 from model.visualglm.lora import (
     LORA_TARGETS,
@@ -37,10 +38,10 @@ from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
 from model.visualglm.sat import leave_model_parallel_group
 from model.visualglm.score import score
+from model.visualglm.slot_batch import SlotBatch
 from model.visualglm.tokenizer import Tokenizer, find_vocabulary
 from model.weight_files import ADAPTER, fingerprint
 
-CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned if the answer is English
 ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt
 
 
@@ -61,7 +62,7 @@ class VisualGLMFamily(Family):
         self._base_fingerprint = base_fingerprint
         self._base_values = {}  # the base's tensors of parts that were trained in full
         self._is_untuned = False
-        self._last_images = {}  # untuned or not -> (images, their embeddings)
+        self._image_cache = ImageCache()
 
     @property
     def device(self):
@@ -256,18 +257,14 @@ class VisualGLMFamily(Family):
         """RGB images -> [I, Q, D] image embeddings."""
         return self.network.encode_images(self._pixels(images))
 
-    def _embeddings(self, images):
-        """The same; the images of the last call (the same objects) are not encoded again."""
-        known, embeds = self._last_images.get(self._is_untuned, ((), None))
-        if len(known) != len(images) or any(a is not b for a, b in zip(known, images)):
-            embeds = self.encode_images(images)
-            self._last_images[self._is_untuned] = images, embeds
-        return embeds
+    def embeddings(self, images):
+        """The same, of images seen lately without encoding them again."""
+        return self._image_cache.embeddings(images, self._is_untuned, self.encode_images)
 
     def generate(self, samples, images, sampling, *, english=False, stream=False, on_cut=None):
         rows = []
         for index, (sample, image) in enumerate(zip(samples, images)):
-            row = self._render_question(sample, image is not None, sampling, english)
+            row = self.render_question(sample, image is not None, sampling, english)
             rows.append(row)
             if row.cut and on_cut:
                 on_cut(index, row.dropped, row.shortened)
@@ -279,7 +276,7 @@ class VisualGLMFamily(Family):
                 [row.ids for row in rows],
                 eop=self.tokenizer.eop,
                 sampling=sampling,
-                banned=CHINESE_IDS if english else None,
+                banned=banned_ids(english),
                 **self._image_arguments(rows, images),
             )
         )
@@ -295,7 +292,7 @@ class VisualGLMFamily(Family):
     def score(self, samples, images, texts, *, english=False):
         rows = []
         for sample, image in zip(samples, images):
-            rows.append(self._render_question(sample, image is not None, Sampling(), english))
+            rows.append(self.render_question(sample, image is not None, Sampling(), english))
         ids = [[self.tokenizer.encode(text) for text in of_row] for of_row in texts]
         prompts = [row.ids for row in rows]
         shown = self._image_arguments(rows, images)
@@ -307,12 +304,13 @@ class VisualGLMFamily(Family):
         if not shown:
             return {}
         return {
-            "image_embeds": self._embeddings([images[index] for index in shown]),
+            "image_embeds": self.embeddings([images[index] for index in shown]),
             "image_rows": torch.tensor(shown, device=self.device),
             "image_start": rows[shown[0]].image_start,
         }
 
-    def _render_question(self, sample, with_image, sampling, english):
+    def render_question(self, sample, with_image, sampling, english):
+        """The prompt's ids (see prompt.py), which leave room for an answer."""
         limit = min(sampling.max_length, self.network.config.max_sequence_length)
         limit -= limit // ANSWER_SHARE
         return render(
@@ -323,6 +321,9 @@ class VisualGLMFamily(Family):
             english=english,
             max_source=limit - 1,
         )
+
+    def open_batch(self, max_rows, memory=None):
+        return SlotBatch(self, max_rows, memory)
 
     # For other programs
 

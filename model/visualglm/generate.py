@@ -14,6 +14,12 @@ from model.visualglm.decoder import Decoder
 from model.visualglm.network import VisualGLM
 
 DEFAULT_SAMPLING = Sampling()
+CHINESE_IDS = slice(63823, 130000)  # of ChatGLM's vocabulary: banned if the answer is English
+
+
+def banned_ids(english: bool) -> slice | None:
+    """The ids that an answer never has."""
+    return CHINESE_IDS if english else None
 
 
 # Repetition penalty: https://arxiv.org/abs/1909.05858
@@ -28,6 +34,28 @@ def filter_logits(
         penalized = logits.gather(1, generated) / sampling.repetition_penalty  # [B, n]
         logits = logits.scatter(1, generated, penalized)
     return next_token.filter_logits(logits, sampling)
+
+
+def next_tokens(
+    logits: torch.Tensor,
+    generated: torch.Tensor,
+    sampling: Sampling,
+    generators: list[torch.Generator],
+    *,
+    eop: int,
+    banned: slice | None = None,
+) -> torch.Tensor:
+    """The next ids [B] from logits [B, V], which are changed.
+
+    generated [B, n]: the tokens so far; banned: a slice of ids that are never sampled.
+    """
+    logits = logits.float()
+    if banned is not None:
+        logits[:, banned] = -torch.inf
+    if generated.size(1) < sampling.min_new_tokens:
+        logits[:, eop] = -torch.inf
+    ids, weights = filter_logits(logits, generated, sampling)
+    return next_token.sample(ids, weights, generators)
 
 
 @torch.inference_mode()
@@ -69,14 +97,9 @@ def generate(
     ids = torch.tensor(padded, device=device)  # [B, T]
     logits = decoder.prefill(ids, image_embeds, image_rows, image_start)  # [B, V]
     for step in range(max_new_tokens):
-        logits = logits.float()
-        if banned is not None:
-            logits[:, banned] = -torch.inf
-        if step < sampling.min_new_tokens:
-            logits[:, eop] = -torch.inf
-
-        ids, weights = filter_logits(logits, generated[:, :step], sampling)
-        token = next_token.sample(ids, weights, generators)  # [B]
+        token = next_tokens(
+            logits, generated[:, :step], sampling, generators, eop=eop, banned=banned
+        )  # [B]
         generated[:, step] = token
         new = token.tolist()
         for row, limit in enumerate(limits):

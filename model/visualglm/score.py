@@ -102,7 +102,7 @@ def score(
     scores = []
     for row, tree in enumerate(trees):
         # A row at a time: its logits are K times the vocabulary
-        logits = torch.cat((first[row, None], decoder.head(hidden[row, : len(tree.ids)])))
+        logits = torch.cat((first[row, None], decoder.stack.head(hidden[row, : len(tree.ids)])))
         scores.append(_text_scores(tree, logits.float().log_softmax(-1), tokenizer))
     return scores
 

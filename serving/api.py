@@ -1,0 +1,333 @@
+"""OpenAI's protocol over HTTP: chat completions, models; health and metrics.
+
+The app is made before the checkpoint is loaded: until then it answers 503.
+"""
+
+import asyncio
+import hmac
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from model.images import TOO_LARGE, ImageError, read_image
+from model.rows import Sample
+from model.running_batch import Question
+from serving.protocol import BASE, ApiError, ChatRequest, dialogue_of, parse_request, sampling_of
+from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, QueueFull
+from serving.served import Served
+
+MAX_BODY = 140 * 2**20  # bytes: an image of 100 MB in base64
+IMAGES_AT_A_TIME = 4  # decoded; each may take some hundred MB
+CHECK = 0.5  # seconds after which a client that waits is looked for
+KEEP_ALIVE = 5.0  # seconds after which a silent stream gets a comment
+
+
+@dataclass
+class Api:
+    """What the routes share. served: None while the checkpoint is loaded; name: of its model."""
+
+    name: str
+    key: str | None = None
+    bands: tuple[int, ...] | None = None
+    english: bool | None = None  # None: as the checkpoint was trained
+    served: Served | None = None
+
+    def __post_init__(self):
+        self.created = int(time.time())
+        self.image_slots = asyncio.Semaphore(IMAGES_AT_A_TIME)
+
+    @property
+    def ready(self) -> Served:
+        """Raises ApiError while it loads, and where the scheduler has ended."""
+        if self.served is None:
+            # A browser that came too early asks again
+            wait = {"Retry-After": "5", "Refresh": "5"}
+            raise ApiError(503, "the model is being loaded", headers=wait)
+        if not self.served.scheduler.is_alive:
+            raise ApiError(503, "the server is shutting down")
+        return self.served
+
+    @property
+    def models(self) -> list[str]:
+        """The checkpoint, and its base where it can be asked."""
+        return [self.name, self.name + BASE] if self.ready.has_adapter else [self.name]
+
+    def check_key(self, request: Request) -> None:
+        """Raises ApiError without the key, where there is one."""
+        if self.key is None:
+            return
+        given = request.headers.get("Authorization", "")
+        scheme, _, token = given.partition(" ")
+        # Starlette reads headers as Latin-1, clients send UTF-8
+        is_right = hmac.compare_digest(token.strip().encode("latin-1"), self.key.encode())
+        if scheme.lower() != "bearer" or not is_right:
+            raise ApiError(
+                401,
+                "no or wrong API key; expected the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+def create_app(api: Api, with_page: bool = False) -> FastAPI:
+    """The API; with_page: a page will be mounted behind its routes."""
+    app = FastAPI(title="RemoteGLM", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(ApiError, _error_response)
+    app.get("/health")(partial(_health, api))
+    if not with_page:
+        app.get("/")(partial(_front, api))
+
+    locked = APIRouter(dependencies=[Depends(api.check_key)])
+    locked.get("/metrics")(partial(_metrics, api))
+    locked.get("/v1/models")(partial(_models, api))
+    locked.get("/v1/models/{name:path}")(partial(_model, api))
+    locked.post("/v1/chat/completions")(partial(_chat, api))
+    everything = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+    locked.api_route("/v1/{path:path}", methods=everything)(_unknown)
+    app.include_router(locked)
+    return app
+
+
+async def _error_response(request, error):
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _front(api: Api):
+    return {"models": api.models, "api": "/v1", "health": "/health"}
+
+
+async def _health(api: Api):
+    running, waiting = api.ready.scheduler.load
+    return {"status": "ok", "model": api.name, "running": running, "waiting": waiting}
+
+
+async def _metrics(api: Api):
+    scheduler = api.ready.scheduler
+    return PlainTextResponse(scheduler.metrics.text(*scheduler.load))
+
+
+def _card(api, name):
+    return {"id": name, "object": "model", "created": api.created, "owned_by": "remoteglm"}
+
+
+async def _models(api: Api):
+    return {"object": "list", "data": [_card(api, name) for name in api.models]}
+
+
+async def _model(api: Api, name: str):
+    _check_model(api, name)
+    return _card(api, name)
+
+
+async def _unknown(request: Request):
+    raise ApiError(404, f"no such endpoint: {request.method} {request.url.path}")
+
+
+def _check_model(api, name):
+    if name not in api.models:
+        known = ", ".join(api.models)
+        raise ApiError(
+            404, f"no model {name!r} here; there is {known}", param="model", code="model_not_found"
+        )
+
+
+# A chat completion
+
+
+async def _chat(api: Api, request: Request) -> Response:
+    served = api.ready
+    # OpenAI's clients send it; a form of a foreign web site cannot
+    if "json" not in request.headers.get("Content-Type", ""):
+        raise ApiError(415, "expected the header Content-Type: application/json")
+    chat = parse_request(await _body(request))
+    _check_model(api, chat.model)
+    question = await _question(api, served, chat)
+
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue = asyncio.Queue()
+
+    def deliver(event):
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    client = request.client.host if request.client else ""
+    try:
+        ticket = served.scheduler.submit(question, deliver, client=client, stop=chat.stops)
+    except QueueFull as error:
+        wait = str(max(1, round(error.seconds)))
+        raise ApiError(
+            429, str(error), code="rate_limit_exceeded", headers={"Retry-After": wait}
+        ) from None
+    answer = _Answer(chat, ticket, events)
+    if chat.stream:
+        return _AnswerStream(answer, served.scheduler)
+    try:
+        return JSONResponse(await answer.whole(request))
+    finally:
+        served.scheduler.cancel(ticket)
+
+
+async def _body(request):
+    too_large = ApiError(413, f"the body has more than {MAX_BODY >> 20} MB")
+    announced = request.headers.get("Content-Length", "")
+    if announced.isdigit() and int(announced) > MAX_BODY:
+        raise too_large
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BODY:
+            raise too_large
+    return bytes(content)
+
+
+async def _question(api, served, chat):
+    dialogue = dialogue_of(chat.messages)
+    image = None
+    if dialogue.address:
+        async with api.image_slots:
+            image = await run_in_threadpool(_read, dialogue.address, api.bands)
+    question = dialogue.question or served.first_question(api.english)
+    return Question(
+        Sample(None, question, None, dialogue.history),
+        image,
+        sampling_of(chat),
+        served.english if api.english is None else api.english,
+        chat.model.endswith(BASE) and chat.model != api.name,
+    )
+
+
+def _read(address, bands):
+    try:
+        return read_image(address, bands, public_only=True)
+    except ImageError as error:
+        status = 413 if error.kind == TOO_LARGE else 422
+        raise ApiError(status, str(error), param="messages", code="invalid_image") from None
+
+
+class _Answer:
+    """One completion in OpenAI's form, whole or in chunks."""
+
+    def __init__(self, chat: ChatRequest, ticket, events):
+        self.chat = chat
+        self.ticket = ticket
+        self.events = events
+        self.head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": chat.model,
+        }
+
+    async def whole(self, request: Request) -> dict:
+        """Raises ApiError."""
+        text, looked_at = "", time.monotonic()
+        while True:
+            event = await self._next(CHECK)
+            if time.monotonic() - looked_at > CHECK:
+                looked_at = time.monotonic()
+                # Nobody reads this: the answer is dropped
+                if await request.is_disconnected():
+                    raise ApiError(499, "the client has left")
+            if event is None:
+                continue
+            text += event.text
+            if event.end:
+                break
+        _check_end(event)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(event)}
+        body = {**self.head, "object": "chat.completion", "choices": [choice]}
+        return {**body, "usage": self._usage(), **self._cut()}
+
+    async def chunks(self) -> AsyncIterator[str]:
+        """The lines of server-sent events: https://html.spec.whatwg.org/#server-sent-events"""
+        yield self._chunk({"role": "assistant", "content": ""})
+        while True:
+            event = await self._next(KEEP_ALIVE)
+            if event is None:
+                yield ": waiting\n\n"
+                continue
+            if event.text:
+                yield self._chunk({"content": event.text})
+            if event.end:
+                break
+        try:
+            _check_end(event)
+        except ApiError as error:
+            yield _data(error.body)
+            return
+        yield self._chunk({}, _reason(event), **self._cut())
+        if self.chat.stream_options and self.chat.stream_options.include_usage:
+            yield _data({**self._chunk_head, "choices": [], "usage": self._usage()})
+        yield "data: [DONE]\n\n"
+
+    async def _next(self, seconds):
+        """The next event, or None after so many seconds without one."""
+        try:
+            return await asyncio.wait_for(self.events.get(), seconds)
+        except TimeoutError:
+            return None
+
+    @property
+    def _chunk_head(self):
+        return {**self.head, "object": "chat.completion.chunk"}
+
+    def _chunk(self, delta, reason=None, **more):
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return _data({**self._chunk_head, "choices": [choice], **more})
+
+    def _usage(self):
+        """None where the family does not count tokens."""
+        prompt, completion = self.ticket.prompt_tokens, self.ticket.tokens
+        if prompt is None or completion is None:
+            return None
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def _cut(self):
+        """Beyond the protocol: what of the dialogue was too long and not read."""
+        rounds, tokens = self.ticket.cut
+        return {"cut": {"rounds": rounds, "question_tokens": tokens}} if rounds or tokens else {}
+
+
+class _AnswerStream(StreamingResponse):
+    """Drops the answer as soon as the client has left."""
+
+    def __init__(self, answer, scheduler):
+        super().__init__(
+            answer.chunks(),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+        self.ticket = answer.ticket
+        self.scheduler = scheduler
+
+    async def __call__(self, scope, receive, send):
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.scheduler.cancel(self.ticket)
+
+
+def _data(body):
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def _reason(event):
+    return "length" if event.end in (LENGTH, TIME) else "stop"
+
+
+def _check_end(event):
+    """Raises ApiError for an end that is no answer."""
+    if event.end == CANCELLED:
+        raise ApiError(503, "the server is shutting down")
+    if event.end == ERROR:
+        raise ApiError(400 if event.is_users else 500, event.error)

@@ -1,0 +1,644 @@
+"""OpenAI's protocol: through the openai client, and as lines on the wire."""
+
+import base64
+import http.client
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+
+import openai
+import pytest
+from conftest import PROJECT, write_random
+from PIL import Image
+from test_web import free_port
+
+import web_demo
+from model import Sampling, UserError, load_assistant
+from model.rows import Sample
+from serving.api import Api, create_app
+from serving.guard import Guard
+from serving.metrics import Metrics
+from serving.scheduler import Scheduler
+from serving.served import Served
+from serving.server import Server, listen
+
+KEY = "sk-测试"
+ASK = [{"role": "user", "content": "你好"}]
+
+
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory, config_file, vocabulary):
+    folder = tmp_path_factory.mktemp("api") / "base"
+    write_random(folder, config_file, vocabulary, talkative=True)
+    return load_assistant(folder, device="cpu")
+
+
+@contextmanager
+def running(assistant, *, key=None, trusted=(), **options):
+    """(Server, Api) with a scheduler of an assistant; None: still loading."""
+    api = Api("demo", key=key)
+    scheduler = None
+    if assistant is not None:
+        scheduler = Scheduler(assistant, **options)
+        api.served = Served(assistant, scheduler)
+    listener = listen("127.0.0.1", 0)
+    server = Server(Guard(create_app(api), trusted), listener).start()
+    try:
+        yield server, api
+    finally:
+        server.close()
+        listener.close()
+        if scheduler:
+            scheduler.close()
+
+
+@pytest.fixture(scope="module")
+def served(assistant):
+    with running(assistant, rows=3, waiting=4) as both:
+        yield both
+
+
+@pytest.fixture
+def client(served):
+    return connect(served[0])
+
+
+def connect(server, key="any"):
+    import httpx
+
+    return openai.OpenAI(
+        base_url=f"{server.local_url}v1",
+        api_key=key,
+        max_retries=0,
+        timeout=60,
+        http_client=httpx.Client(trust_env=False),
+    )
+
+
+def raw(server, method, path, body=None, **headers):
+    """(status, headers, text) of one request."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    if isinstance(body, dict):
+        body = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} | headers
+    connection.request(method, path, body, headers)
+    reply = connection.getresponse()
+    text = reply.read().decode()
+    connection.close()
+    return reply.status, reply.headers, text
+
+
+def chat(server, **fields):
+    """(status, headers, parsed body)"""
+    body = {"model": "demo", "messages": ASK, "max_tokens": 3} | fields
+    status, headers, text = raw(server, "POST", "/v1/chat/completions", body)
+    return status, headers, json.loads(text)
+
+
+def data_uri(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+RED = Image.new("RGB", (40, 30), "red")
+
+
+def about(text, *images):
+    parts = [{"type": "image_url", "image_url": {"url": url, "detail": "high"}} for url in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+GREEDY = {"temperature": 0, "max_tokens": 8}
+
+
+def alone(assistant, question, image=None, history=(), **sampling):
+    sampling = {"temperature": 0, "max_new_tokens": 8} | sampling
+    return "".join(assistant.stream(question, image, history, Sampling(**sampling)))
+
+
+# Answers
+
+
+def test_a_whole_answer(client, assistant):
+    reply = client.chat.completions.create(model="demo", messages=ASK, **GREEDY)
+    (choice,) = reply.choices
+    assert choice.message.content == alone(assistant, "你好") and choice.message.content
+    assert (choice.message.role, choice.finish_reason) == ("assistant", "length")
+    assert reply.object == "chat.completion" and reply.model == "demo"
+    assert reply.usage.completion_tokens == 8 and reply.usage.prompt_tokens > 4
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + 8
+
+
+def test_several_rounds_about_an_image(client, assistant):
+    messages = [
+        {"role": "system", "content": "简短。"},
+        about("有什么？", data_uri(RED)),
+        {"role": "assistant", "content": "红色的屋顶。"},
+        about("有几个？", data_uri(RED)),
+    ]
+    reply = client.chat.completions.create(model="demo", messages=messages, **GREEDY)
+    history = [("简短。\n有什么？", "红色的屋顶。")]
+    assert reply.choices[0].message.content == alone(assistant, "有几个？", RED, history)
+    sample = Sample(None, "有几个？", None, tuple(history))
+    prompt = assistant.family.render_question(sample, True, Sampling(), False)
+    assert reply.usage.prompt_tokens == prompt.length
+
+
+def test_an_image_alone_gets_the_question_of_the_training(client, assistant):
+    reply = client.chat.completions.create(
+        model="demo", messages=[about("", data_uri(RED))], **GREEDY
+    )
+    expected = alone(assistant, assistant.first_question(), RED)
+    assert reply.choices[0].message.content == expected
+
+
+def test_openais_own_streaming_example(client, assistant):
+    stream = client.chat.completions.create(
+        model="demo", messages=ASK, stream=True, stream_options={"include_usage": True}, **GREEDY
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == alone(assistant, "你好") and len(chunks) > 5
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage.completion_tokens == 8 and len({c.id for c in chunks}) == 1
+
+
+def test_settings_reach_the_sampling(client, assistant):
+    settings = {"temperature": 1.5, "top_p": 0.9, "seed": 5}
+    more = {"top_k": 40, "repetition_penalty": 1.1}
+    replies = [
+        client.chat.completions.create(
+            model="demo", messages=ASK, max_completion_tokens=12, extra_body=more, **settings
+        )
+        for _ in range(2)
+    ]
+    expected = alone(assistant, "你好", max_new_tokens=12, **settings, **more)
+    assert [reply.choices[0].message.content for reply in replies] == [expected, expected]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_sequences(client, assistant, stream):
+    whole = alone(assistant, "你好")
+    stop = whole[3:5]
+    reply = client.chat.completions.create(
+        model="demo", messages=ASK, stop=["没有", stop], stream=stream, **GREEDY
+    )
+    if stream:
+        choices = [chunk.choices[0] for chunk in reply]
+        text, reason = "".join(c.delta.content or "" for c in choices), choices[-1].finish_reason
+    else:
+        text, reason = reply.choices[0].message.content, reply.choices[0].finish_reason
+    assert (text, reason) == (whole[: whole.index(stop)], "stop")
+
+
+def test_the_wire(served):
+    body = {"model": "demo", "messages": ASK, "stream": True, **GREEDY}
+    status, headers, text = raw(served[0], "POST", "/v1/chat/completions", body)
+    assert status == 200 and headers["Content-Type"].startswith("text/event-stream")
+    assert headers["Cache-Control"] == "no-cache"
+    events = text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: {") for event in events[:-2])
+    last = json.loads(events[-3][6:])
+    assert last["choices"][0] == {
+        "index": 0,
+        "delta": {},
+        "logprobs": None,
+        "finish_reason": "length",
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_too_long_is_said(served, assistant, stream):
+    rounds, cuts = [("很长" * 600, "好"), ("短", "好")], []
+
+    def noted(*cut):
+        cuts.append(cut)
+
+    list(assistant.stream("你好" * 300, None, rounds, Sampling(max_new_tokens=1), None, noted))
+    messages = []
+    for question, answer in rounds:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    asked = {"messages": [*messages, {"role": "user", "content": "你好" * 300}]}
+    if stream:
+        body = {"model": "demo", "max_tokens": 1, "stream": True, **asked}
+        text = raw(served[0], "POST", "/v1/chat/completions", body)[2]
+        body = json.loads(text.split("\n\n")[-3][6:])
+    else:
+        body = chat(served[0], **asked)[2]
+    assert [(body["cut"]["rounds"], body["cut"]["question_tokens"])] == cuts
+
+
+def test_a_client_that_leaves_is_dropped(served):
+    server, api = served
+    scheduler = api.served.scheduler
+    endless = {"model": "demo", "messages": ASK, "max_tokens": 1500}
+    for stream in (True, False):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        body = json.dumps(endless | {"stream": stream}).encode()
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        if stream:
+            connection.getresponse().read(10)
+        wait_for(lambda: scheduler.load[0] == 1)
+        cancelled = scheduler.metrics._ends["cancelled"]
+        connection.sock.close() if connection.sock else None
+        connection.close()
+        wait_for(lambda: scheduler.load == (0, 0))
+        if not stream:
+            assert scheduler.metrics._ends["cancelled"] == cancelled + 1
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# Models, health, metrics
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["demo"]
+    assert client.models.retrieve("demo").owned_by == "remoteglm"
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-4' here; there is demo"):
+        client.models.retrieve("gpt-4")
+
+
+def test_the_untuned_base_has_a_name(assistant, monkeypatch):
+    asked = []
+    with running(assistant) as (server, api):
+        api.served.has_adapter = True
+        real = api.served.scheduler.submit
+
+        def noted(question, *arguments, **options):
+            asked.append(question.untuned)
+            return real(question, *arguments, **options)
+
+        monkeypatch.setattr(api.served.scheduler, "submit", noted)
+        client = connect(server)
+        assert [model.id for model in client.models.list()] == ["demo", "demo:base"]
+        for name in ("demo", "demo:base"):
+            client.chat.completions.create(model=name, messages=ASK, **GREEDY)
+    assert asked == [False, True]
+
+
+def test_health_and_metrics(served):
+    chat(served[0])
+    status, _, text = raw(served[0], "GET", "/health")
+    assert status == 200 and json.loads(text) == {
+        "status": "ok",
+        "model": "demo",
+        "running": 0,
+        "waiting": 0,
+    }
+    status, headers, text = raw(served[0], "GET", "/metrics")
+    assert status == 200 and headers["Content-Type"].startswith("text/plain")
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert int(values['remoteglm_requests_total{end="length"}']) >= 1
+    assert int(values["remoteglm_generated_tokens_total"]) >= 3
+    assert int(values["remoteglm_prompt_tokens_total"]) > 3
+    buckets = [int(v) for k, v in values.items() if "seconds_bucket" in k]
+    count = int(values["remoteglm_time_to_first_token_seconds_count"])
+    assert buckets == sorted(buckets) and buckets[-1] == count >= 1
+    assert values["remoteglm_running"] == values["remoteglm_waiting"] == "0"
+
+
+def test_a_histogram_counts_to_its_limits():
+    metrics = Metrics()
+    for seconds in (0.1, 0.2, 500):
+        metrics.first_piece(seconds)
+    text = metrics.text(1, 2)
+    assert 'bucket{le="0.1"} 1\n' in text and 'bucket{le="0.25"} 2\n' in text
+    assert 'bucket{le="120"} 2\n' in text and 'bucket{le="+Inf"} 3\n' in text
+    assert "_sum 500.300" in text and "remoteglm_waiting 2" in text
+
+
+# Errors
+
+
+def error_of(answer, status):
+    got, headers, body = answer
+    assert got == status, body
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert "\n" not in body["error"]["message"]
+    return body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"model": None}, "model: Input should be a valid string, got None"),
+        ({"messages": []}, "messages: List should have at least 1 item"),
+        ({"messages": None}, "messages: "),
+        ({"messages": [{"role": "tool", "content": "1"}]}, "messages.0.role: "),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": " "}]}, "neither text nor an image"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "follows no user's"),
+        ({"messages": [*ASK, {"role": "assistant", "content": "a"}]}, "must be a user's"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "must be a user's"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "half of a surrogate pair"),
+        ({"stop": "\udfff"}, "half of a surrogate pair"),
+        ({"messages": [{"role": "user", "content": "长" * 100_001}]}, "100001 characters"),
+        ({"messages": [about("看", "file:///etc/passwd")]}, "expected a data:, http://"),
+        ({"messages": [about("看", "/etc/passwd")]}, "expected a data:, http://"),
+        ({"messages": [about("看", "http://a/1", "http://a/2")]}, "2 images in one dialogue"),
+        ({"temperature": 3}, "temperature: Input should be less than or equal to 2, got 3"),
+        ({"temperature": float("nan")}, "temperature: "),
+        ({"top_p": -1}, "top_p: "),
+        ({"max_tokens": 0}, "max_tokens: "),
+        ({"seed": 2**63}, "seed: "),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"n": 2}, "n is not supported here"),
+        ({"logprobs": True}, "logprobs is not supported here"),
+        ({"tools": [{"type": "function"}]}, "tools is not supported here"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported here"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+    ],
+)
+def test_a_request_that_cannot_be_answered(served, fields, says):
+    assert says in error_of(chat(served[0], **fields), 400)
+
+
+def test_fields_that_change_nothing_are_taken(served):
+    harmless = {"n": 1, "logprobs": False, "presence_penalty": 0, "user": "a", "store": True}
+    assert chat(served[0], **harmless, tools=None, response_format={"type": "text"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "JSON list, expected an object"),
+    ],
+)
+def test_a_body_that_is_no_request(served, body, says):
+    status, headers, text = raw(
+        served[0], "POST", "/v1/chat/completions", body, **{"Content-Type": "application/json"}
+    )
+    assert says in error_of((status, headers, json.loads(text)), 400)
+
+
+def test_statuses_of_the_protocol(served, client):
+    with pytest.raises(openai.NotFoundError, match="no model 'other' here"):
+        client.chat.completions.create(model="other", messages=ASK)
+    for method, path in (("GET", "/v1/chat/completions"), ("POST", "/v1/embeddings")):
+        status, headers, text = raw(served[0], method, path, {})
+        assert "no such endpoint" in error_of((status, headers, json.loads(text)), 404)
+    status, headers, text = raw(served[0], "POST", "/v1/chat/completions", b"{}")
+    assert "Content-Type" in error_of((status, headers, json.loads(text)), 415)
+
+
+def test_a_body_beyond_the_limit(served, monkeypatch):
+    monkeypatch.setattr("serving.api.MAX_BODY", 2**20)
+    big = {"messages": [about("看", "data:image/png;base64," + "A" * 2**20)]}
+    assert "more than 1 MB" in error_of(chat(served[0], **big), 413)
+
+
+@pytest.mark.parametrize(
+    "uri, status, says",
+    [
+        ("data:image/png;base64,AAAA", 422, "image data:image/png;base64,AAAA: "),
+        ("data:image/png;base64," + "A" * 4000, 422, "image data:image/png;base64,AAAAAAAA...: "),
+        ("data:image/png;base64,A", 422, "not valid base64"),
+        ("data:image/png", 422, "without a comma"),
+        ("http://127.0.0.1:9/a.png", 422, "not on the public network"),
+        ("http://localhost/a.png", 422, "not on the public network"),
+        ("http://[::ffff:10.0.0.1]/a.png", 422, "not on the public network"),
+    ],
+)
+def test_an_image_that_cannot_be_read(served, uri, status, says):
+    assert says in error_of(chat(served[0], messages=[about("看", uri)]), status)
+
+
+def test_a_data_uri_without_base64_and_one_cut_short(client, served):
+    file = io.BytesIO()
+    RED.save(file, "PNG")
+    plain = "data:image/png," + "".join(f"%{byte:02x}" for byte in file.getvalue())
+    cut = data_uri(Image.effect_noise((64, 64), 90))[:-400]
+    assert chat(served[0], messages=[about("看", plain)])[0] == 200
+    error_of(chat(served[0], messages=[about("看", cut)]), 422)
+
+
+def test_an_address_of_the_public_network(served, monkeypatch, assistant):
+    file = io.BytesIO()
+    RED.save(file, "PNG")
+    asked = []
+
+    def fetch(url, public_only):
+        asked.append((url, public_only))
+        return file.getvalue()
+
+    monkeypatch.setattr("model.images.reading.fetch", fetch)
+    messages = [about("有什么？", "https://example.org/红.png")]
+    _, _, body = chat(served[0], messages=messages, **GREEDY)
+    assert body["choices"][0]["message"]["content"] == alone(assistant, "有什么？", RED)
+    assert asked == [("https://example.org/红.png", True)]
+
+
+def test_a_full_queue_says_when_to_come_again(assistant):
+    with running(assistant, rows=1, waiting=1) as (server, _):
+        client = connect(server)
+        endless = {"model": "demo", "messages": ASK, "max_tokens": 1500, "stream": True}
+        first = client.chat.completions.create(**endless)
+        next(iter(first))
+        second = client.chat.completions.create(**endless)
+        wait_for(lambda: json.loads(raw(server, "GET", "/health")[2])["waiting"] == 1)
+        with pytest.raises(openai.RateLimitError, match="1 questions are waiting") as full:
+            client.chat.completions.create(model="demo", messages=ASK)
+        assert int(full.value.response.headers["Retry-After"]) >= 1
+        first.close(), second.close()
+
+
+def test_limits_of_the_server(assistant):
+    with running(assistant, seconds=0.3, max_tokens=40) as (server, _):
+        status, _, body = chat(server, max_tokens=1500)
+    assert status == 200 and body["choices"][0]["finish_reason"] == "length"
+    assert 0 < body["usage"]["completion_tokens"] <= 40
+
+
+def test_while_it_loads(assistant):
+    with running(None) as (server, api):
+        status, headers, body = chat(server)
+        assert "being loaded" in error_of((status, headers, body), 503)
+        assert headers["Retry-After"] and raw(server, "GET", "/health")[0] == 503
+        status, headers, _ = raw(server, "GET", "/")
+        assert status == 503 and headers["Refresh"]
+        scheduler = Scheduler(assistant)
+        api.served = Served(assistant, scheduler)
+        assert chat(server)[0] == raw(server, "GET", "/")[0] == 200
+        scheduler.close()
+        assert "shutting down" in error_of(chat(server), 503)
+
+
+# The page on the same port
+
+
+def test_a_queue_is_told_and_leaving_drops_the_answer(assistant):
+    scheduler = Scheduler(assistant, rows=1, waiting=1)
+    served = Served(assistant, scheduler)
+    try:
+        endless = served.stream("你好", None, (), Sampling(top_k=1))
+        begun = "".join(next(endless) for _ in range(5))
+        later = served.stream("有什么？", RED, (), Sampling(top_k=1, max_new_tokens=8))
+        silence = next(later)
+        ahead, seconds = silence.place
+        assert (silence, ahead) == ("", 0) and seconds > 0
+        with pytest.raises(UserError, match="1 questions are waiting"):
+            next(served.stream("你好"))
+        endless.close()
+        assert "".join(later) == alone(assistant, "有什么？", RED)
+        assert begun and alone(assistant, "你好", max_new_tokens=60).startswith(begun[:8])
+    finally:
+        scheduler.close()
+
+
+@pytest.fixture
+def both(assistant, monkeypatch, tmp_path):
+    """start(**options) -> Server of page and API."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with ExitStack() as ends:
+
+        def start(**options):
+            scheduler = Scheduler(assistant, rows=2)
+            ends.callback(scheduler.close)
+            api = Api("demo", served=Served(assistant, scheduler), key=KEY)
+            listener = ends.enter_context(listen("127.0.0.1", 0))
+            server = web_demo.serve_app(
+                create_app(api, with_page=True), listener, api.served, at_a_time=4, **options
+            )
+            ends.callback(server.close)
+            return server
+
+        yield start
+
+
+def page_answers(server, *data):
+    """The last dialogue that the page's endpoint streams."""
+    asked = raw(server, "POST", "/gradio_api/call/answer", {"data": list(data)})
+    assert asked[0] == 200, asked
+    text = raw(server, "GET", f"/gradio_api/call/answer/{json.loads(asked[2])['event_id']}")[2]
+    assert "event: complete" in text
+    return json.loads(text[text.rindex("data: ") + 6 :])[0]
+
+
+def test_page_and_api_on_one_port(both, assistant):
+    server = both()
+    assert "RemoteGLM" in raw(server, "GET", "/")[2]
+    dialogue = page_answers(server, None, "你好", [], 64, 0, 0.8)
+    expected = alone(assistant, "你好", max_new_tokens=None, max_length=64)
+    assert dialogue[-1]["content"][0]["text"] == expected
+    (notice,) = page_answers(server, None, "这张图像里有什么？", [], 64, 0, 0.8)
+    assert notice["content"][0]["text"].startswith("错误：还没有图像")
+    assert raw(server, "POST", "/v1/chat/completions", {})[0] == 401
+    foreign = {"Origin": "http://evil.example"}
+    assert raw(server, "POST", "/gradio_api/call/answer", {"data": []}, **foreign)[0] == 403
+
+
+def test_a_page_with_a_password(both):
+    server = both(auth=("lab", "词语"))
+    assert raw(server, "POST", "/gradio_api/call/answer", {"data": []})[0] == 401
+    good = {"Authorization": f"Bearer {KEY}".encode()}
+    assert raw(server, "GET", "/v1/models", **good)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--host 0.0.0.0", "add --api-key KEY and --auth USER:PASSWORD, or --open"),
+        ("--host 192.168.1.5 --api-key k", "add --auth USER:PASSWORD, or --open"),
+        ("--host :: --api-only", "add --api-key KEY, or --open"),
+        ("--auth lab", "--auth lab: expected USER:PASSWORD"),
+        ("--rows 0", "--rows 0: must be more than 0"),
+        ("--kv-memory nan", "--kv-memory nan: must be more than 0"),
+    ],
+)
+def test_options_that_are_refused(words, says, capsys):
+    with pytest.raises(SystemExit):
+        web_demo.parse(words.split())
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--host 0.0.0.0 --open", "--host :: --api-key k --auth a:b", "--host ::1", "--host localhost"],
+)
+def test_options_that_are_taken(words):
+    assert web_demo.parse(words.split()).host
+
+
+def test_the_script_serves_the_api_alone(tmp_path, tiny_checkpoint):
+    port = free_port()
+    command = [sys.executable, PROJECT / "web_demo.py", "--from_pretrained", tiny_checkpoint]
+    command += f"--english --device cpu --port {port} --api-only --api-key k".split()
+    command += "--rows 2 --waiting 3 --answer-seconds 9 --answer-tokens 5 --kv-memory 1".split()
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line == f"OpenAI-compatible API: http://127.0.0.1:{port}/v1, model base\n"
+            client = connect(SimpleNamespace(local_url=f"http://127.0.0.1:{port}/"), "k")
+            reply = client.chat.completions.create(model="base", messages=ASK, max_tokens=50)
+            assert reply.usage.completion_tokens <= 5
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
+
+
+# Who may ask
+
+
+def test_a_key(assistant):
+    with running(assistant, key=KEY) as (server, _):
+        good = {"Authorization": f"Bearer {KEY}".encode()}
+        assert raw(server, "GET", "/v1/models", **good)[0] == 200
+        for headers in ({}, {"Authorization": "Bearer sk-no"}, {"Authorization": "Basic x"}):
+            for path in ("/v1/models", "/metrics", "/v1/nothing"):
+                status, sent, text = raw(server, "GET", path, **headers)
+                assert "API key" in error_of((status, sent, json.loads(text)), 401)
+        assert raw(server, "GET", "/health")[0] == 200
+        with pytest.raises(openai.AuthenticationError):
+            connect(server, "wrong").chat.completions.create(model="demo", messages=ASK)
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 200),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:1"}, 200),
+        ({"Host": "lab.example"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "10.1.1.1", "Origin": "http://10.1.1.1"}, 200),
+        ({"Host": "10.1.1.1", "Origin": "https://LAB.example"}, 200),
+        ({"Origin": "https://a.example", "X-Forwarded-Host": "a.example"}, 200),
+    ],
+)
+def test_foreign_web_sites(assistant, headers, status, foreign):
+    assert raw(foreign, "GET", "/v1/models", **headers)[0] == status
+
+
+@pytest.fixture(scope="module")
+def foreign(assistant):
+    with running(assistant, trusted=["lab.example"]) as (server, _):
+        yield server
