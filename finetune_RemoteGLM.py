@@ -49,6 +49,7 @@ from model.training.engine import (
 from model.training.feature_cache import open_feature_cache, uses_feature_cache
 from model.training.log import Log
 from model.training.loop import Plan, Trainer
+from model.training.memory import estimated_memory, memory_problem
 from model.training.options import (
     ALIASES,
     IGNORED,
@@ -336,25 +337,19 @@ def say_overlap(inputs, say):
         )
 
 
-def say_plan(trainer, inputs, method, total_parameters):
+def say_plan(trainer, inputs, method, total_parameters, memory):
     """The start lines: what is trained, on what, how."""
     options, family, plan = trainer.options, trainer.family, trainer.plan
     dataset, say = trainer.dataset, trainer.processes.say
-    parameters = list(family.network.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    trained = sum(p.numel() for p in family.network.parameters() if p.requires_grad)
     tokens = float(dataset.lengths.mean())
     shown = sum(sample.image is not None for sample in dataset.samples) / len(dataset)
-
-    # Weights, gradients with AdamW's state, and what a micro-batch keeps for its backward pass
-    target_tokens = float(dataset.target_counts.mean())
-    kept = family.activation_bytes(tokens * options.batch_size, target_tokens * options.batch_size)
-    gigabytes = (sum(p.nbytes for p in parameters) + trained * 16 + kept) / 1e9
     settings = {name: value for name, value in method.items() if name != "name"}
     say(
         f"{options.experiment_name}: trains {method['name']} {settings or ''} {trained:,} "
         f"parameters, {total_parameters - trained:,} frozen; {trainer.processes.device}, "
         f"{str(family.dtype).removeprefix('torch.')}, {trainer.processes.world} process(es), "
-        f"about {gigabytes:.1f} GB each"
+        f"about {memory.total:.1f} GB each"
     )
     line = (
         f"{len(dataset):,} rows, {len(inputs.valid_samples):,} validation rows, "
@@ -413,8 +408,14 @@ def train(options, ignored=()):
     trainer = make_trainer(
         options, family, processes, run, inputs, cache, card, existing_steps, start_time
     )
-    say_plan(trainer, inputs, card["method"], total_parameters)
-    trainer.fit()
+    memory = estimated_memory(family, trainer.dataset, options.batch_size)
+    say_plan(trainer, inputs, card["method"], total_parameters, memory)
+    try:
+        trainer.fit()
+    except RuntimeError as error:
+        if memory_problem(str(error)):
+            error.add_note(memory.advice(options))
+        raise
     return finish(trainer)
 
 
@@ -581,23 +582,6 @@ def finish(trainer):
     return folder
 
 
-def memory_problem(message):
-    """What to do about a RuntimeError for want of memory; "" for any other."""
-    if "DataLoader worker" in message:
-        reason = message.partition(". ")[0].splitlines()[0]
-        return (
-            f"a process that reads images ended ({reason}): the memory may not suffice; lower "
-            "--num-workers (0: none), --resume continues from the last saved step"
-        )
-    if "out of memory" in message or "can't allocate memory" in message:
-        return (
-            "the memory does not suffice; lower --batch-size (with more "
-            "--gradient-accumulation-steps), or use --checkpoint-activations or --method qlora; "
-            "--resume continues from the last saved step"
-        )
-    return ""
-
-
 def main(argv=None):
     options, ignored = parse(argv)
     try:
@@ -606,6 +590,8 @@ def main(argv=None):
         message = str(error)
     except RuntimeError as error:
         message = memory_problem(str(error))
+        if message:
+            message = "; ".join([message, *getattr(error, "__notes__", ())])
         # Where another process has failed, this one only lost its connection
         if not message and is_first_failure():
             raise

@@ -183,7 +183,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     The next `cuts` large answers break off after `cut_after` bytes.
     """
 
-    files, served, cut_after, cuts = {}, [], None, 0
+    repository, files, served, cut_after, cuts = "THUDM/visualglm-6b", {}, [], None, 0
 
     def do_HEAD(self):
         self.answer(False)
@@ -194,10 +194,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def answer(self, body):
         parts = self.path.split("?")[0].strip("/").split("/")
         if parts[0] == "api":
-            if parts[2:4] != ["THUDM", "visualglm-6b"]:
+            if parts[2:4] != self.repository.split("/"):
                 return self.send_error(404)
             listing = {
-                "id": "THUDM/visualglm-6b",
+                "id": self.repository,
                 "sha": "c" * 40,
                 "siblings": [{"rfilename": name} for name in self.files],
             }
@@ -263,10 +263,10 @@ def hub(home, monkeypatch):
     server.shutdown()
 
 
-def download(hub, **env):
+def download(hub, name="visualglm-6b", **env):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\nfrom model import UserError, find\n"
-        "try: print(find.find_checkpoint('visualglm-6b', 'huggingface'))\n"
+        "try: print(find.find_checkpoint(sys.argv[2], 'huggingface'))\n"
         "except UserError as error: sys.exit(f'error: {error}')"
     )
     defaults = {
@@ -277,7 +277,7 @@ def download(hub, **env):
     }
     env = os.environ | defaults | env
     return subprocess.run(
-        [sys.executable, "-c", code, str(PROJECT)],
+        [sys.executable, "-c", code, str(PROJECT), name],
         env=env,
         capture_output=True,
         text=True,
@@ -292,6 +292,36 @@ def test_download(home, hub):
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
     assert {file.name for file in folder.iterdir()} == set(hub.files) - {"README.md"}
     assert find.find_checkpoint("visualglm-6b") == folder  # from now on without a network
+
+
+def test_a_base_of_transformers_by_its_name(home, hub, monkeypatch):
+    """Downloaded it answers; by the same name it then is found, in ModelScope's cache as well."""
+    from hf_checkpoints import write_checkpoint
+    from PIL import Image
+
+    from model import Sampling, load_assistant
+
+    name = hub.repository = "Qwen/Qwen3-VL-4B-Instruct"
+    base = write_checkpoint("qwen3_vl", home / "written")
+    wanted = {file.name: file.read_bytes() for file in base.iterdir()}
+    monkeypatch.setattr(hub, "files", wanted | {"model.gguf": b"not wanted"})
+    done = download(hub, name)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == wanted
+
+    def answer(checkpoint):
+        sampling = Sampling(temperature=0, max_new_tokens=4)
+        assistant = load_assistant(checkpoint, device="cpu")
+        return assistant.answer_batch(["这是哪里？"], [Image.new("RGB", (64, 64))], sampling)
+
+    expected = answer(base)
+    assert answer(name) == expected
+    shutil.rmtree(home / "hf")
+    with pytest.raises(UserError, match="no such folder, nor one of that name"):
+        load_assistant(name)
+    shutil.copytree(base, home / "ms/models" / name)
+    assert answer(name) == expected
 
 
 def test_broken_connection_continues_at_its_byte(home, hub):

@@ -605,9 +605,9 @@ def python(*args):
     )
 
 
-def finetune(base, rows, save, name, *more):
+def finetune(base, rows, save, name, *more, start=(PROJECT / "finetune_RemoteGLM.py",)):
     result = python(
-        PROJECT / "finetune_RemoteGLM.py",
+        *start,
         *("--from_pretrained", base),
         *("--train-data", rows / "rows-train.json"),
         *("--save", save, "--experiment-name", name),
@@ -663,6 +663,36 @@ def test_resuming_is_exact(trained, checkpoints, colors, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+# All of them in the processes of one launch
+STAGES = """import json, sys, finetune_RemoteGLM
+finetune_RemoteGLM.leave_process_group = lambda *_: None
+for stage in range(4):
+    stage = str(stage)
+    finetune_RemoteGLM.main([*sys.argv[1:], "--zero-stage", stage, "--experiment-name", stage])
+"""
+SHORT = (
+    *("--train-iters", 6, "--log-interval", 1, "--clip-grad", 0.5, "--checkpoint-activations"),
+    *("--lora_targets", "attention", "mlp", "vision", "--eval-interval", 100),
+)
+
+
+def test_several_processes_train_the_same(checkpoints, colors, tmp_path):
+    """LoRA, on the vision part as well, with recomputed activations, over all ZeRO stages."""
+    base = checkpoints("qwen3_vl")
+    finetune(base, colors, tmp_path, "one", *SHORT)
+    expected, _ = readings(tmp_path / "one")
+    script = tmp_path / "stages.py"
+    script.write_text(STAGES)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    finetune(base, colors, tmp_path, "", *SHORT, "--batch-size", 2, start=[*launcher, script])
+    for stage in range(4):
+        assert readings(tmp_path / str(stage))[0] == pytest.approx(expected, abs=1e-4)
+        tensors = load_file(tmp_path / str(stage) / "6" / PEFT_ADAPTER)
+        assert all(tensor.any() for tensor in tensors.values())
+        family = open_family(tmp_path / str(stage))
+        assert family.effect() == pytest.approx(family.card["effect"], rel=1e-3)
+
+
 def test_terminal_and_batch(trained, colors, tmp_path, capsys, monkeypatch):
     checkpoint = ["--from_pretrained", str(trained[1])]
     greedy = ["--temperature", "0", "--repetition_penalty", "1", "--max_length", "160"]
@@ -683,6 +713,25 @@ def test_terminal_and_batch(trained, colors, tmp_path, capsys, monkeypatch):
     )
     entries = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert len(entries) == 6 and entries[1]["answer"] == answer
+
+
+def test_the_page_streams_the_answer(trained, colors, monkeypatch, tmp_path):
+    from gradio_client import Client, handle_file
+    from test_web import served, text
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):  # the page sets them
+        monkeypatch.setenv(name, "")
+    shown = colors / "val-0.png"
+    sampling = Sampling(max_length=256, top_p=0, max_new_tokens=8)
+    with served(trained[1], max_new_tokens=8) as (address, assistant):
+        job = Client(address, verbose=False).submit(
+            handle_file(shown), QUESTION, [], 256, 0, 0.8, api_name="/answer"
+        )
+        answers = [text(chat[1]) for chat, _ in job]
+        expected = "".join(assistant.assistant.stream(QUESTION, read_image(shown), (), sampling))
+    assert expected and answers[-1] == expected
+    assert all(later.startswith(earlier) for earlier, later in zip(answers, answers[1:]))
 
 
 def test_evaluation_writes_its_report(trained, colors, tmp_path):

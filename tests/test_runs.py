@@ -24,6 +24,7 @@ from model.files import PROJECT
 from model.training import log as training_log
 from model.training.dataset import batches_of, make_loader
 from model.training.log import Log
+from model.training.memory import Memory
 from model.training.options import Options, without_effect
 from model.training.run_folder import REPLACED, RunFolder
 from model.weight_files import ADAPTER, CARD
@@ -330,6 +331,45 @@ def test_want_of_memory_says_what_to_do(monkeypatch, message, words):
     with pytest.raises(SystemExit, match=words) as caught:
         finetune.main([])
     assert "--resume" in caught.value.code and "\n" not in caught.value.code
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (
+            {},
+            "weights 8.0 GB (--method qlora: less than half), gradients and AdamW's state 0.5 GB, "
+            "activations 12.0 GB (--batch-size 2: 6.0; --checkpoint-activations: a small part)",
+        ),
+        (
+            {"method": "full", "batch_size": 1, "checkpoint_activations": True},
+            "weights 8.0 GB, gradients and AdamW's state 0.5 GB (--method lora: nearly none), "
+            "activations 12.0 GB",
+        ),
+    ],
+)
+def test_want_of_memory_says_what_helps_and_by_how_much(options, words):
+    memory = Memory(8.0, 0.5, 12.0)
+    assert memory.advice(Options(**options)) == f"by the estimate {words}"
+
+
+WITHOUT_MEMORY = """import sys, finetune_RemoteGLM
+
+def fit(trainer):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
+
+finetune_RemoteGLM.Trainer.fit = fit
+finetune_RemoteGLM.main(sys.argv[1:])
+"""
+
+
+def test_want_of_memory_while_training_names_the_estimate(tiny_checkpoint, rows, tmp_path):
+    argv = train_argv(tiny_checkpoint, rows, tmp_path)
+    command = [sys.executable, "-c", WITHOUT_MEMORY, *argv]
+    result = subprocess.run(command, env=ENVIRONMENT, cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert re.search(r"lower --batch-size .*; by the estimate weights 0\.0 GB", line)
 
 
 def test_reports_never_stop_a_training(tmp_path, monkeypatch):
