@@ -615,7 +615,7 @@ def serve_page(args, api, listener, trusted):
 def announce(args, name, server):
     from serving.server import network_address
 
-    words = WORDS[args.english]
+    words = WORDS[bool(args.english)]
     if not args.api_only:
         print(words["open"].format(server.local_url), flush=True)
     print(words["api"].format(server.local_url, name), flush=True)
