@@ -538,16 +538,6 @@ def exit_without_port(host, port, reason):
     )
 
 
-def start(assistant, args):
-    """Serve the page alone; exit with one line if the port is taken."""
-    try:
-        return serve(
-            assistant, args.host, args.port, args.english, args.bands, root_path=args.root_path
-        )
-    except OSError:
-        exit_without_port(args.host, args.port, "taken while this started")
-
-
 @contextmanager
 def upload_folder():
     """A folder for what people upload, removed at the end, at SIGTERM as well."""

@@ -50,6 +50,7 @@ def tiny_config():
         "num_attention_heads": 2,
         "inner_hidden_size": 64,
         "image_size": [28, 28],
+        "patch_size": 16,
         "max_sequence_length": 5,
     }
     config["qformer_args"] |= {

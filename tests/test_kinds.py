@@ -54,7 +54,7 @@ REFUSED = {
         "narrow",
         4,
     ): "4-bit weights come in groups of 32: a layer of this network has 48 inputs; use 8 bits",
-    ("peft", None): "not a checkpoint",
+    ("peft", None): "it does not say what its base is; name it with --base_path",
 }
 COSINE = {8: 0.99, 4: 0.9}
 QUESTION, LENGTH = "图中有什么？", 60
@@ -194,7 +194,12 @@ def page():
 def loaded_by_page(argv, monkeypatch):
     """The assistant that web_demo.py would serve."""
     loaded = []
-    monkeypatch.setattr(web_demo, "serve", lambda assistant, *_: sys.exit(loaded.append(assistant)))
+
+    def scheduler(assistant, **options):
+        loaded.append(assistant)
+        sys.exit()
+
+    monkeypatch.setattr("serving.scheduler.Scheduler", scheduler)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # main sets it: it is gone afterwards
     with pytest.raises(SystemExit) as end:
         web_demo.main([*argv, "--port", str(free_port())])

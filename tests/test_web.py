@@ -528,6 +528,7 @@ def test_options_reach_the_loader(monkeypatch):
         "download": None,
         "device": "d",
         "dtype": "bfloat16",
+        "pixels": (None, None),
     }
     assert end.value.code == f"web_demo.py: error: a {options}"
 

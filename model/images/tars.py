@@ -189,7 +189,7 @@ def _index(tar: Path, size: int, mtime: int) -> np.ndarray:
 
 def _read(path: Path) -> np.ndarray | None:
     try:
-        entries = np.load(path, mmap_mode="r", allow_pickle=False)
+        entries = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
     is_index = entries.dtype == NUMBER and entries.ndim == 2 and len(entries) == 3
