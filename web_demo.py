@@ -577,22 +577,23 @@ def serve_until_stopped(args, listener):
         ends.callback(lambda: server.close())
         assistant, scheduler = open_engine(args)
         ends.callback(scheduler.close)
-        api.served = Served(assistant, scheduler)
+        served = Served(assistant, scheduler)
         if not args.api_only:
-            loading_server, server = server, serve_page(args, api, listener, trusted)
+            loading_server, server = server, serve_page(args, api, served, listener, trusted)
             loading_server.close()
+        api.served = served
         announce(args, api.name, server)
         server.wait()
 
 
-def serve_page(args, api, listener, trusted):
+def serve_page(args, api, served, listener, trusted):
     """The page behind the API's routes."""
     from serving.api import create_app
 
     return serve_app(
         create_app(api, with_page=True),
         listener,
-        api.served,
+        served,
         args.english,
         args.bands,
         root_path=args.root_path,

@@ -24,7 +24,7 @@ class Packer(ExitStack):
     """A context; `add` puts an image with its rows into a shard and returns the name of its member.
 
     images: {split or None: how many there will be}; shards: of each split, with as many images
-    each as can be.
+    each as can be; none is empty.
     """
 
     def __init__(self, output, shards, images):
@@ -41,7 +41,8 @@ class Packer(ExitStack):
 
         index = self.added[split]
         self.added[split] += 1
-        name, tar = self._shard(split, index * self.shards // self.images[split])
+        shards = min(self.shards, self.images[split])
+        name, tar = self._shard(split, index * shards // self.images[split])
         key = f"{index:08d}"
         rows = [{name: value for name, value in row.items() if name != "img"} for row in rows]
         about = json.dumps({"img": img, "rows": rows}, ensure_ascii=False).encode()

@@ -12,6 +12,7 @@ Ring = Sequence[tuple[float, float]]  # closed: the last point is the first one
 WGS84 = "EPSG:4326"
 # Of the whole globe, for scenes in degrees: https://epsg.io/6933
 EQUAL_AREA = "EPSG:6933"
+MERCATOR = ("merc", "webmerc")  # PROJ's names
 DECIMALS = 9  # of degrees: a tenth of a millimetre
 
 
@@ -55,7 +56,9 @@ class Places:
         return transform_geom(self._crs, WGS84, shapes, precision=DECIMALS)
 
     def area(self, rings: Sequence[Ring]) -> float:
-        """Of a polygon in pixels, in `unit`; m2 are those of a projection, of degrees true ones."""
+        """Of a polygon in pixels, in `unit`: m2 of the projection, but true ones of degrees and of
+        Mercator's, whose squares grow towards the poles.
+        """
         outer, *holes = [abs(signed_area(self._flat(ring))) for ring in rings]
         return outer - sum(holes)
 
@@ -63,11 +66,14 @@ class Places:
         if self.crs is None:
             return ring
         [ring] = self.native([ring])
-        if self._crs.is_projected:
+        if self._crs.is_projected and self._crs.to_dict().get("proj") not in MERCATOR:
             _, metres = self._crs.linear_units_factor
             return [(x * metres, y * metres) for x, y in ring]
         from rasterio.warp import transform
 
+        # From its first meridian: beyond 180 degrees east it would be torn apart
+        west = ring[0][0]
+        ring = [(x - west, y) for x, y in ring]
         xs, ys = transform(self._crs, EQUAL_AREA, *zip(*ring))
         return list(zip(xs, ys))
 

@@ -15,6 +15,7 @@ from functools import partial
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from model.images import TOO_LARGE, ImageError, read_image
 from model.rows import Sample
@@ -179,10 +180,13 @@ async def _body(request):
     if announced.isdigit() and int(announced) > MAX_BODY:
         raise too_large
     content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BODY:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MAX_BODY:
+                raise too_large
+    except ClientDisconnect:
+        raise ApiError(400, "the client left before its request had ended") from None
     return bytes(content)
 
 

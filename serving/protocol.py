@@ -6,17 +6,19 @@ ignored, where an answer would differ.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model.errors import UserError
 from model.sampling import LIMITS, Sampling
 
 BASE = ":base"  # behind a model's name: it answers as before fine-tuning
 MAX_CHARACTERS = 100_000  # of all messages; a network here reads 2048 tokens
+KIND = re.compile(r"(str|list\[.*\])$")  # how pydantic names the kinds of a field
 ADDRESSES = ("data:", "http://", "https://")
 
 
@@ -47,6 +49,15 @@ class Part(BaseModel):
     type: Literal["text", "image_url"]
     text: str = ""
     image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def has_what_its_type_says(self):
+        """Raises ValueError."""
+        if self.type == "image_url" and self.image_url is None:
+            raise ValueError("a part of type image_url without image_url")
+        if self.type == "text" and ("text" not in self.model_fields_set or self.image_url):
+            raise ValueError("a part of type text has the field text and no other")
+        return self
 
 
 class Message(BaseModel):
@@ -124,10 +135,12 @@ def parse_request(content: bytes) -> ChatRequest:
     try:
         request = ChatRequest.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        given = repr(first["input"])[:80]
-        raise ApiError(400, f"{where}: {first['msg']}, got {given}", param=where) from None
+        # Of a field that may be of two kinds, what was wrong with the nearer one
+        found = error.errors(include_url=False)
+        deepest = max(reversed(found), key=lambda one: len(one["loc"]))
+        names = [str(name) for name in deepest["loc"] if not KIND.match(str(name))]
+        where, given = ".".join(names), repr(deepest["input"])[:80]
+        raise ApiError(400, f"{where}: {deepest['msg']}, got {given}", param=where) from None
     _check_text(request)
     return request
 

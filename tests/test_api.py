@@ -335,6 +335,10 @@ def error_of(answer, status):
     return body["error"]["message"]
 
 
+def of_parts(*parts):
+    return {"role": "user", "content": list(parts)}
+
+
 @pytest.mark.parametrize(
     "fields, says",
     [
@@ -358,7 +362,10 @@ def error_of(answer, status):
         ({"top_p": -1}, "top_p: "),
         ({"max_tokens": 0}, "max_tokens: "),
         ({"seed": 2**63}, "seed: "),
-        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ["a"] * 17}, "stop: List should have at most 16 items"),
+        ({"messages": [of_parts({"type": "image_url"})]}, "image_url without image_url"),
+        ({"messages": [of_parts({"type": "text"})]}, "type text has the field text"),
+        ({"messages": [of_parts({"type": "image_url", "image_url": "data:"})]}, "content.0.image"),
         ({"n": 2}, "n is not supported here"),
         ({"logprobs": True}, "logprobs is not supported here"),
         ({"tools": [{"type": "function"}]}, "tools is not supported here"),
@@ -422,6 +429,15 @@ def test_a_body_beyond_the_limit(served, monkeypatch):
 )
 def test_an_image_that_cannot_be_read(served, uri, status, says):
     assert says in error_of(chat(served[0], messages=[about("看", uri)]), status)
+
+
+def test_a_data_uri_in_lines_without_padding_or_in_capitals(served):
+    whole = data_uri(Image.effect_noise((65, 64), 90).convert("RGB"))
+    head, content = whole.split(",")
+    lines = "\n".join(content[i : i + 76] for i in range(0, len(content), 76))
+    safe = content.translate(str.maketrans("+/", "-_"))
+    for uri in (f"{head},{lines}", whole.rstrip("="), f"{head},{safe}", f"DATA{whole[4:]}"):
+        assert chat(served[0], messages=[about("看", uri)])[0] == 200
 
 
 def test_a_data_uri_without_base64_and_one_cut_short(client, served):

@@ -183,6 +183,7 @@ class TestReading:
             ({"crs": None}, r"no coordinate system; name it with `gdal_edit.py -a_srs"),
             ({"transform": None}, r"\(EPSG:32650\) but no transform"),
             ({"transform": UTM @ rasterio.Affine.rotation(20)}, "rotated .* `gdalwarp`"),
+            ({"crs": 'LOCAL_CS["drawing",UNIT["metre",1]]'}, "no place on the globe"),
         ],
     )
     def test_half_a_georeference_is_one_line(self, tmp_path, options, expected):
@@ -388,9 +389,10 @@ class TestRegions:
         [region] = regions_of(grid, lines, 0.5)
         assert region.scene is None and places.area(region.rings) == 2 * 640**2
 
-    def test_areas_of_degrees_are_those_on_the_globe(self, tmp_path):
+    @pytest.mark.parametrize("west", [100, 179.9])  # the other lies across the antimeridian
+    def test_areas_of_degrees_are_those_on_the_globe(self, tmp_path, west):
         """A cell of a sphere's area, which differs from the ellipsoid's by less than 1 %."""
-        place = rasterio.Affine(0.01, 0, 100, 0, -0.01, 60)
+        place = rasterio.Affine(0.01, 0, west, 0, -0.01, 60)
         path = write_scene(
             tmp_path / "a.tif", fields([["river"]], 64), crs="EPSG:4326", transform=place
         )
@@ -398,6 +400,15 @@ class TestRegions:
             area = Places(scene).area(box(0, 0, 64, 64))
         band = math.sin(math.radians(60)) - math.sin(math.radians(60 - 0.64))
         assert area == pytest.approx(6371007**2 * band * math.radians(0.64), rel=0.01)
+
+    def test_areas_of_mercator_are_those_on_the_globe(self, tmp_path):
+        """At 60 degrees north its metres are half as long as they say."""
+        place = rasterio.Affine(10, 0, 1e6, 0, -10, 6378137 * math.log(math.tan(math.radians(75))))
+        pixels = fields([["river"]], 64)
+        path = write_scene(tmp_path / "a.tif", pixels, crs="EPSG:3857", transform=place)
+        with open_scene(path) as scene:
+            area = Places(scene).area(box(0, 0, 64, 64))
+        assert area == pytest.approx(640**2 * math.cos(math.radians(60)) ** 2, rel=0.01)
 
 
 class TestAnswering:

@@ -24,6 +24,7 @@ from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, TRUNCATED, UNREADABLE
 from model.images.fetch import fetch
 from model.images.raster import RANDOM_ACCESS, driver_of, read_raster
 
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
 DATA = "data:"  # how the address of an image begins that stands in the address itself
 # Raised by one where an image is read otherwise than before: what was kept of it is then made again
 READER = 2
@@ -80,12 +81,16 @@ def _note(source: str, text: str) -> None:
 def _name(source: str | os.PathLike) -> str:
     """A source as messages name it: of a data: URI its beginning."""
     text = str(source)
-    return text[:30] + "..." if text.startswith(DATA) and len(text) > 30 else text
+    return text[:30] + "..." if _is_data(text) and len(text) > 30 else text
+
+
+def _is_data(text: str) -> bool:
+    return text[: len(DATA)].lower() == DATA
 
 
 def open_source(source: str | os.PathLike, public_only: bool = False) -> BinaryIO:
     """An image's file, or what its address gives. Raises UserError."""
-    if str(source).startswith(DATA):
+    if _is_data(str(source)):
         return io.BytesIO(_data(str(source)))
     if public_only or "://" in str(source):
         return io.BytesIO(fetch(str(source), public_only))
@@ -109,8 +114,10 @@ def _data(uri: str) -> bytes:
         raise UserError("a data: URI without a comma; expected data:image/png;base64,...")
     if not head.lower().endswith(";base64"):
         return unquote_to_bytes(content)
+    # Also in lines, without padding, and in the alphabet of addresses, as programs write it
+    text = b"".join(unquote_to_bytes(content).split()).translate(URL_SAFE)
     try:
-        return base64.b64decode(unquote_to_bytes(content), validate=True)
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except ValueError:
         raise ImageError("not valid base64; it may have been cut short", TRUNCATED) from None
 

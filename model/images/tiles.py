@@ -188,7 +188,22 @@ def _georeference(dataset: Any) -> tuple[Any, Any]:
             f"a transform ({transform.a:g} per pixel) but no coordinate system; name it with "
             "`gdal_edit.py -a_srs EPSG:...`"
         )
+    _check_place(crs, transform)
     return crs, transform
+
+
+def _check_place(crs: Any, transform: Any) -> None:
+    """Raises UserError for a system that lies nowhere on the globe, such as a drawing's own."""
+    from rasterio import warp
+
+    try:
+        warp.transform(crs, "EPSG:4326", [transform.c], [transform.f])
+    except Exception as error:  # noqa: BLE001 -- whatever PROJ says of a file's system
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"its coordinate system has no place on the globe ({reason}); name the true one with "
+            "`gdal_edit.py -a_srs EPSG:...`"
+        ) from None
 
 
 def _on_grid(dataset: Any, grid: Scene, georeference: tuple[Any, Any]) -> Any:
