@@ -495,7 +495,7 @@ def test_on_ipv6_and_behind_a_path(host, monkeypatch):
     argv = ["--host", host, "--port", str(port), "--root-path", "/remote"]
     args = web_demo.parse(argv)
     web_demo.check_port(args.host, args.port)
-    page = web_demo.start(Fake(), args)
+    page = web_demo.serve(Fake(), args.host, args.port, root_path=args.root_path)
     try:
         assert page.local_url == f"http://[::1]:{port}/"
         with DIRECT.open(page.local_url, timeout=10) as reply:
