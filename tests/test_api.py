@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -333,6 +334,19 @@ def error_of(answer, status):
     assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
     assert "\n" not in body["error"]["message"]
     return body["error"]["message"]
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_traceback(served, caplog):
+    server, _ = served
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.port)) as left:
+            left.sendall(head.encode() + b'{"model": ')
+            time.sleep(0.2)
+    time.sleep(0.5)
+    assert chat(server)[0] == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def of_parts(*parts):

@@ -162,6 +162,15 @@ def test_packed_rows_are_what_the_trainer_reads(described):
     assert {row["split"] for row in back} == {"train", "val", "test"}
 
 
+def test_more_shards_than_images_leave_no_gaps_in_the_numbers(described):
+    folder = described.parent / "many"
+    rows = load(generate(described, folder / "rows.json", "--pack", "--shards", "9",
+                         "--image-root", described.parent / "images"))  # fmt: skip
+    tars = sorted(path.name for path in folder.glob("rows-train-*.tar"))
+    count = sum(row["img"].startswith("rows-train-") for row in rows)
+    assert tars == [f"rows-train-{number:05d}.tar" for number in range(count)] and count > 1
+
+
 def test_shards_of_an_earlier_run_are_not_left_beside_fewer(described, capsys):
     folder = described.parent
     generate(described, folder / "rows.json", "--pack", "--shards", "2")
