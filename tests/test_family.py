@@ -280,11 +280,12 @@ DOWNHILL = {
     "model.visualglm": (
         *("model.visualglm", "model.images", "model.errors", "model.files", "model.find"),
         *("model.weight_files", "model.family", "model.sampling", "model.next_token", "model.nf4"),
-        *("model.float_products", "model.running_batch"),
+        *("model.float_products", "model.running_batch", "model.answer_text"),
     ),
     "model.hf": (
         *("model.hf", "model.errors", "model.files", "model.weight_files", "model.family"),
         *("model.sampling", "model.next_token", "model.nf4", "model.float_products"),
+        "model.answer_text",
     ),
     "model.training": (
         *("model.training", "model.family", "model.images", "model.rows"),

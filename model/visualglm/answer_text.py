@@ -1,6 +1,8 @@
-"""Ids of an answer -> the text that people read, in pieces as it comes."""
+"""Ids of an answer of VisualGLM -> the text that people read."""
 
 import re
+
+from model.answer_text import StreamedText
 
 FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
 DATE = ("[[训练时间]]", "2023年")
@@ -29,26 +31,11 @@ def stable_prefix(text):
     return re.sub(r"( n'?)?[ ,!:;?'.\[\ufffd]*$", "", text)
 
 
-class AnswerText:
-    """The text of one answer while its tokens arrive."""
+class AnswerText(StreamedText):
+    """Tidied."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        self.ids = []
-        self.shown = ""
+    def text(self):
+        return tidy(self.tokenizer.decode(self.ids))
 
-    def append(self, token):
-        self.ids.append(token)
-
-    def next_piece(self):
-        """What can be shown beyond what has been shown; "" if nothing."""
-        text = tidy(stable_prefix(self.tokenizer.decode(self.ids)))
-        if len(text) <= len(self.shown) or not text.startswith(self.shown):
-            return ""
-        piece = text[len(self.shown) :]
-        self.shown = text
-        return piece
-
-    def last_piece(self):
-        """The rest of the finished answer."""
-        return tidy(self.tokenizer.decode(self.ids))[len(self.shown) :]
+    def stable_text(self):
+        return tidy(stable_prefix(self.tokenizer.decode(self.ids)))
