@@ -30,6 +30,7 @@ from command_line import (
 )
 from model.errors import UserError
 from model.sampling import LIMITS, Sampling, limit_problem
+from serving.page.words import cut_note
 
 if TYPE_CHECKING:
     from model import Assistant
@@ -55,10 +56,6 @@ WORDS = {
         "base": "微调前：",
         "hint": "clear 换一张图像，stop 退出。",
         "error": "错误：",
-        "cut": "注意：超出长度上限，未读入",
-        "rounds": "最早的 {} 轮对话",
-        "tail": "问题的末尾",
-        "and": "和",
         "truncated": "注意：回答到了长度上限（--max_length）就停下了",
     },
     True: {
@@ -68,10 +65,6 @@ WORDS = {
         "base": "Before fine-tuning: ",
         "hint": "clear: another image, stop: leave.",
         "error": "error: ",
-        "cut": "note: beyond the length limit and not read: ",
-        "rounds": "the oldest rounds ({})",
-        "tail": "the end of the question",
-        "and": " and ",
         "truncated": "note: the answer was stopped by the length limit (--max_length)",
     },
 }
@@ -259,20 +252,6 @@ def sampling_of(args):
 
 
 # Answers
-
-
-def cut_note(english, rounds, tokens):
-    """One line about what did not fit into the length limit.
-
-    rounds, tokens: the numbers of rounds and of the question's tokens, as Assistant.stream reports.
-    """
-    words = WORDS[english]
-    parts = []
-    if rounds:
-        parts.append(words["rounds"].format(rounds))
-    if tokens:
-        parts.append(words["tail"])
-    return words["cut"] + words["and"].join(parts)
 
 
 def say(name, pieces, stoppable):

@@ -299,6 +299,10 @@ class Family(ABC):
         is called before the first piece.
         """
 
+    def seen(self, image: Image.Image) -> Image.Image | None:
+        """An RGB image as the network sees it, for people; None where that is not known."""
+        return None
+
     def score(
         self,
         samples: Sequence[Sample],

@@ -28,7 +28,7 @@ ERROR = "error"
 FIRST_GUESS = 5.0
 
 
-class QueueFull(Exception):
+class QueueFull(UserError):
     """No room in the queue; seconds: after how long there may be."""
 
     def __init__(self, waiting: int, seconds: float):

@@ -33,7 +33,7 @@ from model.visualglm.lora import (
 )
 from model.visualglm.network import PARTS, VisualGLM
 from model.visualglm.packing import LINEAR, pack
-from model.visualglm.pixels import MEAN, STD, to_pixels
+from model.visualglm.pixels import MEAN, STD, resized, to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
 from model.visualglm.sat import leave_model_parallel_group
@@ -193,6 +193,9 @@ class VisualGLMFamily(Family):
     @property
     def _image_size(self):
         return self.config["eva_args"]["image_size"]
+
+    def seen(self, image):
+        return resized(image, self._image_size)
 
     def feature_spec(self):
         prefixes = tuple(prefix for part in self.vision_parts for prefix in PARTS[part])
