@@ -83,7 +83,13 @@ class Watched:
         if question != ENDLESS:
             return (
                 yield from self.assistant.stream(
-                    question, image, history, replace(sampling, **self.forced), english, on_cut
+                    question,
+                    image,
+                    history,
+                    replace(sampling, **self.forced),
+                    english,
+                    on_cut,
+                    **({"untuned": True} if untuned else {}),
                 )
             )
         try:
@@ -175,11 +181,17 @@ def ask_and_wait(tab, question):
     wait_until(ended, 60)
 
 
-def screenshot(browser, address, image, target, *questions):
-    """Save the page, 1280 x 800, with an image and the answers to the first question and others."""
+def screenshot(browser, address, image, target, *questions, beside=False):
+    """Save the page, 1280 x 800, with an image and the answers to the first question and others.
+
+    beside: with the base's.
+    """
     tab = open_page(browser, address)
     upload(tab, image)
     tab.wait_for_selector("#preview img")
+    if beside:
+        tab.click("#mode label:nth-child(2)")
+        tab.wait_for_selector("#side")
     for question in [tab.input_value("#question textarea"), *questions]:
         ask_and_wait(tab, question)
     tab.mouse.move(0, 0)
@@ -1034,6 +1046,25 @@ def test_the_script_serves_behind_a_proxy_and_leaves_nothing_behind(tiny_checkpo
     assert not list(tmp_path.glob("remoteglm-*"))
 
 
+def take_picture(checkpoint, *what):
+    """The screenshot of README: greedy answers, before and after fine-tuning."""
+    from model import load_assistant
+    from serving.page.about import about
+    from serving.scheduler import Scheduler
+    from serving.served import Served
+
+    assistant = load_assistant(checkpoint, device="cpu")
+    scheduler = Scheduler(assistant)
+    shown = about(assistant.family, Path(checkpoint).name, checkpoint)
+    watched = Watched(Served(assistant, scheduler), top_p=0)
+    page = web_demo.serve(watched, "127.0.0.1", free_port(), about=shown, at_a_time=8)
+    try:
+        with chromium() as browser:
+            screenshot(browser, page.local_url, *what, beside=True)
+    finally:
+        page.close()
+        scheduler.close()
+
+
 if __name__ == "__main__":
-    with served(sys.argv[1], top_p=0) as (address, _), chromium() as browser:
-        screenshot(browser, address, *sys.argv[2:])
+    take_picture(*sys.argv[1:])

@@ -119,7 +119,7 @@ def connect_page(page: WholePage, layout: Layout) -> None:
     """Inside the Blocks that are open."""
     blocks = gr.context.Context.root_block
     worded = [component for component, _ in layout.worded.of]
-    mode = [layout.mode, layout.side, layout.other_row]
+    mode = [layout.mode, layout.chat, layout.side, layout.other_row]
     shown = [*worded, *mode, *layout.image_outputs]
     blocks.load(
         page.arrive, layout.arrival, [*shown, layout.question], js=_script("arrive"), **QUIET

@@ -115,9 +115,11 @@ class WholePage:
         ]
 
     def _mode(self, session):
-        """For `mode_outputs`: the switch, the dialogue beside, the row of the other image."""
+        """The switch, the dialogue, that beside it, the row of the other image."""
+        names = {ALONE: "chat", SIDE: "tuned chat", OTHER: "this chat"}
         return [
             gr.update(value=session.mode),
+            gr.update(label=self.service.words(session)[names[session.mode]]),
             gr.update(visible=session.mode != ALONE, label=self._beside(session)),
             gr.update(visible=session.mode == OTHER),
         ]
