@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from data.instructions import QUESTIONS
 from data.lexicon import find, first_scene, language, load
+from mapping.options import TASKS
 from model.images.tiles import Window
 
-# What can be asked about a tile; of the first the checkpoint knows its own question
-TASKS = ("description", "scene", "objects")
 ENGLISH_QUESTIONS = {
     "scene": "What kind of scene does this aerial image show?",
     "objects": "What objects are in this aerial image?",

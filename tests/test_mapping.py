@@ -5,7 +5,10 @@ import math
 import random
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from test_web import CHROMIUM, chromium
 import cli_demo
 from data.lexicon import load
 from mapping.answering import TileFile, answer_tiles
-from mapping.colors import color_of
+from mapping.colors import color_of, hex_color
 from mapping.grid import Grid, grid_of
 from mapping.naming import alternatives, objects_in, questions_of, scene_in, share_of
 from mapping.picture import CHANGED, OPACITY
@@ -339,6 +342,24 @@ class TestScore:
         assistant.answer_batch(["有什么？"] * 2, images, greedy)
         assistant.score(["什么？"] * 2, images, [["河流"], ["森林"]])
         assert calls == [1]
+
+
+def lab(rgb):
+    """CIELAB of 8-bit sRGB [N, 3] under D65, by the CIE's formulas."""
+    linear = np.where(rgb > 10, ((rgb / 255 + 0.055) / 1.055) ** 2.4, rgb / 255 / 12.92)
+    primaries = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(linear @ np.transpose(primaries) / (0.9505, 1, 1.089)).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def test_colors_of_scenes_can_be_told_apart():
+    """A difference of 2 is just seen side by side."""
+    names = [*load()["scenes"], None]
+    colors = lab(np.array([color_of(name) for name in names], float))
+    distances = np.linalg.norm(colors[:, None] - colors[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert distances.min() > 25
+    assert hex_color("river") == "#1c68f4" and color_of("river") == (0x1C, 0x68, 0xF4)
 
 
 class TestRegions:
@@ -673,6 +694,23 @@ class TestCommand:
         assert before == sorted((p.name, p.read_bytes()) for p in (tmp_path / "map").iterdir())
         map_scene("colors", scene_file, tmp_path / "map", "--tile", 64, "--min-confidence", "1")
 
+    @pytest.mark.parametrize("settings", ["{}", '{"scene": "dark+"}'])
+    def test_a_folder_with_settings_of_another_program(
+        self, scene_file, tmp_path, colors, settings
+    ):
+        (tmp_path / "settings.json").write_text(settings)
+        with pytest.raises(SystemExit, match="name another folder"):
+            map_scene("colors", scene_file, tmp_path, "--tile", 64)
+        assert (tmp_path / "settings.json").read_text() == settings
+
+    @pytest.mark.parametrize("name", ["map.png", "summary.txt", "tiles.jsonl"])
+    def test_a_folder_with_files_of_somebody_else(self, scene_file, tmp_path, colors, name):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(SystemExit, match=f"{name} is there, and no map was begun there"):
+            map_scene("colors", scene_file, tmp_path, "--tile", 64)
+        assert (tmp_path / name).read_text() == "mine"
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
     def test_no_room_on_the_disk(self, scene_file, tmp_path, colors, monkeypatch):
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
@@ -696,6 +734,36 @@ class TestCommand:
         assert names == {path.name for path in torn.iterdir()}
         for name in names:
             assert (torn / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+    def test_a_killed_process_and_a_stopped_one(self, scene_file, tmp_path, tiny_checkpoint):
+        """SIGKILL after some tiles, then Ctrl-C after some more, then the rest."""
+        words = ["--tile", "32", "--overlap", "0.75", "--batch-size", "1"]
+        map_scene(tiny_checkpoint, scene_file, tmp_path / "whole", *words)
+        folder = tmp_path / "killed"
+        tiles = folder / "tiles.jsonl"
+        command = [sys.executable, PROJECT / "cli_demo.py", "--scene", scene_file, *words]
+        command += ["--from_pretrained", tiny_checkpoint, "--output", folder]
+        command += ["--device", "cpu", "--max_length", "50"]
+        known = 0
+        for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+                try:
+                    while not (tiles.exists() and tiles.stat().st_size > known):
+                        assert process.poll() is None
+                        time.sleep(0.01)
+                    process.send_signal(number)
+                    said = process.communicate(timeout=60)[1]
+                finally:
+                    process.kill()
+            assert process.returncode == status and "Traceback" not in said
+            known = tiles.stat().st_size
+            assert known < (tmp_path / "whole" / "tiles.jsonl").stat().st_size
+            assert not (folder / "map.html").exists()
+        map_scene(tiny_checkpoint, scene_file, folder, *words)
+        names = {path.name for path in (tmp_path / "whole").iterdir()}
+        assert names == {path.name for path in folder.iterdir()}
+        for name in names:
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 class TestTwoDates:
