@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LOGO = Path(__file__).resolve().parent / "images" / "logo.svg"
 PREVIEW = 1024  # longest side of the preview, in pixels; the model reads the image itself
-UPLOAD = "100mb"  # largest image
+UPLOAD = "1gb"  # largest image or scene
 # What is asked about an image; without one it is not answered
 ABOUT_IMAGE = re.compile(
     r"图像|图中|图片|图上|这张图|影像|遥感|照片|image|picture|photo", re.IGNORECASE
@@ -131,6 +131,13 @@ def parse(argv=None):
         help="path or address under which a reverse proxy shows the page, such as /remoteglm "
         "(default: directly)",
     )
+    add(
+        "--scenes",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of this machine: whoever sees the page may map the images in it (default: "
+        "only what people upload)",
+    )
     add_language_options(add)
     add_bands_option(page)
     add_access_options(parser.add_argument_group("who may ask").add_argument)
@@ -141,6 +148,8 @@ def parse(argv=None):
         parser.error(f"--port {args.port}: must be at least 1 and at most 65535")
     if args.root_path and not args.root_path.startswith(("/", "http://", "https://")):
         parser.error(f"--root-path {args.root_path}: must begin with / or http(s)://")
+    if args.scenes and not args.scenes.is_dir():
+        parser.error(f"--scenes {args.scenes}: no such folder")
     args.host = args.host.strip("[]")
     check_access(parser, args)
     for name in ("rows", "waiting", "answer_seconds", "answer_tokens", "kv_memory"):
@@ -436,17 +445,23 @@ def connect(page, layout, at_a_time):
     changed.then(page.show, layout.file, [layout.file, layout.preview, *dialogue], **quiet)
 
 
-def build(assistant, english=False, bands=None, at_a_time=1):
+def build(assistant, english=False, bands=None, at_a_time=1, maps=None):
     """The page, not yet served. Its only named endpoint is /answer. bands: see read_image.
 
-    at_a_time: questions that the assistant takes at once, waiting ones included.
+    at_a_time: questions that the assistant takes at once, waiting ones included; maps: see
+    serving.maps, None: without maps of scenes.
     """
     import gradio as gr
 
+    from serving.map_tab import scene_tab
+
     page = Page(assistant, english, bands)
-    with gr.Blocks(title="RemoteGLM", analytics_enabled=False) as blocks:
-        layout = lay_out(page.words, page.first_question)
-        connect(page, layout, at_a_time)
+    with gr.Blocks(title="RemoteGLM", analytics_enabled=False) as blocks, gr.Tabs():
+        with gr.Tab(page.words["chat"]):
+            layout = lay_out(page.words, page.first_question)
+            connect(page, layout, at_a_time)
+        if maps:
+            scene_tab(maps, bool(english))
     return blocks.queue(max_size=2 * at_a_time + 16)
 
 
@@ -506,6 +521,7 @@ def serve_app(
     auth=None,
     trusted=(),
     at_a_time=1,
+    maps=None,
 ):
     """Serve an app and behind its routes the page -> serving.server.Server.
 
@@ -517,7 +533,7 @@ def serve_app(
     from serving.server import Server
 
     host, port = listener.getsockname()[:2]
-    page = build(assistant, english, bands, at_a_time)
+    page = build(assistant, english, bands, at_a_time, maps)
     mount(app, page, host, port, root_path, auth)
     return Server(Guard(app, trusted), listener).start()
 
@@ -579,14 +595,22 @@ def serve_until_stopped(args, listener):
         ends.callback(scheduler.close)
         served = Served(assistant, scheduler)
         if not args.api_only:
-            loading_server, server = server, serve_page(args, api, served, listener, trusted)
+            maps = maps_for(args, api.name, assistant, scheduler)
+            loading_server, server = server, serve_page(args, api, served, listener, trusted, maps)
             loading_server.close()
         api.served = served
         announce(args, api.name, server)
         server.wait()
 
 
-def serve_page(args, api, served, listener, trusted):
+def maps_for(args, name, assistant, scheduler):
+    from serving.bulk import Bulk
+    from serving.maps import Maps
+
+    return Maps(Bulk(assistant, scheduler), name, args.english, args.scenes)
+
+
+def serve_page(args, api, served, listener, trusted, maps):
     """The page behind the API's routes."""
     from serving.api import create_app
 
@@ -600,6 +624,7 @@ def serve_page(args, api, served, listener, trusted):
         auth=tuple(args.auth.split(":", 1)) if args.auth else None,
         trusted=trusted,
         at_a_time=args.rows + args.waiting,
+        maps=maps,
     )
 
 

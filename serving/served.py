@@ -10,7 +10,7 @@ from model.errors import UserError
 from model.rows import Sample
 from model.running_batch import Question
 from model.sampling import Sampling
-from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, QueueFull, Scheduler
+from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, Event, QueueFull, Scheduler
 
 LOOK = 0.3  # seconds without a piece after which the place in the queue is told again
 
@@ -72,7 +72,7 @@ class Served:
                 yield event.text
                 event = yield from self._next(ticket, events)
             yield event.text
-            return _is_truncated(event)
+            return is_truncated(event)
         finally:
             self.scheduler.cancel(ticket)
 
@@ -85,7 +85,8 @@ class Served:
                 yield Silence(self.scheduler.place(ticket))
 
 
-def _is_truncated(event):
+def is_truncated(event: Event) -> bool:
+    """Whether a limit ended the answer whose last event this is. Raises UserError."""
     if event.end == CANCELLED:
         raise UserError("the server is shutting down")
     if event.end == ERROR:
