@@ -87,10 +87,14 @@ def scene_tab(maps: Maps, english: bool = False) -> None:
                 label=words["summary"], lines=6, visible=False, elem_id="scene-summary"
             )
             files = gr.File(
-                label=words["files"], file_count="multiple", visible=False, elem_id="scene-files"
+                label=words["files"],
+                file_count="multiple",
+                interactive=False,
+                visible=False,
+                elem_id="scene-files",
             )
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
     tab = MapTab(maps, words, english)
     making = start.click(
         tab.make,
@@ -178,12 +182,12 @@ class MapTab:
             asked["before"] = self._source(before, before_name)
             if asked["scene"] is None:
                 raise UserError(self.words["no scene"])
-            run = None
+            run: MapRun | None = None
             for run in self.maps.make(asked):
                 yield self._progress(run), gr.skip(), gr.skip(), gr.skip()
-            if run.error:
+            if run and run.error:
                 raise UserError(run.error)
-            if run.summary:
+            if run and run.summary:
                 yield self._result(run)
         except UserError as error:
             yield _line(self.words["error"] + self._plain(error, sources)), *nothing

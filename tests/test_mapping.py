@@ -22,10 +22,10 @@ from data.lexicon import load
 from mapping.answering import TileFile, answer_tiles
 from mapping.colors import color_of, hex_color
 from mapping.grid import Grid, grid_of
-from mapping.naming import alternatives, objects_in, questions_of, scene_in, share_of
+from mapping.naming import alternatives, objects_in, questions_of, scene_in, shares_of
 from mapping.picture import CHANGED, OPACITY
 from mapping.places import Places, box
-from mapping.regions import regions_of, vote
+from mapping.regions import regions_of, vote, votes_of
 from mapping.summary import in_words, summarize
 from model import Sampling, UserError, load_assistant
 from model.images.tiles import Window, open_scene
@@ -266,8 +266,8 @@ class TestNaming:
         assert texts[own] == "There are many boats in a port"
 
     def test_share(self):
-        assert share_of(1, [math.log(1), math.log(3)]) == pytest.approx(0.75)
-        assert share_of(0, [-1000.0, -1001.0]) == pytest.approx(1 / (1 + math.exp(-1)))
+        assert shares_of([math.log(1), math.log(3)])[1] == pytest.approx(0.75)
+        assert shares_of([-1000.0, -1001.0])[0] == pytest.approx(1 / (1 + math.exp(-1)))
 
 
 def plain_score(family, question, text, image):
@@ -404,6 +404,23 @@ class TestRegions:
         lines = [line(0, "river", None), {"window": [32, 0, 64, 64], "valid": 0.1}]
         assert vote(grid, lines, 0.7).tolist() == [[river, river, -1]]
 
+    def test_a_tile_of_two_minds_counts_less_than_a_sure_one(self):
+        """Three of four tiles lie across borders; two of them name the same neighbour."""
+        grid = Grid(Window(0, 0, 96, 96), 64, [0, 32], [0, 32])
+        sure = {"river": 0.99, "beach": 0.01}
+        torn = {"beach": 0.6, "river": 0.3, "forest": 0.1}
+        lines = []
+        for window, likely in zip(grid.windows, (sure, torn, torn, {"forest": 0.9})):
+            scene = max(likely, key=likely.get)
+            line = {"window": list(window), "answers": {}, "scene": scene, "objects": []}
+            lines.append(line | {"confidence": likely[scene], "likely": likely})
+        names = list(load()["scenes"])
+        assert names[vote(grid, lines, 0)[1, 1]] == "river"
+        for line in lines:
+            del line["likely"]
+        weights = votes_of(lines[0]), votes_of(lines[1])
+        assert weights[0]["river"] > 3 * weights[1]["beach"]
+
     def test_unsure_tiles_are_undecided(self, tmp_path):
         path = write_scene(tmp_path / "a.tif", fields([["river", "beach"]], 64))
         grid, lines, places = mapped(path, tmp_path, ColorAssistant(sure=0.4))
@@ -498,6 +515,27 @@ class TestAnswering:
         assert summary["tiles"]["unsure"] == 0
         tiles = json.loads((tmp_path / "map" / "tiles.geojson").read_text())["features"]
         assert {tile["properties"]["confidence"] for tile in tiles} == {None}
+
+    @pytest.mark.parametrize("is_trained", [True, False])
+    def test_the_confidence_is_asked_for_by_the_question_about_scenes(self, tmp_path, is_trained):
+        """Of a network that answers it with a scene's name; else in its own answer's words."""
+
+        class Torn(ColorAssistant):
+            def score(self, questions, images, texts, english):
+                if questions[0] == "什么？":
+                    return super().score(questions, images, texts, english)
+                assert questions == ["这张遥感图像属于哪一类场景？"] * 2
+                assert texts[0] == [entry["zh"][0] for entry in load()["scenes"].values()]
+                shares = {"河流": 0.7, "海滩": 0.2} if is_trained else {"河流": 0.01}
+                return [[math.log(shares.get(text, 1e-9)) for text in row] for row in texts]
+
+        path = write_scene(tmp_path / "a.tif", fields([["river", "beach"]], 64))
+        _, (river, beach), _ = mapped(path, tmp_path, Torn())
+        if is_trained:
+            assert (river["confidence"], beach["confidence"]) == (0.7778, 0.2222)
+            assert river["likely"] == beach["likely"] == {"river": 0.7778, "beach": 0.2222}
+        else:
+            assert river["confidence"] == beach["confidence"] == pytest.approx(0.9, abs=1e-3)
 
     def test_a_damaged_tile_is_its_own_error_and_is_tried_again(self, tmp_path):
         pixels = np.tile(fields([["river", "beach"]], 64), (1, 40, 20))
