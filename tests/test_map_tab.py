@@ -318,7 +318,7 @@ class TestPage:
         bulk.go.set()
         server.close()
 
-    def test_a_scene_becomes_a_map(self, page, browser, scene_file, tmp_path):
+    def test_a_scene_becomes_a_map(self, page, browser, scene_file, tmp_path, monkeypatch):
         """Uploaded, stopped, started again; the map in its frame, a tile clicked, a file saved."""
         address, bulk = page
         tab = browser.new_page(viewport={"width": 1280, "height": 900}, locale="zh-CN")
@@ -329,7 +329,13 @@ class TestPage:
         tab.wait_for_selector("#scene-status progress")
         assert wait_until(lambda: "2 / " in tab.inner_text("#scene-status"), 60)
         tab.screenshot(path=tmp_path / "running.png")
-        threading.Timer(0.5, bulk.go.set).start()
+
+        def stop(run):
+            run.progress.stopping.set()
+            bulk.go.set()
+            run.wait(30)
+
+        monkeypatch.setattr("serving.maps.MapRun.stop", stop)
         tab.click("#scene-stop")
         assert wait_until(lambda: "已停止" in tab.inner_text("#scene-status"), 60)
         answered = len(bulk.batches)
