@@ -50,6 +50,13 @@ def parse(argv=None):
         help="path or address under which a reverse proxy shows the page, such as /remoteglm "
         "(default: directly)",
     )
+    add(
+        "--scenes",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of this machine: whoever sees the page may map the images in it (default: "
+        "only what people upload)",
+    )
     add_language_options(add)
     add_bands_option(page)
     add(
@@ -66,6 +73,8 @@ def parse(argv=None):
         parser.error(f"--port {args.port}: must be at least 1 and at most 65535")
     if args.root_path and not args.root_path.startswith(("/", "http://", "https://")):
         parser.error(f"--root-path {args.root_path}: must begin with / or http(s)://")
+    if args.scenes and not args.scenes.is_dir():
+        parser.error(f"--scenes {args.scenes}: no such folder")
     args.host = args.host.strip("[]")
     check_access(parser, args)
     for name in ("rows", "waiting", "answer_seconds", "answer_tokens", "kv_memory"):
@@ -274,14 +283,22 @@ def serve_until_stopped(args, listener):
         ends.callback(scheduler.close)
         served = Served(assistant, scheduler)
         if not args.api_only:
-            loading_server, server = server, serve_page(args, api, served, listener, trusted)
+            maps = maps_for(args, api.name, assistant, scheduler)
+            loading_server, server = server, serve_page(args, api, served, listener, trusted, maps)
             loading_server.close()
         api.served = served
         announce(args, api.name, server)
         server.wait()
 
 
-def serve_page(args, api, served, listener, trusted):
+def maps_for(args, name, assistant, scheduler):
+    from serving.bulk import Bulk
+    from serving.maps import Maps
+
+    return Maps(Bulk(assistant, scheduler), name, args.english, args.scenes)
+
+
+def serve_page(args, api, served, listener, trusted, maps):
     """The page behind the API's routes."""
     from serving.api import create_app
     from serving.page.about import about
@@ -299,6 +316,7 @@ def serve_page(args, api, served, listener, trusted):
         at_a_time=args.rows + args.waiting,
         about=about(served.family, api.name, args.from_pretrained),
         votes=Votes(args.votes) if args.votes else None,
+        maps=maps,
     )
 
 

@@ -11,7 +11,7 @@ from model.errors import UserError
 from model.rows import Sample
 from model.running_batch import Question
 from model.sampling import Sampling
-from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, Scheduler
+from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, Event, Scheduler
 
 LOOK = 0.3  # seconds without a piece after which the place in the queue is told again
 
@@ -78,7 +78,7 @@ class Served:
                 yield Piece(event.text, ticket.tokens)
                 event = yield from self._next(ticket, events)
             yield Piece(event.text, ticket.tokens)
-            return _is_truncated(event)
+            return is_truncated(event)
         finally:
             self.scheduler.cancel(ticket)
 
@@ -100,7 +100,8 @@ def _joined(event, events):
     return replace(event, text=text)
 
 
-def _is_truncated(event):
+def is_truncated(event: Event) -> bool:
+    """Whether a limit ended the answer whose last event this is. Raises UserError."""
     if event.end == CANCELLED:
         raise UserError("the server is shutting down")
     if event.end == ERROR:

@@ -297,7 +297,7 @@ DOWNHILL = {
     "model": ("model",),
     "evaluation": ("evaluation", "model", "data"),
     "mapping": ("mapping", "model", "data"),
-    "serving": ("serving", "model"),
+    "serving": ("serving", "mapping", "model"),
     "data": ("data", "model.errors", "model.files", "model.images"),
 }
 

@@ -451,7 +451,7 @@ def test_a_page_loaded_again_finds_its_dialogue_and_a_closed_one_leaves_no_file(
     sessions.leave("two")
     sessions.leave("nobody")
     for _ in range(50):
-        if not path.exists():
+        if not path.parent.exists():
             break
         time.sleep(0.05)
     assert not path.parent.exists() and sessions.of("two") is not session

@@ -6,13 +6,15 @@ from typing import Any
 
 import gradio as gr
 
+from serving.map_tab import scene_tab
+from serving.maps import Maps
 from serving.page.events import connect
 from serving.page.fetching import switch_off_fetching
 from serving.page.layout import LOGO, Layout
 from serving.page.service import Service
 
 FOLDER = Path(__file__).parent
-UPLOAD = "100mb"  # largest image
+UPLOAD = "1gb"  # largest image or scene
 # Seconds: how often, and how old, what no page shows is removed
 LEFT_OVER = (3600, 24 * 3600)
 # Fonts that show Chinese, by operating system
@@ -31,17 +33,25 @@ def build(
     english: bool | None = None,
     bands: Sequence[int] | None = None,
     at_a_time: int = 1,
+    maps: Maps | None = None,
     **options: Any,
 ) -> gr.Blocks:
     """The page, not yet served. See Service for options.
 
     Its named endpoints are /image, /fetch_image and /answer. at_a_time: questions that the
-    assistant takes at once, waiting ones included.
+    assistant takes at once, waiting ones included; maps: None: without maps of scenes.
     """
     switch_off_fetching()
     service = Service(assistant, english, bands, **options)
     with gr.Blocks(title="RemoteGLM", analytics_enabled=False, delete_cache=LEFT_OVER) as blocks:
         layout = Layout(service)
+        if maps is None:
+            layout.lay_out_body()
+        else:
+            with gr.Tabs(elem_id="tabs"):
+                with layout.make(gr.Tab, label="chat"):
+                    layout.lay_out_body()
+                scene_tab(maps, bool(english))
         connect(service, layout, at_a_time)
     return blocks.queue(max_size=2 * at_a_time + 16)
 

@@ -62,13 +62,16 @@ def said(key: Any, english: bool) -> Any:
 
 
 class Layout:
-    """The components, placed in the Blocks that are open."""
+    """The components. Its head is placed in the Blocks that are open."""
 
     def __init__(self, service: Service):
         self.english = bool(service.english)
         self.service = service
         self.worded = Worded()
         self.lay_out_head()
+
+    def lay_out_body(self) -> None:
+        """The dialogue about an image, below the head or in a tab."""
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=300, elem_id="left"):
                 self.lay_out_image()
