@@ -35,8 +35,8 @@ from model.hf.family import probe_image
 from model.hf.generate import generate
 from model.hf.types import part_of
 from model.images.tiles import open_scene
+from model.pieces import Pieces
 from model.rows import Sample
-from model.text_scores import Pieces
 from model.weight_files import CARD, PEFT_ADAPTER, PEFT_CONFIG
 
 CPU = torch.device("cpu")

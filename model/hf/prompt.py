@@ -10,7 +10,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.hf.types import NO_THINKING
-from model.text_scores import Pieces
+from model.pieces import Pieces
 
 PROBE = "X"  # an answer, to see what a template writes around one
 

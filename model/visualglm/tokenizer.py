@@ -15,7 +15,7 @@ import sentencepiece
 
 from model.errors import UserError
 from model.find import BASE, places
-from model.text_scores import Pieces
+from model.pieces import Pieces
 
 # Of ChatGLM-6B's own file, and the number of ids of a network that uses it.
 VOCABULARY = "ice_text.model"
