@@ -28,6 +28,7 @@ BITS = (8, 4)
 SCALE_DTYPE = torch.bfloat16
 # Of the largest output: kernels may round differently, a wrong one is off by far more.
 PROBE_ERROR = 0.02
+PROBE_OUTPUTS = 1024  # a head of 130,528 words would take 6 GB to try
 
 Stored = dict[str, torch.Tensor]  # what `quantize` returns
 Product = Callable[[torch.Tensor], torch.Tensor]  # [M, K] -> [M, N]
@@ -188,8 +189,10 @@ def choose_kernel(
 ) -> Kernel:
     """The first kernel that runs on this shape and agrees with Dequantized.
 
+    Of many outputs a part is tried, with the same remainder: kernels go by whether N is divisible.
     others: to try after the device's own.
     """
+    outputs = min(outputs, PROBE_OUTPUTS + outputs % PROBE_OUTPUTS)
     x = torch.randn(2, inputs, device=device, dtype=SCALE_DTYPE)
     stored = quantize(torch.randn(outputs, inputs, device=device), bits)
     wanted = Dequantized(stored)(x.float())

@@ -396,6 +396,8 @@ class HFFamily(Family):
     def prepare_to_answer(self):
         self.network.eval()
         pack(self.network)
+        if widens(self.device, self.dtype):
+            widen_products(self.network)
         tensors = adapter.tensors_of(self._peft) if self._peft else {}
         return f"{self.base_fingerprint}-{fingerprint(tensors)}-{self._bits or self.dtype}"
 
