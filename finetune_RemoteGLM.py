@@ -329,9 +329,9 @@ def as_resolved(options, dtype):
     try:
         folder = find_checkpoint(options.from_pretrained)
     except UserError:
-        if options.download:
-            return options
-        raise
+        if Path(options.from_pretrained).expanduser().is_dir():
+            raise
+        return options  # open_base fetches it, or says that it is not there
     if not adapter_file(folder):
         return options
     return like_adapter(options, adapter_card(folder)["method"], folder)
