@@ -13,8 +13,8 @@ from conftest import PIECES, TEXTS
 from PIL import Image
 from safetensors.torch import load_file
 
-from model import Sampling, UserError, float_products, load_assistant
-from model.visualglm import checkpoint, quantization
+from model import Sampling, UserError, float_products, load_assistant, quantization
+from model.visualglm import checkpoint
 from model.visualglm.answer_text import stable_prefix, tidy
 from model.visualglm.decoder import Decoder
 from model.visualglm.generate import filter_logits, generate

@@ -129,7 +129,7 @@ class VisualGLMFamily(Family):
     def _completed(self, method):
         """The method with all layers named, and without an empty list of parts."""
         method = {key: value for key, value in method.items() if key != "parts" or value}
-        if method["name"] == "lora" and method["layers"] is None:
+        if method["name"] == "lora" and method.get("layers") is None:
             method["layers"] = list(range(self.config["num_layers"]))
         return method
 
