@@ -23,6 +23,7 @@ from model.hf.loading import fingerprint_of, load_model, quantize, read_config, 
 from model.hf.network import Network
 from model.hf.prompt import Prompts
 from model.hf.types import check_type, names_of
+from model.images import open_file
 from model.weight_files import CARD, PEFT_CONFIG, fingerprint, read_card
 
 ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt
@@ -440,7 +441,7 @@ def probe_image():
 def _size_of(source):
     """(width, height) of an image without reading it whole; of one that is unreadable the usual."""
     try:
-        with Image.open(source) as image:
+        with open_file(source) as file, Image.open(file) as image:
             return image.size
     except (OSError, ValueError, Image.DecompressionBombError):
         return SIDES[0], SIDES[0]
