@@ -74,6 +74,9 @@ COMPLAINTS = {
     "count": "有英文没有说的数量",
     "cut": "句子没有写完，应以句号结束",
     "marks": "不要标记、标签、表情符号或乱码",
+    "form": "应为一问一答，问句以问号结尾",
+    "present": "问的东西可能就在图像里，或者没有问到具体的地物",
+    "denial": "回答应以“没有”开头",
 }
 
 
@@ -81,7 +84,8 @@ COMPLAINTS = {
 def fingerprint():
     """Of everything that a verdict depends on besides the texts: rules, lexicon and code."""
     folder = Path(__file__).resolve().parent
-    code = [folder / name for name in ("quality.py", "lexicon.py", "lexicon.json")]
+    names = ("quality.py", "lexicon.py", "lexicon.json", "seen_questions.py")
+    code = [folder / name for name in names]
     content = b"".join(path.read_bytes() for path in (*code, RULES_FILE))
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -314,7 +318,7 @@ def _unspoken_numbers(source):
     return set()
 
 
-def complaint(problems):
+def complaint(problems, wanted="中文描述"):
     """The request to write it again, in Chinese, naming each problem."""
     lexicon_key = {"object": "objects", "scene": "scenes", "colour": "colours"}
     parts = []
@@ -323,7 +327,7 @@ def complaint(problems):
             words = lexicon.load()[lexicon_key[reason]][words]["zh"][0]
         parts.append(f"{COMPLAINTS[reason]}（{words}）")
     listed = "；".join(parts)
-    return f"这段描述不合要求：{listed}。请只根据前面的英文句子重写，只输出改正后的中文描述。"
+    return f"这段描述不合要求：{listed}。请只根据前面的英文句子重写，只输出改正后的{wanted}。"
 
 
 class Report:
