@@ -163,7 +163,7 @@ class LookedTexts(Texts):
 
     def complaint(self, problems):
         if self.args.style in seen_questions.INSTRUCTIONS:
-            return quality.complaint(problems, "问答")
+            return quality.complaint(problems, "问答", seen_questions.COMPLAINTS)
         return super().complaint(problems)
 
     def record(self, record, text):

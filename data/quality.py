@@ -74,9 +74,6 @@ COMPLAINTS = {
     "count": "有英文没有说的数量",
     "cut": "句子没有写完，应以句号结束",
     "marks": "不要标记、标签、表情符号或乱码",
-    "form": "应为一问一答，问句以问号结尾",
-    "present": "问的东西可能就在图像里，或者没有问到具体的地物",
-    "denial": "回答应以“没有”开头",
 }
 
 
@@ -318,14 +315,14 @@ def _unspoken_numbers(source):
     return set()
 
 
-def complaint(problems, wanted="中文描述"):
+def complaint(problems, wanted="中文描述", complaints=COMPLAINTS):
     """The request to write it again, in Chinese, naming each problem."""
     lexicon_key = {"object": "objects", "scene": "scenes", "colour": "colours"}
     parts = []
     for reason, words in problems:
         if reason in lexicon_key:
             words = lexicon.load()[lexicon_key[reason]][words]["zh"][0]
-        parts.append(f"{COMPLAINTS[reason]}（{words}）")
+        parts.append(f"{complaints[reason]}（{words}）")
     listed = "；".join(parts)
     return f"这段描述不合要求：{listed}。请只根据前面的英文句子重写，只输出改正后的{wanted}。"
 

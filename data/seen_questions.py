@@ -26,6 +26,11 @@ INSTRUCTIONS = {
         f"别的遥感图像中常见的地物是否存在，回答以“没有”开头，可以再说图像中实际有什么。{FORM}"
     ),
 }
+COMPLAINTS = quality.COMPLAINTS | {
+    "form": "应为一问一答，问句以问号结尾",
+    "present": "问的东西可能就在图像里，或者没有问到具体的地物",
+    "denial": "回答应以“没有”开头",
+}
 DENIAL = re.compile("没有|没|无|不|否")
 
 

@@ -214,3 +214,11 @@ def test_options_that_make_no_sense(options, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         translation_en2zh.main(list(options))
     assert words in capsys.readouterr().err
+
+
+def test_a_bad_pair_is_named_in_the_request_to_write_it_again(lakes, stub):
+    answers = iter(["湖上有一艘船。"] + [PAIRS] * 2)
+    stub.answer = lambda content, nth: next(answers) if shown(content)[1] else SEEN
+    assert look(lakes, "--style", "questions", "--concurrency", 1) == 0
+    [again] = [body["messages"] for _, _, body in stub.bodies if len(body["messages"]) > 2]
+    assert "应为一问一答" in again[3]["content"] and again[3]["content"].endswith("问答。")
