@@ -3,8 +3,8 @@
     pip install "ray[data]" aiohttp
     python data/examples/ray_batch.py requests.jsonl results.jsonl http://127.0.0.1:8000/v1
 
-The key is read from OPENAI_API_KEY. --import-batch reads the results; a request that failed has a
-line with its error and is asked again in the next round.
+The key is read from OPENAI_API_KEY. --import-batch reads the results; what they lack is written
+again by --export-batch with --lost-batch.
 """
 
 import json
