@@ -105,6 +105,24 @@ def test_a_folder_for_datasets(described, capsys):
 
 
 @pytest.mark.slow
+def test_evalscope_loads_the_rows(described):
+    pytest.importorskip("evalscope", reason="evalscope is not installed")
+    import evalscope.benchmarks  # noqa: F401  (registers general_vqa)
+    from evalscope.api.registry import get_benchmark
+    from evalscope.config import TaskConfig
+
+    folder = described.parent
+    generate(described, folder / "x.jsonl", "--format", "evalscope")
+    own = {"general_vqa": {"local_path": str(folder), "subset_list": ["x"]}}
+    config = TaskConfig(model="m", datasets=["general_vqa"], dataset_args=own)
+    loaded = get_benchmark("general_vqa", config).load_dataset()
+    samples = list(loaded["x"])
+    assert len(samples) == 4 and samples[1].target == "湖泊，\td/b.tif。"
+    shown, asked = samples[1].input[0].content
+    assert shown.image == str(folder / "images" / "d" / "b.tif") and asked.text == QUESTION
+
+
+@pytest.mark.slow
 def test_datasets_loads_the_folder(described):
     datasets = pytest.importorskip("datasets")
     output = generate(described, described.parent / "set", "--format", "hf")
