@@ -5,6 +5,7 @@ Of a set that stays on the disk, rows are read and rendered where they are used 
 
 import random
 import re
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -52,11 +53,14 @@ class RowDataset(torch.utils.data.Dataset):
         self.rows = rows
         self.cache = cache
         self.augmentation = augmentation
-        self.has_image = sample_keys(samples)[:, 0] != 0
         self.lengths = np.array([row.length for row in rows])
         self.mean_targets = float(np.mean([row.target_tokens for row in rows]))
         cut = sum(row.cut for row in rows)
         self.cut = f"{cut} rows" if cut else ""
+
+    @cached_property
+    def has_image(self):
+        return sample_keys(self.samples)[:, 0] != 0
 
     def with_images(self, samples):
         """The same rows with the images of other samples, for the image ablation."""
@@ -105,7 +109,6 @@ class StreamedDataset(RowDataset):
             self.cut = f"{self.cut} of {len(rows)} that were drawn"
         self.limits = limits
         self.samples, self.rows = samples, None
-        self.has_image = sample_keys(samples)[:, 0] != 0
         self.lengths = self._estimated(drawn, self.lengths)
 
     def _estimated(self, drawn, tokens):
