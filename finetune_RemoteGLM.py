@@ -9,11 +9,14 @@ exactly where the last complete step was saved.
 
 import dataclasses
 import math
+import random
 import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from model.training.signals import leave_on_signals
@@ -21,6 +24,7 @@ from model.training.signals import leave_on_signals
 if __name__ == "__main__":
     leave_on_signals("finetune_RemoteGLM.py")  # also while the imports below take their seconds
 
+import numpy as np
 import torch
 
 from command_line import Parser
@@ -38,9 +42,10 @@ from model.family import (
 )
 from model.files import PROJECT, sha256
 from model.find import find_checkpoint
+from model.row_store import StoredSamples, is_shards, sample_keys
 from model.rows import Sample, load_rows
 from model.training.arguments import read_arguments
-from model.training.dataset import make_loader, rendered_dataset
+from model.training.dataset import StreamedDataset, make_loader, rendered_dataset
 from model.training.engine import (
     deepspeed,
     is_first_failure,
@@ -59,6 +64,8 @@ from model.training.sampler import DistributedBatchSampler, plan_epoch
 from model.training.validation import make_validation, shuffled_rows
 from model.weight_files import adapter_file
 
+QUESTIONS = 10_000  # rows among which the most frequent question is looked for
+
 
 def parse(argv=None):
     """Command line -> (Options, flags without effect). Contradictions end it in one message."""
@@ -70,15 +77,25 @@ class Inputs:
     """What a run reads, checked before anything heavy."""
 
     train_file: Path
-    valid_file: Path | None
-    samples: list[Sample]
+    samples: Sequence[Sample]
     valid_samples: list[Sample]
+    fingerprints: list[str | None]  # of the rows of both
     notes: list[str]  # what was not read of the files
 
     @property
+    def is_streamed(self):
+        return isinstance(self.samples, StoredSamples)
+
+    @cached_property
+    def keys(self):
+        """Of training and validation samples, see sample_keys."""
+        return sample_keys(self.samples), sample_keys(self.valid_samples)
+
+    @property
     def images(self):
-        shown = {sample.image for sample in self.samples + self.valid_samples if sample.image}
-        return sorted(shown)
+        """How many different ones."""
+        shown = np.concatenate([keys[:, 0] for keys in self.keys])
+        return np.unique(shown[shown != 0]).size
 
 
 def read_inputs(options):
@@ -89,19 +106,33 @@ def read_inputs(options):
     valid_file = None
     if options.valid_data:
         valid_file = Path(options.valid_data)
-    elif beside != train_file and beside.is_file():
+    elif beside != train_file and (beside.is_file() or any(beside.parent.glob(beside.name))):
         valid_file = beside
     notes = []
-    samples = load_rows(train_file, options.image_root, notes=notes)
-    valid_samples = []
+    samples, fingerprint = read_samples(train_file, options, notes, options.stream)
+    valid_samples, valid_fingerprint = [], None
     if valid_file:
-        valid_samples = load_rows(valid_file, options.image_root, notes=notes)
+        valid_samples, valid_fingerprint = read_samples(valid_file, options, notes)
+    if isinstance(samples, StoredSamples):
+        notes.append(
+            "training rows stay on the disk: their images are read and encoded in every step, and "
+            "not opened before"
+        )
     if options.early_stopping and not valid_samples:
         raise UserError(
             f"--early-stopping {options.early_stopping} needs validation rows: name them with "
             "--valid-data"
         )
-    return Inputs(train_file, valid_file, samples, valid_samples, notes)
+    fingerprints = [fingerprint, valid_fingerprint]
+    return Inputs(train_file, samples, list(valid_samples), fingerprints, notes)
+
+
+def read_samples(path, options, notes, stream=False):
+    """(the samples of a row file or of shards, hash of the rows). Raises UserError."""
+    if stream or is_shards(path):
+        samples = StoredSamples(path, options.image_root, notes)
+        return samples, samples.fingerprint[:16]
+    return load_rows(path, options.image_root, notes=notes), sha256(path)[:16]
 
 
 def prepare_run(options):
@@ -227,10 +258,10 @@ def requested_method(options, adapter=None):
 
 def say_overlap(inputs, say):
     """Say how many validation rows also are training rows, which makes their loss too low."""
-    rows = {(s.image, s.question, s.answer) for s in inputs.samples}
-    images = {s.image for s in inputs.samples if s.image}
-    same = sum((s.image, s.question, s.answer) in rows for s in inputs.valid_samples)
-    seen = sum(s.image in images for s in inputs.valid_samples)
+    keys, valid_keys = inputs.keys
+    same = int(np.isin(valid_keys[:, 1], keys[:, 1]).sum())
+    shown = keys[keys[:, 0] != 0, 0]
+    seen = int(np.isin(valid_keys[:, 0], shown).sum())
     if seen or same:
         say(
             f"warning: of {len(inputs.valid_samples)} validation rows {same} are also training "
@@ -244,7 +275,7 @@ def say_plan(trainer, inputs, method, total_parameters, memory):
     dataset, say = trainer.dataset, trainer.processes.say
     trained = sum(p.numel() for p in family.network.parameters() if p.requires_grad)
     tokens = float(dataset.lengths.mean())
-    shown = sum(sample.image is not None for sample in dataset.samples) / len(dataset)
+    shown = float(dataset.has_image.mean())
     settings = {name: value for name, value in method.items() if name != "name"}
     say(
         f"{options.experiment_name}: trains {method['name']} {settings or ''} {trained:,} "
@@ -254,16 +285,16 @@ def say_plan(trainer, inputs, method, total_parameters, memory):
     )
     line = (
         f"{len(dataset):,} rows, {len(inputs.valid_samples):,} validation rows, "
-        f"{len(inputs.images):,} images; {plan.total_steps:,} steps of {plan.rows_per_step} rows "
+        f"{inputs.images:,} images; {plan.total_steps:,} steps of {plan.rows_per_step} rows "
         f"(~{tokens * plan.rows_per_step:.0f} tokens, ~{shown * plan.rows_per_step:.0f} images)"
     )
     if dataset.cut:
         line += (
-            f"; {dataset.cut} rows cut by --max_source_length {options.max_source_length} or "
+            f"; {dataset.cut} cut by --max_source_length {options.max_source_length} or "
             f"--max_target_length {options.max_target_length} (a cut answer trains no end)"
         )
     say(line)
-    if inputs.images and family.image_note():
+    if shown and family.image_note():
         say(family.image_note())
 
 
@@ -281,6 +312,8 @@ def train(options, ignored=()):
     dtype = training_dtype(options, device)
     options = as_resolved(options, dtype)
     inputs = read_inputs(options)
+    if inputs.is_streamed:
+        options = dataclasses.replace(options, stream=True, vision_cache="off")
     run, existing_steps = prepare_run(options)
 
     processes = start_processes(device)
@@ -301,7 +334,9 @@ def train(options, ignored=()):
     torch.manual_seed(options.seed)
     family, card = open_base(options, processes.device, dtype)
     total_parameters = sum(p.numel() for p in family.network.parameters())
-    samples = inputs.samples + inputs.valid_samples
+    samples = list(inputs.valid_samples)
+    if not inputs.is_streamed:
+        samples += inputs.samples
     cache = open_feature_cache(options, family, samples, inputs.train_file, processes)
     if cache and card["method"]["name"] != "full":
         family.drop_vision()
@@ -355,13 +390,21 @@ def make_trainer(options, family, processes, run, inputs, cache, card, existing_
     )
     augmentation = (options.seed, options.augment) if options.augment else None
     sharded = processes.sharded
-    dataset = rendered_dataset(family, inputs.samples, limits, cache, augmentation, sharded)
+    if inputs.is_streamed:
+        dataset = StreamedDataset(family, inputs.samples, limits, augmentation)
+    else:
+        dataset = rendered_dataset(family, inputs.samples, limits, cache, augmentation, sharded)
     workers = options.num_workers
     if workers < 0:
         workers = 4 if processes.device.type == "cuda" else 0
     plan = make_plan(options, len(dataset), processes.world)
+
+    @lru_cache(1)
+    def planned(epoch):
+        return plan_epoch(dataset.lengths, plan.rows_per_step, options.seed, epoch)
+
     sampler = DistributedBatchSampler(
-        lambda epoch: plan_epoch(dataset.lengths, plan.rows_per_step, options.seed, epoch),
+        planned,
         len(dataset),
         options.batch_size,
         options.gradient_accumulation_steps,
@@ -412,7 +455,9 @@ def make_trainer(options, family, processes, run, inputs, cache, card, existing_
 
 def run_card(options, inputs):
     """What a checkpoint says of the run that made it, beside its base and method."""
-    questions = Counter(sample.question for sample in inputs.samples)
+    count = len(inputs.samples)
+    drawn = sorted(random.Random(0).sample(range(count), min(count, QUESTIONS)))
+    questions = Counter(inputs.samples[index].question for index in drawn)
     return {
         "format": 2,
         "prompt": questions.most_common(1)[0][0],
@@ -428,8 +473,8 @@ def run_state(options, inputs, plan, world, base):
         "options": dataclasses.asdict(options),
         "rows per step": plan.rows_per_step,
         "steps": plan.total_steps,
-        "training rows": sha256(inputs.train_file)[:16],
-        "held-out rows": sha256(inputs.valid_file)[:16] if inputs.valid_file else None,
+        "training rows": inputs.fingerprints[0],
+        "held-out rows": inputs.fingerprints[1],
         "world": world,
         "base": base and base["fingerprint"],
     }

@@ -269,6 +269,54 @@ def tars(folder, args):
     yield f"members read at random, {count:,}", f"{rate:,.0f} members/s, {memory:.0f} MB", ""
 
 
+def training(folder, args):
+    """The tiny base on rows in memory and on rows that stay on the disk: start, rate, memory."""
+    steps = 40
+    for count, more in ((10_000, ()), (10_000, ("--stream",)), (args.records, ("--stream",))):
+        name = f"{count}{''.join(more)}"
+        files = ("--train-data", write_rows(folder, count), "--save", folder)
+        options = ("--experiment-name", name, "--vision_cache", "off", "--device", "cpu")
+        options += ("--train-iters", steps, "--log-interval", 1, *more)
+        base = ("--from_pretrained", DATA.parent / "model" / "tiny" / "base")
+        _, memory = run(DATA.parent / "finetune_RemoteGLM.py", *base, *files, *options)
+
+        lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+        seconds = [json.loads(line)["seconds"] for line in lines if '"loss"' in line]
+        rate = (steps - 1) / (seconds[-1] - seconds[0])
+        where = "from the disk" if more else "in memory"
+        yield (
+            f"training of {count:,} rows {where}",
+            f"first step after {seconds[0]:.0f} s, {rate:.1f} steps/s, {memory:.0f} MB",
+            "",
+        )
+
+
+def write_rows(folder, count):
+    """A .jsonl of so many rows over 100 members of a tar."""
+    import tarfile
+    from io import BytesIO
+
+    from PIL import Image
+
+    with tarfile.open(folder / "images.tar", "w") as tar:
+        for number in range(100):
+            content = BytesIO()
+            Image.new("RGB", (64, 64), (number, 99, 200)).save(content, "PNG")
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = content.tell()
+            tar.addfile(info, BytesIO(content.getvalue()))
+    path = folder / f"rows-{count}.jsonl"
+    with open(path, "w") as file:
+        for number in range(count):
+            row = {
+                "img": f"images.tar/{number % 100}.png",
+                "prompt": "这张遥感图像展现了什么场景？",
+            }
+            row["label"] = f"图中有{number}架飞机。"
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
 BENCHMARKS = {
     "translation": translation,
     "transform": transform,
@@ -276,6 +324,7 @@ BENCHMARKS = {
     "images": images,
     "batches": batches,
     "tars": tars,
+    "training": training,
 }
 
 
@@ -297,7 +346,7 @@ def main():
         "--records",
         type=int,
         default=1_000_000,
-        help="of stream, and members of tars (default: %(default)s)",
+        help="of stream and training, and members of tars (default: %(default)s)",
     )
     args = parser.parse_args()
     names = args.names or [name for name in BENCHMARKS if name != "images" or args.images]

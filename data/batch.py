@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from data.endpoint import NoAnswer, Refused, reported_tokens, usable_text
 from data.journal import Answer
-from data.records import Fault, Tally, checked_records, got
+from data.records import Fault, Tally, checked_records, got, read_records
 from data.replies import FILTERED, UnusableReply, parse
 from model.files import replacing
 
@@ -101,6 +101,14 @@ def import_results(path, texts, journal, style):
     return found
 
 
+def answers_some(path, journal):
+    """Whether a file of results has an answer to a request of this journal. Raises UserError."""
+    for _, result in read_records(path):
+        if isinstance(result, dict) and result.get("custom_id") in journal.sent:
+            return True
+    return False
+
+
 def _results(path, journal):
     def problem(result):
         if "response" not in result and "error" not in result:
@@ -123,7 +131,7 @@ def _entry(result, texts, name, style, found):
         tokens = reported_tokens(reply.usage)
         found.tokens_in += tokens[0]
         found.tokens_out += tokens[1]
-        answer = Answer(usable_text(reply))
+        answer = Answer(usable_text(reply, texts.bare))
         entry |= {"target": answer.text, "tokens": tokens}
     except Refused as error:
         answer = Answer("", refused=str(error))

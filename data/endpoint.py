@@ -39,6 +39,8 @@ SECRET_LENGTH = 8
 BREAKER = 10
 # tokens that a message has beside its text
 TOKENS_PER_MESSAGE = 4
+# of 768 pixels a side, as GPT-4o and Qwen2.5-VL count about
+TOKENS_PER_IMAGE = 800
 # a number of tokens above it is no count
 MOST_TOKENS = 10**7
 
@@ -70,7 +72,14 @@ def estimated_tokens(text):
 
 def prompt_tokens(messages):
     """Estimated tokens of a request's messages."""
-    return sum(estimated_tokens(m["content"]) + TOKENS_PER_MESSAGE for m in messages)
+    return sum(_content_tokens(m["content"]) + TOKENS_PER_MESSAGE for m in messages)
+
+
+def _content_tokens(content):
+    if isinstance(content, str):
+        return estimated_tokens(content)
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    return sum(map(estimated_tokens, texts)) + TOKENS_PER_IMAGE * (len(content) - len(texts))
 
 
 def cost_of(args, tokens_in, tokens_out):
@@ -96,9 +105,12 @@ def asked_pause(headers):
         return None
 
 
-def usable_text(reply):
-    """The answer in a Reply, bare. Raises Refused where a filter refuses, NoAnswer."""
-    text = peel(reply.text)
+def usable_text(reply, bare=peel):
+    """The answer in a Reply, without what bare(text) takes off.
+
+    Raises Refused where a filter refuses, NoAnswer.
+    """
+    text = bare(reply.text)
     if reply.is_filtered:
         raise Refused(f"finish_reason {reply.ending}")
     if not text and reply.text.strip():
@@ -203,11 +215,12 @@ class Endpoint:
             # not all at the same moment
             await self.pause(left + random.uniform(0, 0.1 * left))
 
-    async def answer(self, messages, expected):
+    async def answer(self, messages, expected, bare=peel):
         """The text of the answer and (tokens in, tokens out).
 
-        expected: tokens that the answer is expected to have. Raises Refused where a filter refuses,
-        Failed after the last retry or where none helps, Stopped where the run has to end.
+        expected: tokens that the answer is expected to have; bare: see usable_text. Raises Refused
+        where a filter refuses, Failed after the last retry or where none helps, Stopped where the
+        run has to end.
         """
         request = (prompt_tokens(messages), expected)
         for attempt in range(self.args.max_retries + 1):
@@ -218,7 +231,7 @@ class Endpoint:
             self.requests += 1
             self.retries += attempt > 0
             try:
-                return await self.ask(messages, *request)
+                return await self.ask(messages, *request, bare)
             except (Failed, Refused, Stopped):
                 raise
             # api_error, NoAnswer, and whatever the client makes of a reply: it is this request's
@@ -240,7 +253,7 @@ class Endpoint:
                 f"{reserved:.4f} in flight, {this:.4f} for the next request"
             )
 
-    async def ask(self, messages, tokens_in, expected):
+    async def ask(self, messages, tokens_in, expected, bare):
         """One request; see `answer`. Raises NoAnswer, Refused, Stopped, openai.APIError."""
         body = await self.request(messages, tokens_in, expected)
         try:
@@ -252,7 +265,7 @@ class Endpoint:
             raise NoAnswer(str(error)) from None
 
         used = self.account(reply.usage, reply.text, tokens_in, expected)
-        text = usable_text(reply)
+        text = usable_text(reply, bare)
         self.failed_in_a_row = 0
         return self.hide(text), used
 

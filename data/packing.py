@@ -1,7 +1,8 @@
 """--pack: images and rows as WebDataset shards, NAME-train-00000.tar and so on.
 
 Each image is one key: key.EXT, its bytes as they are, and key.json, {"img": where it came from,
-"rows": its rows without img}. The rows of the trainer name the members, so nothing is unpacked.
+"image": "key.EXT", "rows": its rows without img}: model/row_store.py reads them. The rows of the
+trainer name the members, so nothing is unpacked.
 A shard appears when it is whole; the files of rows, which name them, come last.
 """
 
@@ -44,12 +45,13 @@ class Packer(ExitStack):
         shards = min(self.shards, self.images[split])
         name, tar = self._shard(split, index * shards // self.images[split])
         key = f"{index:08d}"
+        member = key + file.suffix.lower()
         rows = [{name: value for name, value in row.items() if name != "img"} for row in rows]
-        about = json.dumps({"img": img, "rows": rows}, ensure_ascii=False).encode()
+        about = json.dumps({"img": img, "image": member, "rows": rows}, ensure_ascii=False)
         with open_file(file) as content:
-            _add(tar, key + file.suffix.lower(), content.read())
-        _add(tar, f"{key}.json", about)
-        return f"{name}/{key}{file.suffix.lower()}"
+            _add(tar, member, content.read())
+        _add(tar, f"{key}.json", about.encode())
+        return f"{name}/{member}"
 
     def _shard(self, split, number):
         """(name, tar) of a shard, opened where the one before is full."""

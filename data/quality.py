@@ -81,7 +81,8 @@ COMPLAINTS = {
 def fingerprint():
     """Of everything that a verdict depends on besides the texts: rules, lexicon and code."""
     folder = Path(__file__).resolve().parent
-    code = [folder / name for name in ("quality.py", "lexicon.py", "lexicon.json")]
+    names = ("quality.py", "lexicon.py", "lexicon.json", "seen_questions.py")
+    code = [folder / name for name in names]
     content = b"".join(path.read_bytes() for path in (*code, RULES_FILE))
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -314,16 +315,16 @@ def _unspoken_numbers(source):
     return set()
 
 
-def complaint(problems):
+def complaint(problems, wanted="中文描述", complaints=COMPLAINTS):
     """The request to write it again, in Chinese, naming each problem."""
     lexicon_key = {"object": "objects", "scene": "scenes", "colour": "colours"}
     parts = []
     for reason, words in problems:
         if reason in lexicon_key:
             words = lexicon.load()[lexicon_key[reason]][words]["zh"][0]
-        parts.append(f"{COMPLAINTS[reason]}（{words}）")
+        parts.append(f"{complaints[reason]}（{words}）")
     listed = "；".join(parts)
-    return f"这段描述不合要求：{listed}。请只根据前面的英文句子重写，只输出改正后的中文描述。"
+    return f"这段描述不合要求：{listed}。请只根据前面的英文句子重写，只输出改正后的{wanted}。"
 
 
 class Report:

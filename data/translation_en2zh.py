@@ -13,7 +13,6 @@ exists. Captions that are Chinese already are not asked but judged as well. The 
 environment variable OPENAI_API_KEY only.
 """
 
-import argparse
 import asyncio
 import itertools
 import json
@@ -29,222 +28,28 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import Parser
-from data import batch, quality
+from data import batch, look, quality, seen_questions
 from data.batch_rounds import ask_in_batches
 from data.connection import is_header, url_problem
-from data.endpoint import (
-    Failed,
-    Refused,
-    Stopped,
-    connect,
-    cost_of,
-    prompt_tokens,
-)
-from data.journal import Answer, Journal, normalized
+from data.endpoint import Failed, Stopped, connect, cost_of, prompt_tokens
+from data.endpoint_options import add_cost_options, add_endpoint_options, at_least
+from data.journal import Journal, normalized
+from data.layouts.content import Content
 from data.lexicon import language
-from data.records import (
-    caption_records,
-    checked_records,
-    read_records,
-    record_writer,
-    text_problem,
-    write_records,
-)
+from data.look import LOOK_STYLES
+from data.records import caption_records, record_writer, write_records
 from data.stage import DATA, DEFAULT_SET, add_path_options, listed, resolve_paths, run_stage
+from data.texts import STYLES, open_texts
 from data.transform import caption_set, sentences_of
 from model.errors import UserError
-from model.files import parse_json, write_text
+from model.files import write_text
 
-TASK = (
-    "你是遥感影像解译专家。用户给出同一幅遥感图像的若干句（至多五句）英文描述，"
-    "句子之间常有重复或语法错误。\n{}\n"
-    "不得添加英文中没有的地物、数量、颜色、位置、用途或评价。"
-    "只输出这段中文描述，不要解释、编号或引号。"
-)
-# {style: (instruction, factor on the length that quality.py allows)}
-STYLES = {
-    "concise": (
-        TASK.format(
-            "请把它们概括成一句简短的中文描述（四十字以内），只说最主要的地物和它们的关系。"
-        ),
-        0.75,
-    ),
-    "detailed": (
-        TASK.format("请把它们合并成一段忠实、通顺的中文描述：涵盖各句的信息，相同的内容只说一次；"),
-        1,
-    ),
-    "expanded": (
-        TASK.format(
-            "请合并并扩写成三到五句中文：逐一交代每种地物及其数量、颜色、排列和相互位置；"
-            "展开只限于英文已有的信息，"
-        ),
-        2,
-    ),
-    "rewritten": (
-        TASK.format(
-            "请合并后改写：信息不变，换用与直译不同的句式和词语，不用“这是一张遥感图像”一类的套话；"
-        ),
-        1,
-    ),
-}
-OPENAI_URL = "https://api.openai.com/v1"
 # captions rejected without one that passes, after which a run stops
 EARLY = 20
 
 
 class NothingPassed(Exception):
     """There is not one row to write."""
-
-
-class Texts:
-    """The distinct captions of a run and what is known of each; see open_texts."""
-
-    def __init__(self, args, texts, answers):
-        self.args = args
-        # {normalized caption: caption}, {normalized caption: [Answer so far]}
-        self.texts, self.answers = texts, answers
-        # {normalized caption: Chinese}, {normalized caption: (answer, problems)}
-        self.known, self.rejected = {}, {}
-        # captions of which an answer is good
-        self.passed = 0
-        # captions that are Chinese already; of these rejected
-        self.chinese = self.unfit = 0
-        # normalized captions still to ask, and those whose requests are out in a file
-        self.left, self.waiting = [], []
-        # of a verdict: another one, another verdict
-        self.rules = f"{quality.fingerprint()} {args.style}"
-
-    def problems(self, name, answer):
-        """What the gate finds, judged once; nothing but a refusal with --no-gate."""
-        if answer.refused:
-            return [("filter", answer.refused)]
-        if self.args.no_gate:
-            return []
-        if answer.problems is None or answer.rules != self.rules:
-            instruction, allowance = STYLES[self.args.style]
-            source = self.texts[name]
-            answer.problems = quality.problems(answer.text, source, instruction, allowance)
-            answer.rules = self.rules
-        return answer.problems
-
-    def settled(self, name):
-        """True if an answer is good or no further one is wanted."""
-        answers, found = self.answers.get(name, []), []
-        for answer in answers:
-            found = self.problems(name, answer)
-            if not found:
-                self.known[name] = answer.text
-                self.passed += 1
-                return True
-        if len(answers) > self.args.reask:
-            self.rejected[name] = (answers[-1].text, found)
-            return True
-        return False
-
-    @property
-    def is_gated(self):
-        """Whether the gate has judged anything."""
-        return bool(self.answers or self.chinese) and not self.args.no_gate
-
-    def take(self, name):
-        """A caption that is Chinese already: it is not asked, only judged."""
-        text = quality.as_description(self.texts[name])
-        found = [] if self.args.no_gate else quality.problems(text, None)
-        self.chinese += 1
-        if found:
-            self.unfit += 1
-            self.rejected[name] = (text, found)
-        else:
-            self.known[name] = text
-
-    def receive(self, name, answer):
-        """An answer from a file, perhaps of a caption that this run leaves out."""
-        self.answers.setdefault(name, []).append(answer)
-        # a translation by hand wins
-        if name in self.texts and name not in self.known:
-            self.settled(name)
-
-    def refresh(self, out):
-        """Sort what is not settled; out: {id: caption} of the requests that are out."""
-        captions = set(out.values())
-        open_ = []
-        for name in (*self.left, *self.waiting):
-            if name not in self.known and name not in self.rejected:
-                open_.append(name)
-        self.left = [name for name in open_ if name not in captions]
-        self.waiting = [name for name in open_ if name in captions]
-
-    def counts(self, model):
-        """What is known and what is left, as one text."""
-        parts = [f"{len(self.known)} known"]
-        if self.chinese:
-            parts.insert(0, f"{self.chinese} Chinese already")
-        if self.rejected:
-            parts.append(f"{len(self.rejected)} rejected")
-        if self.waiting:
-            parts.append(f"{len(self.waiting)} out in batches")
-        asked = f"to ask {model}" if self.left else "to ask"
-        return ", ".join([*parts, f"{len(self.left)} {asked}"])
-
-    def messages(self, name):
-        """Of the next request; after a bad answer it is quoted with the complaint."""
-        messages = [
-            {"role": "system", "content": STYLES[self.args.style][0]},
-            {"role": "user", "content": self.texts[name]},
-        ]
-        written = [answer for answer in self.answers.get(name, []) if answer.text]
-        if written:
-            complaint = quality.complaint(self.problems(name, written[-1]))
-            messages.append({"role": "assistant", "content": written[-1].text})
-            messages.append({"role": "user", "content": complaint})
-        return messages
-
-    def expected(self, name):
-        """Tokens of an answer: half of what is allowed, a token per character."""
-        return quality.most_characters(self.texts[name], STYLES[self.args.style][1]) // 2
-
-    async def ask(self, endpoint, journal, name):
-        """Ask until the caption is settled. Raises Failed, Stopped, OSError."""
-        while name not in self.known and name not in self.rejected:
-            entry = {"source": self.texts[name], "model": self.args.model, "style": self.args.style}
-            try:
-                text, used = await endpoint.answer(self.messages(name), self.expected(name))
-                answer = Answer(text)
-                entry |= {"target": text, "tokens": used}
-            except Refused as error:
-                answer = Answer("", refused=str(error))
-                entry |= {"target": "", "refused": answer.refused}
-            self.answers.setdefault(name, []).append(answer)
-            self.settled(name)
-            if answer.problems is not None:
-                entry["verdict"] = {"rules": answer.rules, "problems": answer.problems}
-            await journal.add(entry)
-
-
-def open_texts(args, captions, answers):
-    """Texts with what memory and journal know of them. Raises UserError.
-
-    captions: {normalized: caption}; answers: {normalized caption: answers of earlier runs}.
-    """
-    texts = Texts(args, captions, answers)
-    # before the journal: a correction by hand wins over an answer, and the gate trusts it
-    for path in args.memory:
-        for entry in checked_records(path, "source", _memory_problem, unique=False):
-            name = normalized(entry["source"])
-            if name in captions:
-                texts.known[name] = entry["target"]
-    for name, caption in captions.items():
-        if name in texts.known:
-            continue
-        if quality.written_in(caption) == "zh":
-            texts.take(name)
-        elif not texts.settled(name):
-            texts.left.append(name)
-    return texts
-
-
-def _memory_problem(entry):
-    return text_problem(entry, "target")
 
 
 async def ask_all(texts, args, key, journal):
@@ -319,30 +124,64 @@ def translate(args):
             f"folder of --memory-out {args.memory_out} does not exist: make it, or name another "
             "file"
         )
-    journal = Journal(args.output.with_name(args.output.name + ".journal.jsonl"))
-    count, captions = distinct_captions(args)
-    texts = open_texts(args, captions, journal.read(args.style))
-    receive_batches(texts, args, journal)
+    args.in_files = bool(args.export_batch or args.import_batch)
+    path = args.output.with_name(args.output.name + ".journal.jsonl")
+    if args.look:
+        texts, journal = looked_texts(args, path)
+    else:
+        journal = Journal(path)
+        count, captions = distinct_captions(args)
+        texts = open_texts(args, captions, journal.read(args.style))
+        texts.records = f"{count} records, "
+        receive_batches(texts, args, journal)
+    if texts is None or not go_on(texts, args, journal):
+        return
 
+    write_results(args, results(texts, args), texts.is_gated, texts.record)
+    if args.memory_out:
+        pairs = []
+        for name, text in texts.texts.items():
+            if name in texts.known:
+                pairs.append({"source": text, "target": texts.known[name]})
+        count = write_records(args.memory_out, pairs)
+        print(f"{args.memory_out}: {count} pairs of translation memory")
+
+
+def looked_texts(args, path):
+    """(LookedTexts, their journal) once every image was looked at; (None, None) before that."""
+    pictures = look.Pictures(args)
+    journal = Journal(path)
+    seen = look.Sightings(args, pictures, journal.read(look.SEEN))
+    # files of results are of one kind of requests; which, the journal knows
+    own = [file for file in args.import_batch if batch.answers_some(file, journal)]
+    if seen.left:
+        own = args.import_batch
+    seen.args.import_batch = own
+    receive_batches(seen, seen.args, journal)
+    if (seen.left or seen.waiting) and not go_on(seen, seen.args, journal):
+        return None, None
+
+    args.import_batch = [file for file in args.import_batch if file not in own]
+    journal = Journal(path)
+    texts = look.LookedTexts(args, pictures, seen, journal.read(args.style))
+    receive_batches(texts, args, journal)
+    return texts, journal
+
+
+def go_on(texts, args, journal):
+    """Say what is known, and ask for the rest; returns whether all of it is settled.
+
+    Raises UserError.
+    """
     print(
-        f"{args.input}: {count} records, {len(captions)} distinct captions, "
+        f"{args.input}: {texts.records}{len(texts.texts)} distinct {texts.what}, "
         f"{texts.counts(args.model)}",
         flush=True,
     )
     if args.dry_run:
         print_estimate(texts, args)
-        return
-    if not settle(texts, args, journal):
-        return
-
-    write_results(args, results(texts, args), gated=texts.is_gated)
-    if args.memory_out:
-        pairs = []
-        for name, text in captions.items():
-            if name in texts.known:
-                pairs.append({"source": text, "target": texts.known[name]})
-        count = write_records(args.memory_out, pairs)
-        print(f"{args.memory_out}: {count} pairs of translation memory")
+        return False
+    return settle(texts, args, journal)
 
 
 def receive_batches(texts, args, journal):
@@ -360,8 +199,7 @@ def settle(texts, args, journal):
 
     Raises UserError.
     """
-    in_files = bool(args.export_batch or args.import_batch)
-    if in_files and texts.left:
+    if args.in_files and texts.left:
         path = args.export_batch or next_requests(args.output)
         for file in batch.export(path, texts, journal, args):
             print(f"{file}: requests of the next round; their results go to --import-batch")
@@ -376,10 +214,10 @@ def settle(texts, args, journal):
     if not texts.waiting:
         return True
     text = (
-        f"{len(texts.waiting)} captions are out in files of requests: {args.output} is written "
+        f"{len(texts.waiting)} {texts.what} are out in files of requests: {args.output} is written "
         "once --import-batch has their results; --lost-batch asks for them again"
     )
-    if not in_files:
+    if not args.in_files:
         raise UserError(text)
     print(text)
     return False
@@ -460,20 +298,20 @@ def ask_what_is_left(texts, args, journal):
 def results(texts, args):
     """Yield (record, its English or None, Chinese, problems) of every record."""
     for record in caption_records(args.input, args.limit):
-        name = normalized(record["caption"])
+        name = texts.name_of(record)
         if name in texts.known:
             target, problems = texts.known[name], []
         else:
             target, problems = texts.rejected[name]
         is_english = quality.written_in(record["caption"]) != "zh"
-        yield record, record["caption"] if is_english else None, target, problems
+        yield record, texts.source(name) if is_english else None, target, problems
 
 
-def write_results(args, rows, gated):
+def write_results(args, rows, gated, made):
     """Write output, NAME-rejected and NAME-report.json and print the report. Raises UserError.
 
     rows: (record, its English or None, Chinese, problems); gated: whether there is something to
-    report.
+    report; made(record, Chinese): what is written.
     """
     rejected = args.output.with_name(f"{args.output.stem}-rejected{args.output.suffix}")
     path = args.output.with_name(f"{args.output.stem}-report.json")
@@ -490,7 +328,7 @@ def write_results(args, rows, gated):
                 if kept is None:
                     bad({**record, "answer": target, "problems": problems})
                 else:
-                    good({**record, "caption": kept})
+                    good(made(record, kept))
             if report.rejected == report.total:
                 raise NothingPassed
     if not report.rejected:
@@ -518,7 +356,7 @@ def write_results(args, rows, gated):
 def kept_part(args, english, target, problems):
     """What of a description goes to the output: all, with --trim a part, or None."""
     if args.trim and (problems or args.trim < math.inf):
-        instruction, allowance = STYLES[args.style]
+        instruction, allowance = (LOOK_STYLES if args.look else STYLES)[args.style]
         part = quality.trimmed(target, english, instruction, allowance, args.trim)
         if part:
             return part
@@ -527,8 +365,7 @@ def kept_part(args, english, target, problems):
 
 def english_of(path):
     """{image name: English} of what transform writes, or of a caption set as distributed."""
-    first = next((record for _, record in read_records(path)), None)
-    if not isinstance(first, dict) or "filename" not in first:
+    if "imged_id" in Content(path).first:
         return {record["imged_id"]: record["caption"] for record in caption_records(path)}
     found = {}
     for image in caption_set(path):
@@ -572,33 +409,10 @@ def check(args):
             source, target = english[record["imged_id"]], record["caption"]
             yield record, source, target, quality.problems(target, source, "", allowance)
 
-    write_results(args, rows(), gated=True)
+    def made(record, text):
+        return {**record, "caption": text}
 
-
-def at_least(kind, least):
-    """A type of argparse: a finite number of this kind, not below `least`."""
-
-    def number(text):
-        value = kind(text)
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
-        return value
-
-    return number
-
-
-def json_object(text):
-    """A type of argparse: a JSON object that does not name what this script sends."""
-    try:
-        value = parse_json(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected an object such as {{}}, got {text!r}")
-    own = {"model": "--model", "messages": "--input", "stream": "--stream"}
-    for name in own.keys() & value.keys():
-        raise argparse.ArgumentTypeError(f"{name} is set by {own[name]}")
-    return value
+    write_results(args, rows(), True, made)
 
 
 def make_parser():
@@ -627,11 +441,19 @@ def make_parser():
     )
     parser.add_argument(
         "--style",
-        choices=STYLES,
+        choices=LOOK_STYLES,
         default="detailed",
         help="concise: one sentence; detailed: one paragraph with what the sentences say; "
         "expanded (扩写): three to five sentences; rewritten (改写): other words and sentence "
-        "forms (default: %(default)s)",
+        "forms; with --look also questions: about what is seen, with answers, and absent: about "
+        "what is not there, which give rows for generate_prompt.py (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--look",
+        type=Path,
+        metavar="DIR",
+        help="the model sees the images, which lie in this folder: first it says in English what "
+        "it sees of each, then it describes it (or asks, see --style) by that and the caption",
     )
     add_gate_options(parser.add_argument_group("quality gate").add_argument)
     add_endpoint_options(parser.add_argument_group("endpoint").add_argument)
@@ -706,95 +528,6 @@ def add_gate_options(add):
     )
 
 
-def add_endpoint_options(add):
-    add(
-        "--base-url",
-        default=os.environ.get("OPENAI_BASE_URL") or OPENAI_URL,
-        help="any OpenAI-compatible endpoint, usually ending in /v1 (default: the variable "
-        f"OPENAI_BASE_URL, then {OPENAI_URL})",
-    )
-    add(
-        "--stream",
-        action="store_true",
-        help="ask for the answer as a stream, for endpoints that know nothing else",
-    )
-    add(
-        "--extra-body",
-        type=json_object,
-        metavar="JSON",
-        help="sent along with every request, what a vendor needs: '{\"enable_thinking\": false}', "
-        "temperature, max_tokens",
-    )
-    add("--model", default="gpt-4o-mini", help="model name at the endpoint (default: %(default)s)")
-    add(
-        "--concurrency",
-        type=at_least(int, 1),
-        default=8,
-        help="requests at a time (default: %(default)s)",
-    )
-    add(
-        "--rpm",
-        type=at_least(float, 0.01),
-        metavar="N",
-        help="at most so many requests per minute (default: no limit)",
-    )
-    add(
-        "--tpm",
-        type=at_least(float, 1),
-        metavar="N",
-        help="at most so many tokens per minute, in and out, estimated before and corrected after "
-        "each request (default: no limit)",
-    )
-    add(
-        "--timeout",
-        type=at_least(float, 0.1),
-        default=60.0,
-        help="seconds per request (default: %(default)s)",
-    )
-    add(
-        "--max-retries",
-        type=at_least(int, 0),
-        default=5,
-        help="further tries of a request after a rate limit, a server error, a timeout or a broken "
-        "reply; 0: none (default: %(default)s)",
-    )
-    add(
-        "--backoff",
-        type=at_least(float, 0),
-        default=1.0,
-        metavar="SECONDS",
-        help="pause before the first retry, doubled for each further one, up to half of it at "
-        "random; the server's Retry-After wins (default: %(default)s)",
-    )
-
-
-def add_cost_options(add):
-    add(
-        "--dry-run",
-        action="store_true",
-        help="ask nothing: print distinct captions, estimated tokens and cost",
-    )
-    add(
-        "--price-in",
-        type=at_least(float, 0),
-        metavar="PRICE",
-        help="of a million tokens sent, in any currency",
-    )
-    add(
-        "--price-out",
-        type=at_least(float, 0),
-        metavar="PRICE",
-        help="of a million tokens answered",
-    )
-    add(
-        "--max-cost",
-        type=at_least(float, 0),
-        metavar="SUM",
-        help="stop this run before it could spend more, requests in flight included; needs the "
-        "prices (default: no limit)",
-    )
-
-
 def contradictions(args):
     """What is wrong with the options, each in one text."""
     problems = []
@@ -815,8 +548,27 @@ def contradictions(args):
         problems.append("batches do not go with --check, --stream or --max-cost")
     if args.export_batch and args.export_batch.suffix != ".jsonl":
         problems.append(f"--export-batch {args.export_batch}: expected a name ending in .jsonl")
+    problems += look_problems(args)
     if args.trim and args.no_gate:
         problems.append("--trim cuts what the gate finds: leave --no-gate out")
+    return problems
+
+
+def look_problems(args):
+    """The same of --look."""
+    problems = []
+    if args.style in seen_questions.INSTRUCTIONS:
+        if not args.look:
+            problems.append(f"--style {args.style} is about images: name their folder by --look")
+        if args.trim or args.no_gate:
+            problems.append(f"--style {args.style} keeps what the gate passes: leave --trim and "
+                            "--no-gate out")  # fmt: skip
+    if not args.look:
+        return problems
+    if args.check or args.memory or args.memory_out:
+        problems.append("--look does not go with --check, --memory or --memory-out")
+    if not args.look.is_dir():
+        problems.append(f"--look {args.look}: no such folder")
     return problems
 
 

@@ -166,15 +166,21 @@ def read_rows(path, what):
 
     rows = []
     for number, line in enumerate(_own_lines(path, what), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((f"line {number}", parse_json(line)))
-        except json.JSONDecodeError as error:
-            error.lineno = number
-            problem = own_problem(path, error)
-            raise UserError(f"{what} {path}: not readable as JSON lines{problem}") from None
+        if line.strip():
+            rows.append((f"line {number}", parse_line(path, what, number, line)))
     return rows
+
+
+def parse_line(path, what, number, line):
+    """A line (str or bytes) of the user's JSON lines -> its content. Raises UserError."""
+    try:
+        return parse_json(line)
+    except json.JSONDecodeError as error:
+        error.lineno = number
+        problem = own_problem(path, error)
+    except UnicodeDecodeError as error:
+        problem = f": line {number}{own_problem(path, error)}"
+    raise UserError(f"{what} {path}: not readable as JSON lines{problem}")
 
 
 def _own_lines(path, what):

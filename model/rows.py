@@ -48,22 +48,79 @@ def load_rows(path, image_root=None, questions=False, notes=None):
     notes: a list that gets a line about each thing that was not read, or that may be missing.
     Raises UserError that lists what is wrong, by row.
     """
-    path = Path(path)
-    expected = QUESTION_FORMS if questions else ROW_FORMS
-    rows = _read(path, expected)
-    forms, samples, problems = [], [], []
-    for place, row in rows:
-        try:
-            form = read_form(row, answered=not questions)
-            samples += _samples(form, path, image_root, questions)
-            forms.append(form)
-        except ValueError as error:
-            problems.append(f"{place}: {error}")
-    _report(path, problems, len(rows), f"expected {expected}")
-    found = _notes(path, forms)
+    check = RowCheck(path, image_root, questions)
+    samples = []
+    for place, row in _read(check.path, check.expected):
+        samples += check.samples(place, row)
+    found = check.finish()
     if notes is not None:
         notes += found
     return samples
+
+
+class RowCheck:
+    """Rows of a file, one after another, -> their samples; `finish` says what was wrong.
+
+    Its memory does not grow with the rows. path, image_root, questions: see load_rows.
+    """
+
+    def __init__(self, path, image_root=None, questions=False):
+        self.path = Path(path)
+        self.image_root = image_root
+        self.questions = questions
+        self.expected = QUESTION_FORMS if questions else ROW_FORMS
+        self.total = 0
+        self.problems = Problems()
+        self.without = 0  # an image
+        self.lost = []  # the first image that a row without one seems to name
+        self.lost_count = 0
+        self.unused = Counter()
+
+    def samples(self, place, row):
+        """The samples of a row, none where it is wrong. place: its name in a message."""
+        self.total += 1
+        try:
+            form = read_form(row, answered=not self.questions)
+            samples = samples_of(form, self.path, self.image_root, self.questions)
+        except ValueError as error:
+            self.problems.add(f"{place}: {error}")
+            return []
+        self.without += form.image is None
+        self.unused.update(form.unused)
+        if form.lost_image:
+            self.lost = self.lost or [form.lost_image]
+            self.lost_count += 1
+        return samples
+
+    def finish(self):
+        """Lines about keys that were not read and about rows without an image.
+
+        Raises UserError for wrong rows, and where no row has an image although one seems to be
+        named.
+        """
+        self.problems.report(self.path, self.total, f"expected {self.expected}")
+        path, total, lost = self.path, self.total, self.lost_count
+        if lost and self.without == total:
+            raise UserError(
+                f"rows {path}: none of {total} rows has an image, though {lost} seem to name one "
+                f"({self.lost[0]}): name it under img"
+            )
+
+        notes = []
+        if self.unused:
+            most = self.unused.most_common(SHOWN)
+            keys = ", ".join(f"{key} ({count} rows)" for key, count in most)
+            notes.append(f"rows {path}: not used: {keys}{_more(len(self.unused))}")
+        if self.without:
+            notes.append(
+                f"rows {path}: {self.without} of {total} rows have no image and are plain text"
+            )
+        if lost:
+            notes.append(
+                f"rows {path}: {lost} rows without an image seem to name one ({self.lost[0]}): "
+                "name it under img"
+            )
+        return notes
 
 
 def _read(path, forms):
@@ -77,8 +134,8 @@ def _read(path, forms):
     return rows
 
 
-def _samples(form, path, image_root, questions):
-    """The samples of one row. Raises ValueError."""
+def samples_of(form, path, image_root=None, questions=False):
+    """The samples of one row, read by row_forms. Raises ValueError."""
     image = form.image
     is_address = questions and image and "://" in image
     if image and not is_address:
@@ -88,35 +145,6 @@ def _samples(form, path, image_root, questions):
     for index, (question, answer) in enumerate(form.rounds):
         samples.append(Sample(image, question, answer, tuple(form.rounds[:index])))
     return samples[-1:] if questions else samples
-
-
-def _notes(path, forms):
-    """Lines about keys that were not read and about rows without an image.
-
-    Raises UserError where no row has an image, although one seems to be named.
-    """
-    total = len(forms)
-    without = sum(form.image is None for form in forms)
-    lost = [form.lost_image for form in forms if form.lost_image]
-    if lost and without == total:
-        raise UserError(
-            f"rows {path}: none of {total} rows has an image, though {len(lost)} seem to name one "
-            f"({lost[0]}): name it under img"
-        )
-
-    notes = []
-    unused = Counter(key for form in forms for key in form.unused)
-    if unused:
-        keys = ", ".join(f"{key} ({count} rows)" for key, count in unused.most_common(SHOWN))
-        notes.append(f"rows {path}: not used: {keys}{_more(len(unused))}")
-    if without:
-        notes.append(f"rows {path}: {without} of {total} rows have no image and are plain text")
-    if lost:
-        notes.append(
-            f"rows {path}: {len(lost)} rows without an image seem to name one ({lost[0]}): name it "
-            "under img"
-        )
-    return notes
 
 
 def _more(count):
@@ -190,14 +218,29 @@ def check_images(samples, source, bands=None, workers=8, sharded=None):
             return list(pool.map(problem, share))
 
     found = sharded(problems_of, paths) if sharded else problems_of(paths)
-    problems = [text for text in found if text]
-    _report(source, problems, len(paths), "repair or remove these images and make the rows again")
+    problems = Problems()
+    for text in filter(None, found):
+        problems.add(text)
+    problems.report(source, len(paths), "repair or remove these images and make the rows again")
     return len(paths)
 
 
-def _report(source, problems, total, advice):
-    if not problems:
-        return
-    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    shown = "; ".join(problems[:SHOWN])
-    raise UserError(f"{source}: {len(problems)} of {total} wrong: {shown}{more} ({advice})")
+class Problems:
+    """What is wrong with the items of a source: the first few in words, of all the number."""
+
+    def __init__(self):
+        self.count = 0
+        self.first = []
+
+    def add(self, text):
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(text)
+
+    def report(self, source, total, advice):
+        """Raises UserError if there are any. total: items that were looked at."""
+        if not self.count:
+            return
+        more = f"; and {self.count - SHOWN} more" if self.count > SHOWN else ""
+        shown = "; ".join(self.first)
+        raise UserError(f"{source}: {self.count} of {total} wrong: {shown}{more} ({advice})")

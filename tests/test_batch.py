@@ -313,3 +313,17 @@ def test_options_of_batches_that_make_no_sense(options, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         translation_en2zh.main(list(options))
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_example_answers_a_file_of_requests_with_ray(tmp_path, stub):
+    pytest.importorskip("ray", reason="ray is not installed")
+    source, output = save(tmp_path / "en.json", english(6)), tmp_path / "zh.json"
+    requests, results = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    assert translate(source, output, "--export-batch", requests) == 0
+    example = PROJECT / "data" / "examples" / "ray_batch.py"
+    assert len(example.read_text().splitlines()) <= 40
+    subprocess.run([sys.executable, example, requests, results, stub.url], check=True, timeout=500)
+    assert len(stub.asked) == 6
+    assert translate(source, output, "--import-batch", results) == 0
+    assert [row["caption"] for row in load(output)] == [f"图中有{n}个湖泊。" for n in range(6)]

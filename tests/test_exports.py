@@ -12,6 +12,7 @@ from test_data import QUESTION, call, load, save, save_images
 
 from data import generate_prompt, transform
 from model.images import read_image
+from model.row_store import StoredSamples
 from model.rows import check_images, load_rows
 
 csv.field_size_limit(10**9)
@@ -104,6 +105,24 @@ def test_a_folder_for_datasets(described, capsys):
 
 
 @pytest.mark.slow
+def test_evalscope_loads_the_rows(described):
+    pytest.importorskip("evalscope", reason="evalscope is not installed")
+    import evalscope.benchmarks  # noqa: F401  (registers general_vqa)
+    from evalscope.api.registry import get_benchmark
+    from evalscope.config import TaskConfig
+
+    folder = described.parent
+    generate(described, folder / "x.jsonl", "--format", "evalscope")
+    own = {"general_vqa": {"local_path": str(folder), "subset_list": ["x"]}}
+    config = TaskConfig(model="m", datasets=["general_vqa"], dataset_args=own)
+    loaded = get_benchmark("general_vqa", config).load_dataset()
+    samples = list(loaded["x"])
+    assert len(samples) == 4 and samples[1].target == "湖泊，\td/b.tif。"
+    shown, asked = samples[1].input[0].content
+    assert shown.image == str(folder / "images" / "d" / "b.tif") and asked.text == QUESTION
+
+
+@pytest.mark.slow
 def test_datasets_loads_the_folder(described):
     datasets = pytest.importorskip("datasets")
     output = generate(described, described.parent / "set", "--format", "hf")
@@ -146,6 +165,10 @@ def test_packed_rows_are_what_the_trainer_reads(described):
     assert inside["00000001.tif"] == (folder / "images" / "d" / "b.tif").read_bytes()
     about = json.loads(inside["00000001.json"])
     assert about["img"] == f"{folder}/images/d/b.tif" and len(about["rows"]) == 2
+    shards = sorted((folder / "out").glob("*.tar"))
+    assert [sample for shard in shards for sample in StoredSamples(shard)] == sorted(
+        load_rows(output), key=lambda sample: str(sample.image)
+    )
     samples = load_rows(output)
     assert check_images(samples, "rows") == 4
     assert (
@@ -209,6 +232,8 @@ def test_webdataset_reads_the_shards(described):
         (("--format", "hf", "--no-image-check"), "--format hf opens the images"),
         (("--format", "vlmevalkit", "--output", "a.json"), "name --output a.tsv"),
         (("--format", "hf", "--output", "a.json"), "name --output a"),
+        (("--format", "hf", "llava"), "--format hf llava: one a run; run it once for each"),
+        (("--format", "hf", "--format", "llava"), "--format hf llava: one a run"),
     ),
 )
 def test_options_of_exports_that_make_no_sense(options, words, capsys):

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from test_data import call, image, load, save, save_images
 
-from data import exports, generate_prompt, transform
+from data import exports, generate_prompt, transform, translation_en2zh
 from data.layouts import classes
 
 
@@ -157,6 +157,38 @@ def test_columns_of_several_captions_lists_in_cells_and_addresses(tmp_path):
     ]
     source.write_text("text,url\nA .,https://host/x/a.jpg\nB .,https://host/y/a.jpg\n")
     imported(source, tmp_path / "en.json", status=1)
+
+
+@pytest.mark.parametrize("content", ("", "\n", "\ufeff", "\n\na.jpg,A .\n", ",,\n"))
+@pytest.mark.parametrize("suffix", (".csv", ".tsv"))
+def test_a_table_without_names_of_columns_says_so(tmp_path, capsys, content, suffix):
+    source = tmp_path / f"set{suffix}"
+    source.write_text(content)
+    message = faults(source, tmp_path, capsys)
+    assert f"set{suffix} has no columns: it is empty" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("layout", ("csv", "coco", "texts"))
+def test_a_chinese_file_is_checked_against_a_set_in_its_layout(tmp_path, layout):
+    if layout == "csv":
+        source = tmp_path / "set.csv"
+        source.write_text("filename,caption\na.jpg,Two lakes .\na.jpg,A boat .\n")
+    elif layout == "coco":
+        pictures = [{"id": 1, "file_name": "a.jpg"}]
+        captions = [
+            {"id": n, "image_id": 1, "caption": c}
+            for n, c in enumerate(("Two lakes .", "A boat ."))
+        ]
+        source = save(tmp_path / "set.json", {"images": pictures, "annotations": captions})
+    else:
+        source = tmp_path / "set"
+        source.mkdir()
+        (source / "train_caps.txt").write_text("Two lakes .\nA boat .\n")
+        (source / "train_filename.txt").write_text("a.jpg\na.jpg\n")
+    assert translation_en2zh.english_of(source) == {"a.jpg": "Two lakes .  A boat ."}
+    zh = save(tmp_path / "zh.json", [{"imged_id": "a.jpg", "caption": "两个湖泊，有一艘船。"}])
+    assert call(translation_en2zh, "--check", zh, "--input", source) == 0
+    assert len(load(tmp_path / "zh-checked.json")) == 1
 
 
 def test_faults_of_a_table(tmp_path, capsys):

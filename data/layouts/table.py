@@ -20,6 +20,11 @@ def recognises(content):
 def read(content):
     is_parquet = content.path.suffix.lower() == ".parquet"
     names, records = (_parquet if is_parquet else _csv)(content.path)
+    if not any(name.strip() for name in names):
+        raise UserError(
+            f"{content.path} has no columns: it is empty, or its first line is, where their names "
+            "stand"
+        )
     image_key, caption_keys = content.keys(names)
     missing = []
     if not image_key:

@@ -1,7 +1,11 @@
-"""The training set: samples rendered once, their images read when a row is asked for."""
+"""The training set: samples rendered once, their images read when a row is asked for.
+
+Of a set that stays on the disk, rows are read and rendered where they are used as well.
+"""
 
 import random
 import re
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -9,6 +13,7 @@ import torch
 
 from model.errors import UserError
 from model.images import augment
+from model.row_store import sample_keys
 from model.rows import load_image
 from model.training.signals import ignore_signals
 
@@ -27,6 +32,8 @@ COLOR = re.compile(
     re.I,
 )
 
+SAMPLED = 256  # rows of a streamed set by which the tokens of the others are estimated
+
 
 class RowDataset(torch.utils.data.Dataset):
     """Samples -> training items of a family; made by `rendered_dataset`.
@@ -36,7 +43,8 @@ class RowDataset(torch.utils.data.Dataset):
     Index i + n * len(dataset) is row i in epoch n: augmentation is resampled every epoch, and a
     resumed epoch sees the same. Rows that name a direction are not rotated, those that name colors
     keep their hues.
-    lengths, target_counts: tokens and trained tokens of each row; cut: rows that a limit shortened.
+    lengths: tokens of each row; mean_targets: trained tokens of a row; has_image: of each row;
+    cut: what a limit shortened of the rows, in words, or "".
     """
 
     def __init__(self, family, samples, rows, cache=None, augmentation=None):
@@ -46,22 +54,26 @@ class RowDataset(torch.utils.data.Dataset):
         self.cache = cache
         self.augmentation = augmentation
         self.lengths = np.array([row.length for row in rows])
-        self.target_counts = np.array([row.target_tokens for row in rows])
+        self.mean_targets = float(np.mean([row.target_tokens for row in rows]))
+        cut = sum(row.cut for row in rows)
+        self.cut = f"{cut} rows" if cut else ""
 
-    @property
-    def cut(self):
-        return sum(row.cut for row in self.rows)
+    @cached_property
+    def has_image(self):
+        return sample_keys(self.samples)[:, 0] != 0
 
     def with_images(self, samples):
         """The same rows with the images of other samples, for the image ablation."""
         return RowDataset(self.family, samples, self.rows, self.cache, self.augmentation)
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.samples)
+
+    def _rendered(self, index):
+        return self.samples[index], self.rows[index]
 
     def __getitem__(self, index):
-        sample = self.samples[index % len(self)]
-        row = self.rows[index % len(self)]
+        sample, row = self._rendered(index % len(self))
         if not sample.image:
             return self.family.encode(row, None)
         if self.cache:
@@ -81,6 +93,33 @@ class RowDataset(torch.utils.data.Dataset):
             rotate=not DIRECTION.search(text),
             color_jitter=not COLOR.search(text),
         )
+
+
+class StreamedDataset(RowDataset):
+    """The same of model.row_store.StoredSamples, each row rendered where it is used.
+
+    lengths are estimated from the characters, by rows that are drawn and rendered.
+    """
+
+    def __init__(self, family, samples, limits, augmentation=None):
+        drawn = random.Random(0).sample(range(len(samples)), min(len(samples), SAMPLED))
+        rows = [family.render(samples[index], limits) for index in drawn]
+        super().__init__(family, [samples[index] for index in drawn], rows, None, augmentation)
+        if self.cut:
+            self.cut = f"{self.cut} of {len(rows)} that were drawn"
+        self.limits = limits
+        self.samples, self.rows = samples, None
+        self.lengths = self._estimated(drawn, self.lengths)
+
+    def _estimated(self, drawn, tokens):
+        """[N] tokens: linear in the characters of a row and in whether it has an image."""
+        facts = np.stack([np.ones(len(self)), self.samples.characters, self.has_image], axis=1)
+        weights = np.linalg.lstsq(facts[drawn], tokens, rcond=None)[0]
+        return np.maximum(1, facts @ weights).astype(np.int32)
+
+    def _rendered(self, index):
+        sample = self.samples[index]
+        return sample, self.family.render(sample, self.limits)
 
 
 def rendered_dataset(family, samples, limits, cache=None, augmentation=None, sharded=None):

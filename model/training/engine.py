@@ -45,6 +45,14 @@ class Processes:
         torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
         return bool(value.item())
 
+    def sum(self, number):
+        """An int, added over all processes."""
+        if self.world == 1:
+            return number
+        value = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(value)
+        return int(value.item())
+
     def from_main(self, number):
         """An int of the main process, in all of them."""
         if self.world == 1:

@@ -122,21 +122,22 @@ class Trainer:
 
     def train_step(self, rows, micro_batches):
         """One optimizer step on the planned rows of all processes -> its learning rate."""
-        total_target_tokens = int(self.dataset.target_counts[rows].sum())
+        target_tokens = [self.family.target_tokens(batch) for batch in micro_batches]
+        total_target_tokens = self.processes.sum(sum(target_tokens))
         accumulation_steps = len(micro_batches)
-        for batch in micro_batches:
+        for batch, tokens in zip(micro_batches, target_tokens):
             batch = to_device(batch, self.processes.device)
             loss = self.engine(**batch)[1]
             # The mean over the target tokens of the whole step; DeepSpeed would average the means
             # of micro-batches and processes
-            share = self.family.target_tokens(batch) / total_target_tokens
+            share = tokens / total_target_tokens
             self.engine.backward(loss * share * self.processes.world * accumulation_steps)
             learning_rate = self.engine.get_lr()[0]  # of this step, which the next line ends
             self.engine.step()
             self.meter.add_loss(loss.detach() * share)
 
         self.progress.step += 1
-        images = sum(self.dataset.samples[row].image is not None for row in rows)
+        images = int(self.dataset.has_image[rows].sum())
         self.meter.add_step(images, int(self.dataset.lengths[rows].sum()))
         return learning_rate
 

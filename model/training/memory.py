@@ -45,7 +45,7 @@ def estimated_memory(family: Family, dataset: RowDataset, batch_size: int) -> Me
     parameters = list(family.network.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     tokens = float(dataset.lengths.mean()) * batch_size
-    kept = family.activation_bytes(tokens, float(dataset.target_counts.mean()) * batch_size)
+    kept = family.activation_bytes(tokens, dataset.mean_targets * batch_size)
     return Memory(sum(p.nbytes for p in parameters) / 1e9, trained * 16 / 1e9, kept / 1e9)
 
 

@@ -35,10 +35,19 @@ class Options:
     train_data: str = option(
         DATA,
         "",
-        "training rows, JSON or JSONL; empty: data/<dataset>/<dataset>-prompt-train.json",
+        "training rows: JSON, JSONL, or shards of generate_prompt.py --pack, of which a quoted "
+        "pattern names several ('data/set-train-*.tar'); empty: "
+        "data/<dataset>/<dataset>-prompt-train.json",
     )
     valid_data: str = option(
         DATA, "", "validation rows; empty: the -val file beside the training rows, if there"
+    )
+    stream: bool = option(
+        DATA,
+        False,
+        "for millions of rows, JSONL: they stay on the disk and are read in every step, so that "
+        "memory hardly grows with the set; always so for shards. No feature cache then, and images "
+        "are not opened before the training",
     )
     image_root: str = option(
         DATA, "", "folder of relative images; empty: beside the row file, then the project root"
