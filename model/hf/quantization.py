@@ -84,7 +84,7 @@ class StoredBits(QuantizationConfigMixin):
     """quantization_config in config.json."""
 
     def __init__(self, bits: int, **_: Any):
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.bits = bits
 
 
