@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,16 @@ from model.hf.answer_text import AnswerText
 from model.hf.export import export_merged
 from model.hf.features import drop, encode, placeholder, takes_features
 from model.hf.generate import generate
-from model.hf.loading import fingerprint_of, load_model, quantize, read_config, to_nf4
+from model.hf.loading import fingerprint_of, load_model, read_config
 from model.hf.network import Network
 from model.hf.prompt import Prompts
+from model.hf.quantization import pack, quantize, to_nf4
+from model.hf.score import score
 from model.hf.types import check_type, names_of
 from model.images import open_file
+from model.quantization import QuantizedLinear, chosen_bits
+from model.sampling import Sampling
+from model.text_scores import Tree
 from model.weight_files import CARD, PEFT_CONFIG, fingerprint, read_card
 
 ANSWER_SHARE = 8  # one part in so many of the length limit is kept free of the prompt
@@ -41,7 +47,7 @@ class HFFamily(Family):
     vision_parts = ("vision", "projector")
     lora_targets = adapter.LORA_TARGETS
     methods = ("lora", "qlora", "full")
-    formats = ("hf",)
+    formats = ("hf", "int8", "int4")
 
     def __init__(self, model, loaded, folder, files, base_fingerprint, card=None):
         """loaded: the processor; files: the folder that it is from."""
@@ -95,14 +101,18 @@ class HFFamily(Family):
         files = Path(tokenizer) if tokenizer else folder
         if not processor.has_processor(files):
             files = folder
-        config = read_config(folder)
+        config, card = read_config(folder), read_card(folder)
+        bits = chosen_bits(card, bits, f"checkpoint {folder}")
         loaded = processor.load_processor(files, config)
-        # Quantized on the way to the device, which never holds the whole weights
-        model = load_model(folder, config, torch.device("cpu") if bits else device, dtype)
-        if bits:
+        mark = card.get("fingerprint") or fingerprint_of(folder)
+        if bits is None or "quantization" in card:
+            model = load_model(folder, config, device, dtype)
+        else:
+            # Quantized on the way to the device, which never holds the whole weights
+            model = load_model(folder, config, torch.device("cpu"), dtype)
             quantize(model, bits, device)
             model.to(device)
-        return cls(model, loaded, folder, files, fingerprint_of(folder), read_card(folder))
+        return cls(model, loaded, folder, files, mark, card)
 
     @classmethod
     def from_config(cls, config, *, tokenizer, device, dtype):
@@ -160,12 +170,27 @@ class HFFamily(Family):
             if nf4:
                 to_nf4(base, device)
             base.to(device)
-            self.network.model = adapter.add_lora(base, method, self.dtype)
-            if method["layers"] is None:
-                method["layers"] = list(range(adapter.depth(base)))
+            method = self._add_lora(method)
         if widens(device, self.dtype):
             widen_products(base)
         return method
+
+    def _add_lora(self, method):
+        """Returns the method as a card keeps it."""
+        base = self.network.base
+        if "peft" in method:
+            stored = method["peft"]
+            own = {"inference_mode": False, "lora_dropout": method["dropout"]}
+            source = f"{PEFT_CONFIG} of the adapter"
+            self.network.model = adapter.add_foreign(base, stored | own, self.dtype, source)
+            return {key: value for key, value in method.items() if key != "peft"}
+        self.network.model = adapter.add_lora(base, method, self.dtype)
+        if method["layers"] is None:
+            method["layers"] = list(range(adapter.depth(base)))
+        return method
+
+    def start_from(self, tensors, source):
+        adapter.fill(self._peft, tensors, source)
 
     def trained_tensors(self):
         if self._peft is None:
@@ -371,8 +396,17 @@ class HFFamily(Family):
 
     def prepare_to_answer(self):
         self.network.eval()
+        pack(self.network)
+        if widens(self.device, self.dtype):
+            widen_products(self.network)
         tensors = adapter.tensors_of(self._peft) if self._peft else {}
-        return f"{self.base_fingerprint}-{fingerprint(tensors)}-{self.dtype}"
+        return f"{self.base_fingerprint}-{fingerprint(tensors)}-{self._bits or self.dtype}"
+
+    @property
+    def _bits(self):
+        """Of weights in the form that folders store; None: there are none."""
+        layers = [m for m in self.network.modules() if isinstance(m, QuantizedLinear)]
+        return layers[0].bits if layers else None
 
     @torch.inference_mode()
     def generate(self, samples, images, sampling, *, english=False, stream=False, on_cut=None):
@@ -404,6 +438,19 @@ class HFFamily(Family):
         yield [text.last_piece() for text in texts]
         return steps.value
 
+    @torch.inference_mode()
+    def score(self, samples, images, texts, *, english=False):
+        return [self._scores(*row) for row in zip(samples, images, texts)]
+
+    def _scores(self, sample, image, texts):
+        """Of one question: the trunk of the texts stands behind it as if it were the answer."""
+        tree = Tree.of([self.prompts.beginning(text) for text in texts])
+        trunk = np.array(tree.ids[: tree.trunk], dtype=np.int32)
+        row = replace(self._question(sample, image, Sampling()), target=trunk)
+        batch = to_device(self.collate([self.encode(row, image)]), self.device)
+        inputs = {name: batch[name] for name in batch if not name.startswith("target")}
+        return score(self.network, inputs, tree, self.prompts.pieces.endings)
+
     @property
     def _context_length(self):
         return self.network.base.config.get_text_config().max_position_embeddings
@@ -422,8 +469,14 @@ class HFFamily(Family):
     @classmethod
     def export(cls, folder, form, output, **options):
         family = open_checkpoint(folder, **options)
+        if family._bits:
+            raise UserError(
+                f"checkpoint {folder} is quantized already, or its base is; name the one that it "
+                "was made from"
+            )
+        bits = int(form[3:]) if form.startswith("int") else None
         with _new_checkpoint(output) as new:
-            export_merged(family, new, f"checkpoint {folder}")
+            export_merged(family, new, f"checkpoint {folder}", bits)
         return []
 
 
