@@ -28,23 +28,18 @@ from command_line import (
     compares,
     loading,
 )
+from mapping.options import STRETCHES, TASKS, Options, problem_of
 from model.errors import UserError
 from model.sampling import LIMITS, Sampling, limit_problem
+from serving.page.words import cut_note
 
 if TYPE_CHECKING:
     from model import Assistant
 
 HISTORY = "~/.remoteglm_history"
 HISTORY_LINES = 1000
-SCENE_TASKS = ("description", "scene", "objects")
-SCENE_DEFAULTS = {
-    "tile": 256,
-    "overlap": 0.25,
-    "tasks": ["description"],
-    "stretch": "scene",
-    "min_confidence": 0.5,
-}
-LEAST_TILE = 16
+# Options of a map that are for nothing else
+MAP_OPTIONS = ("tile", "overlap", "tasks", "stretch", "min_confidence")
 
 # What a person sees, by --english
 WORDS = {
@@ -55,10 +50,6 @@ WORDS = {
         "base": "微调前：",
         "hint": "clear 换一张图像，stop 退出。",
         "error": "错误：",
-        "cut": "注意：超出长度上限，未读入",
-        "rounds": "最早的 {} 轮对话",
-        "tail": "问题的末尾",
-        "and": "和",
         "truncated": "注意：回答到了长度上限（--max_length）就停下了",
     },
     True: {
@@ -68,10 +59,6 @@ WORDS = {
         "base": "Before fine-tuning: ",
         "hint": "clear: another image, stop: leave.",
         "error": "error: ",
-        "cut": "note: beyond the length limit and not read: ",
-        "rounds": "the oldest rounds ({})",
-        "tail": "the end of the question",
-        "and": " and ",
         "truncated": "note: the answer was stopped by the length limit (--max_length)",
     },
 }
@@ -146,31 +133,31 @@ def add_scene_options(group):
         help="an earlier image of the same place, aligned by georeference: also says in which "
         "tiles of --scene the scene or the objects changed (changes.geojson)",
     )
-    add("--tile", type=int, help=f"side of a tile in pixels ({SCENE_DEFAULTS['tile']})")
+    add("--tile", type=int, help=f"side of a tile in pixels ({Options.tile})")
     add(
         "--overlap",
         type=float,
         help="share of a tile that its neighbour covers as well, 0 to 0.9; where tiles overlap "
-        f"they vote ({SCENE_DEFAULTS['overlap']})",
+        f"they vote ({Options.overlap})",
     )
     add(
         "--tasks",
         nargs="+",
-        choices=SCENE_TASKS,
+        choices=TASKS,
         help="what each tile is asked; the scene is read from its own answer or else from the "
-        f"description ({' '.join(SCENE_DEFAULTS['tasks'])})",
+        f"description ({' '.join(Options.tasks)})",
     )
     add(
         "--stretch",
-        choices=("scene", "tile"),
+        choices=STRETCHES,
         help="images of more than 8 bits are stretched alike in the whole scene, so that "
-        f"neighbours look alike, or each tile by itself ({SCENE_DEFAULTS['stretch']})",
+        f"neighbours look alike, or each tile by itself ({Options.stretch})",
     )
     add(
         "--min-confidence",
         type=float,
         help="tiles below it are left undecided: the probability of the scene's word against "
-        f"those of all other scenes, 0 to 1 ({SCENE_DEFAULTS['min_confidence']})",
+        f"those of all other scenes, 0 to 1 ({Options.min_confidence})",
     )
 
 
@@ -225,7 +212,7 @@ def parse(argv=None):
     if args.scene:
         check_scene_options(parser, args)
         return args
-    for name in (*SCENE_DEFAULTS, "before"):
+    for name in (*MAP_OPTIONS, "before"):
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} is for a map: name its --scene")
     one_of_two = bool(args.input) != bool(args.output)
@@ -238,20 +225,18 @@ def parse(argv=None):
 
 def check_scene_options(parser, args):
     """Fill in the defaults of a map's options; ends the script where they are contradictory."""
-    for name, default in SCENE_DEFAULTS.items():
+    for name in MAP_OPTIONS:
         if getattr(args, name) is None:
-            setattr(args, name, default)
+            setattr(args, name, getattr(Options, name))
+        value = getattr(args, name)
+        problem = problem_of(name, value)
+        if problem:
+            parser.error(f"--{name.replace('_', '-')} {value}: {problem}")
     if not args.output:
         parser.error("--scene needs --output, the folder of the map")
     for name in ("image", "input", "json", "base"):
         if getattr(args, name):
             parser.error(f"--scene and --{name} exclude each other")
-    if args.tile < LEAST_TILE:
-        parser.error(f"--tile {args.tile}: must be at least {LEAST_TILE} pixels")
-    if not 0 <= args.overlap <= 0.9:
-        parser.error(f"--overlap {args.overlap}: must be at least 0 and at most 0.9")
-    if not 0 <= args.min_confidence <= 1:
-        parser.error(f"--min-confidence {args.min_confidence}: must be at least 0 and at most 1")
 
 
 def sampling_of(args):
@@ -259,20 +244,6 @@ def sampling_of(args):
 
 
 # Answers
-
-
-def cut_note(english, rounds, tokens):
-    """One line about what did not fit into the length limit.
-
-    rounds, tokens: the numbers of rounds and of the question's tokens, as Assistant.stream reports.
-    """
-    words = WORDS[english]
-    parts = []
-    if rounds:
-        parts.append(words["rounds"].format(rounds))
-    if tokens:
-        parts.append(words["tail"])
-    return words["cut"] + words["and"].join(parts)
 
 
 def say(name, pieces, stoppable):
@@ -433,7 +404,7 @@ def map_scene(args):
     """A map of args.scene in the folder args.output. Raises UserError."""
     from tqdm import tqdm
 
-    from mapping.run import Options, make_map, prepared
+    from mapping.run import make_map, prepared
     from model import load_assistant
 
     options = Options(
@@ -443,7 +414,7 @@ def map_scene(args):
         prompt=args.prompt,
         bands=args.bands,
         batch_size=args.batch_size,
-        **{name: getattr(args, name) for name in SCENE_DEFAULTS},
+        **{name: getattr(args, name) for name in MAP_OPTIONS},
     )
     # What can be wrong with the user's files shows before the weights are read.
     with prepared(options) as job:

@@ -7,6 +7,9 @@ import signal
 import sys
 from contextlib import contextmanager
 
+# Signals that end a script; Windows has no SIGHUP
+ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
 
 def show_what_can_be_shown():
     """Let no character that a terminal or file cannot encode end a script: it is shown escaped.
@@ -56,15 +59,20 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def sigterm_cleans_up():
-    """A context in which SIGTERM is an exception, so that what was begun is ended and removed.
+    """A context in which SIGTERM and SIGHUP are exceptions, so that what was begun is ended and
+    removed. A SIGHUP that is ignored, as under nohup, stays so.
 
-    The handler of before comes back: one that stayed would go to every process forked later.
+    The handlers of before come back: those that stayed would go to every process forked later.
     """
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = {number: signal.getsignal(number) for number in ENDING}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def add_loading_options(parser, whole=False, **from_pretrained):

@@ -31,6 +31,7 @@ from command_line import Parser
 from model.errors import UserError
 from model.family import (
     Limits,
+    adapter_card,
     adapter_tensors,
     base_of_adapter,
     check_base,
@@ -61,7 +62,7 @@ from model.training.resume import Progress, resume, step_bytes
 from model.training.run_folder import RunFolder
 from model.training.sampler import DistributedBatchSampler, plan_epoch
 from model.training.validation import make_validation, shuffled_rows
-from model.weight_files import adapter_file, read_card
+from model.weight_files import adapter_file
 
 QUESTIONS = 10_000  # rows among which the most frequent question is looked for
 
@@ -177,7 +178,8 @@ def open_base(options, device, dtype):
         named = options.from_pretrained
         if adapter_file(folder):
             adapter = folder
-            named = folder = base_of_adapter(adapter)
+            base_path, download = options.base_path or None, options.download or None
+            named = folder = base_of_adapter(adapter, base_path, download)
         kind = family_of(folder)
         family = kind.open(
             folder,
@@ -194,12 +196,11 @@ def open_base(options, device, dtype):
         base = {"path": path, "fingerprint": family.base_fingerprint}
 
     check_choices(options, family)
-    method = family.add_method(
-        requested_method(options), device=device, nf4=options.method == "qlora"
-    )
+    method = requested_method(options, adapter)
+    method = family.add_method(method, device=device, nf4=options.method == "qlora")
     if adapter:
         check_base(adapter, family, folder)
-        start_from(family, adapter)
+        family.start_from(adapter_tensors(adapter), f"adapter {adapter}")
     family.configure_training(
         activation_checkpointing=options.checkpoint_activations,
         patch_dropout=options.patch_dropout,
@@ -207,24 +208,6 @@ def open_base(options, device, dtype):
         compile_layers=options.compile,
     )
     return family, {"base": base, "method": method}
-
-
-def start_from(family, adapter):
-    """Give the trained parameters the values of an adapter. Raises UserError."""
-    trained = family.trained_tensors()
-    tensors = adapter_tensors(adapter)
-    wrong = sorted(set(trained) ^ set(tensors))
-    for name in set(trained) & set(tensors):
-        if trained[name].shape != tensors[name].shape:
-            wrong.append(name)
-    if wrong:
-        raise UserError(
-            f"adapter {adapter}: {len(wrong)} tensors are not those of its method "
-            f"({', '.join(wrong[:3])}); copy it again"
-        )
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[name])
 
 
 def refuse_finished(folder, family):
@@ -253,8 +236,11 @@ def check_choices(options, family):
             raise UserError(f"{name} {unknown[0]}: expected {', '.join(known)}")
 
 
-def requested_method(options):
-    """The options as a method of family.add_method."""
+def requested_method(options, adapter=None):
+    """The options as a method of family.add_method; adapter: folder of one to start from."""
+    own = adapter_card(adapter)["method"] if adapter else {}
+    if "peft" in own:  # it says itself where its modules are, see options.like_adapter
+        return own | {"dropout": options.lora_dropout}
     if options.method == "full":
         return {"name": "full", "parts": options.trainable}
     if options.method == "ptuning":
@@ -375,20 +361,15 @@ def as_resolved(options, dtype):
     options = dataclasses.replace(options, dtype=name)
     if options.model_config:
         return options
-    folder = Path(options.from_pretrained).expanduser()
-    if not folder.is_dir():
+    try:
+        folder = find_checkpoint(options.from_pretrained)
+    except UserError:
+        if Path(options.from_pretrained).expanduser().is_dir():
+            raise
+        return options  # open_base fetches it, or says that it is not there
+    if not adapter_file(folder):
         return options
-    folder = find_checkpoint(folder)
-    card = read_card(folder)
-    method = card.get("method")
-    if adapter_file(folder) and not card:
-        raise UserError(
-            f"adapter {folder} was written by another program: it can be talked with and exported, "
-            "to train on from it export it first (export_RemoteGLM.py --format hf)"
-        )
-    if not adapter_file(folder) or not method:
-        return options
-    return like_adapter(options, method, folder)
+    return like_adapter(options, adapter_card(folder)["method"], folder)
 
 
 def begin(run, existing_steps, options, say):

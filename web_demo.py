@@ -10,18 +10,14 @@ network:
 
 import ipaddress
 import os
-import re
+import shutil
 import socket
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cli_demo import cut_note
 from command_line import (
     Parser,
     add_bands_option,
@@ -31,87 +27,10 @@ from command_line import (
     sigterm_cleans_up,
 )
 from model.errors import UserError
+from serving.page.words import WORDS
 
-if TYPE_CHECKING:
-    import gradio
-
-LOGO = Path(__file__).resolve().parent / "images" / "logo.svg"
-PREVIEW = 1024  # longest side of the preview, in pixels; the model reads the image itself
-UPLOAD = "100mb"  # largest image
-# What is asked about an image; without one it is not answered
-ABOUT_IMAGE = re.compile(
-    r"图像|图中|图片|图上|这张图|影像|遥感|照片|image|picture|photo", re.IGNORECASE
-)
-# Fonts that show Chinese, by operating system
-FONTS = [
-    "system-ui",
-    "PingFang SC",
-    "Microsoft YaHei",
-    "Noto Sans CJK SC",
-    "WenQuanYi Micro Hei",
-    "sans-serif",
-]
-
-# What a person sees, by --english
-WORDS = {
-    False: {
-        "title": "用中文与遥感图像对话",
-        "file": "遥感图像（TIFF、PNG、JPEG……）",
-        "preview": "预览",
-        "chat": "对话",
-        "hello": "放入一张遥感图像，再点“发送”；不放图像就是纯文本对话。",
-        "question": "问题",
-        "hint": "输入问题，回车发送",
-        "send": "发送",
-        "stop": "停止",
-        "clear": "清空对话",
-        "sampling": "生成参数",
-        "max_length": "最大长度（提示与回答合计，词元）",
-        "top_p": "top_p（0：贪心）",
-        "temperature": "温度（0：贪心）",
-        "error": "错误：",
-        "empty": "请先输入问题。",
-        "truncated": "注意：回答到了最大长度就停下了，可在“生成参数”里调大。",
-        "no image": "还没有图像：请先在左边放入一张遥感图像，再发送这个问题。",
-        "waiting": "排队中：前面 {} 人，约 {} 秒",
-        "working": "……",
-        "open": "请在浏览器中打开 {}（Ctrl-C 退出）",
-        "network": "局域网地址：{}",
-        "api": "OpenAI 兼容接口：{}v1，模型名 {}",
-    },
-    True: {
-        "title": "Talk with aerial images",
-        "file": "Aerial image (TIFF, PNG, JPEG, ...)",
-        "preview": "Preview",
-        "chat": "Dialogue",
-        "hello": "Drop an aerial image, then press Send; "
-        "without one it is a dialogue in plain text.",
-        "question": "Question",
-        "hint": "Type a question, Enter sends it",
-        "send": "Send",
-        "stop": "Stop",
-        "clear": "Clear",
-        "sampling": "Sampling",
-        "max_length": "Maximum length (prompt and answer, tokens)",
-        "top_p": "top_p (0: greedy)",
-        "temperature": "Temperature (0: greedy)",
-        "error": "error: ",
-        "empty": "please type a question first",
-        "truncated": "note: the answer was stopped by the maximum length; Sampling raises it.",
-        "no image": "There is no image yet: drop one on the left, then send this question.",
-        "waiting": "waiting: {} before you, about {} s",
-        "working": "...",
-        "open": "Open {} in a browser (Ctrl-C: leave)",
-        "network": "In the local network: {}",
-        "api": "OpenAI-compatible API: {}v1, model {}",
-    },
-}
-CSS = """
-.gradio-container {width: 100%; max-width: 1240px !important; margin: 0 auto !important}
-#head {display: flex; align-items: center; gap: 14px} #head svg {width: 52px; height: 52px}
-#head h1 {margin: 0; font-size: 26px} #head p {margin: 0; opacity: .7}
-#preview img {width: 100%; height: 100%; object-fit: contain}
-"""
+# Folders of what people upload: one for each process, by its number
+UPLOADS = "remoteglm-{}-"
 
 
 def parse(argv=None):
@@ -131,8 +50,21 @@ def parse(argv=None):
         help="path or address under which a reverse proxy shows the page, such as /remoteglm "
         "(default: directly)",
     )
+    add(
+        "--scenes",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of this machine: whoever sees the page may map the images in it (default: "
+        "only what people upload)",
+    )
     add_language_options(add)
     add_bands_option(page)
+    add(
+        "--votes",
+        metavar="FILE",
+        help="let people vote on answers, and append every vote with its question and answer to "
+        "this file, a JSON object a line (default: nobody votes)",
+    )
     add_access_options(parser.add_argument_group("who may ask").add_argument)
     add_engine_options(parser.add_argument_group("answers to many people").add_argument)
 
@@ -141,6 +73,8 @@ def parse(argv=None):
         parser.error(f"--port {args.port}: must be at least 1 and at most 65535")
     if args.root_path and not args.root_path.startswith(("/", "http://", "https://")):
         parser.error(f"--root-path {args.root_path}: must begin with / or http(s)://")
+    if args.scenes and not args.scenes.is_dir():
+        parser.error(f"--scenes {args.scenes}: no such folder")
     args.host = args.host.strip("[]")
     check_access(parser, args)
     for name in ("rows", "waiting", "answer_seconds", "answer_tokens", "kv_memory"):
@@ -212,274 +146,17 @@ def is_loopback(host):
     return host == "localhost"
 
 
-# What the page does. A dialogue is a list of Gradio's messages:
-# {"role": "user" or "assistant", "content": [{"type": "text", "text"}, ...]}, or a text as content
-# of those made here.
-
-
-def text_of(message):
-    """The text of one of the messages that Gradio hands over."""
-    return "".join(part.get("text", "") for part in message["content"])
-
-
-def rounds(chat):
-    """Gradio's messages -> (question, answer) pairs; a question without an answer is left out."""
-    pairs = []
-    for asked, reply in zip(chat, chat[1:]):
-        if (asked["role"], reply["role"]) != ("user", "assistant"):
-            continue
-        answer = text_of(reply)
-        if answer:
-            pairs.append((text_of(asked), answer))
-    return pairs
-
-
-def notice(text):
-    """A message of the page itself: it follows no question, so it is no part of the history."""
-    return {"role": "assistant", "content": text}
-
-
-class Page:
-    """What the events of the page do. Dialogues stay in the browser: only the last image is kept.
-
-    assistant: see model.Assistant; english: language of page and answers, None for a Chinese page
-    and answers as the checkpoint was trained; bands: see read_image.
-    """
-
-    def __init__(self, assistant, english=False, bands=None):
-        from model import read_image
-
-        self.assistant = assistant
-        self.english = english
-        self.words = WORDS[bool(english)]
-        self.first_question = assistant.first_question(english)
-        # One image is one object as long as it is the latest: the assistant encodes it once for
-        # all its rounds.
-        self._read = lru_cache(maxsize=1)(partial(read_image, bands=bands))
-
-    def show(self, path):
-        """Another image, or none -> file, preview, dialogue, question.
-
-        The preview is converted, since browsers cannot show TIFF; the dialogue begins again.
-        """
-        import gradio as gr
-
-        try:
-            preview = self._read(path).copy() if path else None
-        except UserError as error:
-            hidden = gr.Image(None, visible=False)
-            return None, hidden, [self._problem(error, path)], self.first_question
-
-        if preview is not None:
-            preview.thumbnail((PREVIEW, PREVIEW))
-        shown = gr.Image(preview, visible=preview is not None)
-        return gr.skip(), shown, [], self.first_question
-
-    def answer(self, path, question, chat, max_length, top_p, temperature):
-        """Streams (the dialogue with the answer so far, the emptied question box)."""
-        import gradio as gr
-
-        from model import Sampling
-        from model.family import Returning
-
-        asked = {"role": "user", "content": question.strip()}
-        reply = {"role": "assistant", "content": ""}
-
-        def on_cut(rounds, tokens):
-            chat.append(notice(cut_note(bool(self.english), rounds, tokens)))
-
-        try:
-            if not asked["content"]:
-                raise UserError(self.words["empty"])
-            if not path and ABOUT_IMAGE.search(asked["content"]):
-                raise UserError(self.words["no image"])
-            sampling = Sampling(max_length=int(max_length), top_p=top_p, temperature=temperature)
-            image = self._read(path) if path else None
-            yield [*chat, asked, reply], ""
-
-            pieces = Returning(
-                self.assistant.stream(
-                    asked["content"], image, rounds(chat), sampling, self.english, on_cut
-                )
-            )
-            # What is typed meanwhile stays in the box
-            for piece in pieces:
-                reply["content"] += piece
-                shown = reply if piece or reply["content"] else notice(self._sign(piece))
-                yield [*chat, asked, shown], gr.skip()
-            yield [*chat, asked, reply], gr.skip()  # of an empty answer the notice alone
-            if pieces.value:
-                gr.Warning(self.words["truncated"])
-        except UserError as error:
-            yield [*chat, self._problem(error, path)], question
-
-    def _sign(self, silence):
-        """What stands in the answer's place before its first piece."""
-        place = getattr(silence, "place", None)
-        if place is None:
-            return self.words["working"]
-        ahead, seconds = place
-        return self.words["waiting"].format(ahead, max(1, round(seconds)))
-
-    def clear(self):
-        """An empty dialogue and the first question."""
-        return [], self.first_question
-
-    def _problem(self, error, path):
-        """The notice of an error; the file goes by the name that its owner knows."""
-        text = str(error)
-        if path:
-            text = text.replace(str(path), Path(path).name)
-        return notice(self.words["error"] + text)
-
-
-# How it looks
-
-
-@dataclass
-class Layout:
-    """The components that events read or change."""
-
-    file: "gradio.File"
-    preview: "gradio.Image"
-    sliders: "list[gradio.Slider]"  # max_length, top_p, temperature
-    chat: "gradio.Chatbot"
-    question: "gradio.Textbox"
-    send: "gradio.Button"
-    stop: "gradio.Button"
-    clear: "gradio.Button"
-
-
-def lay_out(words, first_question):
-    """Place the components in the Blocks that are open -> Layout."""
-    import gradio as gr
-
-    heading = f"<h1>RemoteGLM</h1><p>{words['title']}</p>"
-    gr.HTML(f"<div id='head'>{LOGO.read_text(encoding='utf-8')}<div>{heading}</div></div>")
-    with gr.Row():
-        with gr.Column(scale=2):
-            file = gr.File(label=words["file"], height=170, elem_id="file")
-            preview = gr.Image(
-                label=words["preview"],
-                visible=False,
-                interactive=False,
-                height=450,
-                format="png",
-                buttons=["fullscreen"],
-                elem_id="preview",
-            )
-            with gr.Accordion(words["sampling"], open=False, elem_id="sampling"):
-                sliders = lay_out_sliders(words)
-        with gr.Column(scale=3):
-            chat = gr.Chatbot(
-                label=words["chat"],
-                placeholder=words["hello"],
-                height=490,
-                render_markdown=False,
-                buttons=["copy"],
-                group_consecutive_messages=False,
-                elem_id="chat",
-            )
-            question = gr.Textbox(
-                first_question,
-                label=words["question"],
-                placeholder=words["hint"],
-                max_lines=4,
-                elem_id="question",
-            )
-            with gr.Row():
-                send = gr.Button(words["send"], variant="primary", elem_id="send")
-                stop = gr.Button(words["stop"], elem_id="stop")
-                clear = gr.Button(words["clear"], elem_id="clear")
-    return Layout(file, preview, sliders, chat, question, send, stop, clear)
-
-
-def lay_out_sliders(words):
-    import gradio as gr
-
-    from model import Sampling
-
-    default = Sampling()
-    return [
-        gr.Slider(64, 2048, default.max_length, step=64, label=words["max_length"]),
-        gr.Slider(0, 1, default.top_p, step=0.05, label=words["top_p"]),
-        gr.Slider(0, 2, default.temperature, step=0.05, label=words["temperature"]),
-    ]
-
-
-def connect(page, layout, at_a_time):
-    """Say which event of the layout calls what of the page. at_a_time: questions in its hands."""
-    import gradio as gr
-
-    dialogue = [layout.chat, layout.question]
-    asking = gr.on(
-        [layout.send.click, layout.question.submit],
-        page.answer,
-        [layout.file, layout.question, layout.chat, *layout.sliders],
-        dialogue,
-        concurrency_limit=at_a_time,
-        show_progress="hidden",
-        api_name="answer",
-    )
-    layout.stop.click(None, cancels=[asking])
-
-    # An event and what it cancels run side by side: a new dialogue begins one step later, lest the
-    # last piece of the old one arrive after it.
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    cleared = gr.on(
-        [layout.clear.click, layout.chat.clear], lambda: None, cancels=[asking], **quiet
-    )
-    cleared.then(page.clear, None, dialogue, **quiet)
-    changed = gr.on(
-        [layout.file.upload, layout.file.clear], lambda: None, cancels=[asking], **quiet
-    )
-    changed.then(page.show, layout.file, [layout.file, layout.preview, *dialogue], **quiet)
-
-
-def build(assistant, english=False, bands=None, at_a_time=1):
-    """The page, not yet served. Its only named endpoint is /answer. bands: see read_image.
-
-    at_a_time: questions that the assistant takes at once, waiting ones included.
-    """
-    import gradio as gr
-
-    page = Page(assistant, english, bands)
-    with gr.Blocks(title="RemoteGLM", analytics_enabled=False) as blocks:
-        layout = lay_out(page.words, page.first_question)
-        connect(page, layout, at_a_time)
-    return blocks.queue(max_size=2 * at_a_time + 16)
-
-
 # Serving
 
 
-def mount(app, page, host, port, root_path="", auth=None):
-    """Show the page behind the routes of a FastAPI app. auth: (user, password)."""
-    import gradio as gr
+def build(assistant, english=None, bands=None, at_a_time=1, **options):
+    """The page, not yet served; see serving.page.app."""
+    from serving.page import app
 
-    theme = gr.themes.Default(
-        primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["monospace"]
-    )
-    return gr.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        server_name=host,
-        server_port=port,
-        root_path=root_path or None,
-        auth=auth,
-        max_file_size=UPLOAD,
-        ssr_mode=False,
-        show_error=True,
-        run_history=False,
-        footer_links=[],
-        favicon_path=str(LOGO),
-        theme=theme,
-        css=CSS,
-    )
+    return app.build(assistant, english, bands, at_a_time, **options)
 
 
-def serve(assistant, host, port, english=False, bands=None, **options):
+def serve(assistant, host, port, english=None, bands=None, **options):
     """Start to serve the page in the background -> serving.server.Server.
 
     options: see serve_app. Raises OSError.
@@ -499,25 +176,27 @@ def serve_app(
     app,
     listener,
     assistant,
-    english=False,
+    english=None,
     bands=None,
     *,
     root_path="",
     auth=None,
     trusted=(),
-    at_a_time=1,
+    **options,
 ):
     """Serve an app and behind its routes the page -> serving.server.Server.
 
-    root_path: the path or address under which a proxy shows it; trusted: see serving.guard.
+    root_path: the path or address under which a proxy shows it; trusted: see serving.guard;
+    options: see serving.page.app.build.
     """
     # Nothing of Gradio asks the outside; its client finds this server without a proxy.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
     from serving.guard import Guard
+    from serving.page.app import mount
     from serving.server import Server
 
     host, port = listener.getsockname()[:2]
-    page = build(assistant, english, bands, at_a_time)
+    page = build(assistant, english, bands, **options)
     mount(app, page, host, port, root_path, auth)
     return Server(Guard(app, trusted), listener).start()
 
@@ -540,10 +219,35 @@ def exit_without_port(host, port, reason):
 
 @contextmanager
 def upload_folder():
-    """A folder for what people upload, removed at the end, at SIGTERM as well."""
-    with sigterm_cleans_up(), tempfile.TemporaryDirectory(prefix="remoteglm-") as uploads:
+    """A folder for what people upload, removed at the end, also when a signal ends it.
+
+    Those of processes that were killed are removed as well.
+    """
+    remove_left_folders()
+    prefix = UPLOADS.format(os.getpid())
+    with sigterm_cleans_up(), tempfile.TemporaryDirectory(prefix=prefix) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         yield
+
+
+def remove_left_folders():
+    for folder in Path(tempfile.gettempdir()).glob(UPLOADS.format("*")):
+        number = folder.name.split("-")[1]
+        if number.isdecimal() and not is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_running(process):
+    """Whether there is a process of this number, whoever owns it."""
+    if os.name == "nt":
+        return True  # there os.kill would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def open_engine(args):
@@ -579,16 +283,26 @@ def serve_until_stopped(args, listener):
         ends.callback(scheduler.close)
         served = Served(assistant, scheduler)
         if not args.api_only:
-            loading_server, server = server, serve_page(args, api, served, listener, trusted)
+            maps = maps_for(args, api.name, assistant, scheduler)
+            loading_server, server = server, serve_page(args, api, served, listener, trusted, maps)
             loading_server.close()
         api.served = served
         announce(args, api.name, server)
         server.wait()
 
 
-def serve_page(args, api, served, listener, trusted):
+def maps_for(args, name, assistant, scheduler):
+    from serving.bulk import Bulk
+    from serving.maps import Maps
+
+    return Maps(Bulk(assistant, scheduler), name, args.english, args.scenes)
+
+
+def serve_page(args, api, served, listener, trusted, maps):
     """The page behind the API's routes."""
     from serving.api import create_app
+    from serving.page.about import about
+    from serving.page.votes import Votes
 
     return serve_app(
         create_app(api, with_page=True),
@@ -600,6 +314,9 @@ def serve_page(args, api, served, listener, trusted):
         auth=tuple(args.auth.split(":", 1)) if args.auth else None,
         trusted=trusted,
         at_a_time=args.rows + args.waiting,
+        about=about(served.family, api.name, args.from_pretrained),
+        votes=Votes(args.votes) if args.votes else None,
+        maps=maps,
     )
 
 

@@ -1,6 +1,6 @@
-"""Qwen3-VL's sizes, as folders of random weights.
+"""Folders of random weights: Qwen3-VL's sizes, and a LLaVA-1.5.
 
-Whatever the benchmarks take from inside model/hf/ stands here. The folder is the one that the tests
+Whatever the benchmarks take from inside model/hf/ stands here. The folders are those that the tests
 make, with other numbers.
 """
 
@@ -89,6 +89,57 @@ def write_base(folder, size, device, dtype):
     write_checkpoint("qwen3_vl", folder, configure, DTYPES[dtype], device)
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"size": PIXELS}))
+
+
+# LLaVA-1.5's layout: tower, projector of two layers, Llama
+LLAVA_SIDE, LLAVA_PATCH = 224, 14
+LLAVA_TEXT = {
+    "model_type": "llama",
+    "num_hidden_layers": 12,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+}
+LLAVA_TOWER = {
+    "model_type": "clip_vision_model",
+    "num_hidden_layers": 8,
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_attention_heads": 6,
+    "image_size": LLAVA_SIDE,
+    "patch_size": LLAVA_PATCH,
+}
+
+
+def llava(ids, text=LLAVA_TEXT, tower=LLAVA_TOWER):
+    """transformers' configuration. ids: words of the tokenizer -> its ids."""
+    import transformers
+
+    return transformers.LlavaConfig(
+        text_config=text,
+        vision_config=tower,
+        image_token_index=ids("<image>"),
+        image_seq_length=(LLAVA_SIDE // LLAVA_PATCH) ** 2,
+    )
+
+
+def write_llava(folder):
+    """Write a folder of 149 M random weights in float32."""
+    import torch
+    from hf_checkpoints import write_checkpoint
+
+    import model.hf.loading  # noqa: F401  (turns transformers' progress bars off)
+
+    write_checkpoint("llava", folder, llava, torch.float32)
+    path = folder / "preprocessor_config.json"
+    sides = {
+        "size": {"shortest_edge": LLAVA_SIDE},
+        "crop_size": {"height": LLAVA_SIDE, "width": LLAVA_SIDE},
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | sides))
 
 
 def on_meta(folder):

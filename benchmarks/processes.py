@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -28,6 +29,7 @@ class Run:
     anonymous: int = 0  # greatest RssAnon, without mapped files, in bytes
     gpu_memory: int = 0  # greatest growth of what the GPU's driver counts as used, in bytes
     total: float = 0.0  # seconds to its end
+    cpu_seconds: float = 0.0  # of all its threads and processes
     # step -> seconds from the start of the process until the step was reached
     seconds: dict = field(default_factory=dict)
 
@@ -40,7 +42,7 @@ def watch(command, threads, reached=tuple, least_available=LEAST_AVAILABLE):
     least_available bytes left: it is ended then; and Failed where it ends with an error.
     """
     run = Run()
-    gpu_before = gpu_used()
+    gpu_before, cpu_before = gpu_used(), children_seconds()
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
@@ -61,6 +63,7 @@ def watch(command, threads, reached=tuple, least_available=LEAST_AVAILABLE):
         finally:
             process.kill()
             process.wait()
+        run.cpu_seconds = children_seconds() - cpu_before
         output.seek(0)
         run.output = output.read()
 
@@ -83,6 +86,12 @@ def read_memory(process, run, least_available):
 
 def out_of_memory(run):
     return MemoryError(f"not enough memory: ended at {gigabytes(run.anonymous)} GB of RssAnon")
+
+
+def children_seconds():
+    """CPU seconds of the processes that have been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def gpu_used():

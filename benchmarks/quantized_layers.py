@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from networks import machine, table
 
 from command_line import Parser
+from model.quantization import GROUP, Dequantized, TorchInt4, TorchInt8, quantize
 from model.visualglm.packing import PackedLinear
-from model.visualglm.quantization import GROUP, Dequantized, TorchInt4, TorchInt8, quantize
 
 SIZE = 4096  # inputs and outputs
 ROWS = (1, 64)

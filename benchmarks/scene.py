@@ -25,8 +25,10 @@ from data.synthetic.captions import SCENES, describe_en, describe_zh
 from data.synthetic.scenes import render
 from evaluation.hallucination import scene_right, truth
 from mapping.answering import TileFile
-from mapping.regions import scene_names, vote
-from mapping.run import TILES, Options, make_map, prepared
+from mapping.naming import scene_names
+from mapping.options import Options
+from mapping.regions import vote
+from mapping.run import TILES, make_map, prepared
 from model import Sampling, load_assistant
 
 METRES = 0.5  # of a pixel

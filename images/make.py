@@ -7,7 +7,7 @@ answers.json   the first test image of each scene, in the order of the scenes: i
 scenes.png     the same, drawn; invented objects in red
 loss.png       the losses of the run
 
-web_demo.png is made elsewhere: see the end of tests/test_web.py.
+page.png is made elsewhere: see the end of tests/test_web.py.
 """
 
 import json

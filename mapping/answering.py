@@ -1,10 +1,21 @@
 """The tiles of a scene are answered in batches, each kept in a file as soon as it is there."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from mapping.naming import alternatives, objects_in, scene_in, scene_task, share_of, window_of
+from mapping.naming import (
+    alternatives,
+    objects_in,
+    questions_of,
+    scene_in,
+    scene_names,
+    scene_task,
+    scene_words,
+    shares_of,
+    window_of,
+)
 from model import Assistant, Sampling
 from model.answer_file import AnswerFile
 from model.batch import enough_memory
@@ -13,14 +24,17 @@ from model.images.tiles import Scene, Window
 
 # Share of its pixels that a tile needs to be asked about
 LEAST_VALID = 0.5
+# Probability that a network names some scene when it is asked for it, if it was trained to
+LEAST_NAMED = 0.5
+LEAST_SHARE = 0.01  # of a scene that is kept as a likely one
 
 
 class TileFile(AnswerFile):
     """JSON lines, one a tile: {"window": [left, top, width, height], "valid": share, ...}.
 
-    "answers": by task, "scene" and "objects" by their names in the lexicon, "confidence",
-    "truncated": the tasks whose answer the length limit ended; or "error"; a tile with too little
-    data has none of them.
+    "answers": by task, "scene" and "objects" by their names in the lexicon, "likely": the
+    probabilities of scenes, "confidence": that of its own, "truncated": the tasks whose answer the
+    length limit ended; or "error"; a tile with too little data has none of them.
     """
 
     beginning = b'{"window": '
@@ -126,26 +140,49 @@ def _answer(assistant, asked, questions, sampling, english):
         line["scene"] = scene_in(line["answers"][task])
         line["objects"] = objects_in(line["answers"])
         line["confidence"] = None
-    _score(assistant, asked, task, questions[task], english)
+    _score(assistant, asked, questions, english)
 
 
-def _score(assistant, asked, task, question, english):
-    """Put the confidence into the lines that name a scene: one pass for all of them."""
-    beginnings = []
-    for line, _ in asked:
-        texts = [""], 0
-        if line["scene"]:
-            texts = alternatives(line["answers"][task])
-        beginnings.append(texts)
-    if not any(line["scene"] for line, _ in asked):
-        return
+def _score(assistant, asked, questions, english):
+    """Put how likely the scenes are, and the confidence, into the lines that name one."""
+    named = [(line, image) for line, image in asked if line["scene"]]
+    if named and "scene" not in questions:
+        named = _score_by_question(assistant, named, english)
+    if named:
+        _score_by_answer(assistant, named, questions, english)
 
-    scores = assistant.score(
-        [question] * len(asked),
-        [image for _, image in asked],
-        [texts for texts, _ in beginnings],
-        english,
-    )
-    for (line, _), (_, own), of_line in zip(asked, beginnings, scores or ()):
-        if line["scene"]:
-            line["confidence"] = round(share_of(own, of_line), 4)
+
+def _score_by_question(assistant, named, english):
+    """By what the network answers when it is asked for the scene alone.
+
+    Returns the (line, image) pairs of which it then says something else than a scene's name.
+    Trap: in the words of a description the scene is often decided before its name comes (two
+    brown round ...), and its name is then certain, whatever else lies in the tile.
+    """
+    [question] = questions_of(["scene"], "", english).values()
+    texts = [scene_words(english)] * len(named)
+    images = [image for _, image in named]
+    scores = assistant.score([question] * len(named), images, texts, english)
+    rest = []
+    for pair, of_line in zip(named, scores or ()):
+        if sum(map(math.exp, of_line)) < LEAST_NAMED:
+            rest.append(pair)
+        else:
+            _put_shares(pair[0], of_line)
+    return rest
+
+
+def _score_by_answer(assistant, named, questions, english):
+    """By the other scenes' names in the place of the one that stands in the answer."""
+    task = scene_task(questions)
+    texts = [alternatives(line["answers"][task])[0] for line, _ in named]
+    images = [image for _, image in named]
+    scores = assistant.score([questions[task]] * len(named), images, texts, english)
+    for (line, _), of_line in zip(named, scores or ()):
+        _put_shares(line, of_line)
+
+
+def _put_shares(line, scores):
+    shares = dict(zip(scene_names(), shares_of(scores)))
+    line["confidence"] = round(shares[line["scene"]], 4)
+    line["likely"] = {n: round(share, 4) for n, share in shares.items() if share >= LEAST_SHARE}

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from data.instructions import QUESTIONS
 from data.lexicon import find, first_scene, language, load
+from mapping.options import TASKS
 from model.images.tiles import Window
 
-# What can be asked about a tile; of the first the checkpoint knows its own question
-TASKS = ("description", "scene", "objects")
 ENGLISH_QUESTIONS = {
     "scene": "What kind of scene does this aerial image show?",
     "objects": "What objects are in this aerial image?",
@@ -48,26 +47,33 @@ def scene_in(text: str) -> str | None:
     return mentions[0].name if mentions else None
 
 
+def scene_names() -> list[str]:
+    """The scenes of the lexicon."""
+    return list(load()["scenes"])
+
+
 def alternatives(text: str) -> tuple[list[str], int]:
-    """Beginnings of an answer that names a scene, up to that word: as it is, and of all others.
+    """Beginnings of an answer that names a scene, up to its name: one for each of scene_names().
 
     Returns them and the index of the one that stands there.
     """
     mention = first_scene(text)[0]
-    scenes = load()["scenes"]
-    beginnings, own = [], 0
-    for index, (name, entry) in enumerate(scenes.items()):
-        word = entry[language(text)][0]
-        if name == mention.name:
-            word, own = text[mention.start : mention.end], index
-        beginnings.append(text[: mention.start] + word)
-    return beginnings, own
+    own = scene_names().index(mention.name)
+    words = scene_words(language(text) == "en")
+    words[own] = text[mention.start : mention.end]
+    return [text[: mention.start] + word for word in words], own
 
 
-def share_of(own: int, scores: list[float]) -> float:
-    """The probability of one of several log probabilities among all of them."""
+def scene_words(english: bool) -> list[str]:
+    """How each scene of the lexicon is called, in its order."""
+    return [entry["en" if english else "zh"][0] for entry in load()["scenes"].values()]
+
+
+def shares_of(scores: Sequence[float]) -> list[float]:
+    """The probability of each of several log probabilities among all of them."""
     greatest = max(scores)
-    return math.exp(scores[own] - greatest) / sum(math.exp(s - greatest) for s in scores)
+    weights = [math.exp(score - greatest) for score in scores]
+    return [weight / sum(weights) for weight in weights]
 
 
 def scene_word(name: str | None, english: bool) -> str:

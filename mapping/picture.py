@@ -5,16 +5,17 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from mapping.antimeridian import signed_area
 from mapping.changes import Change
 from mapping.colors import color_of
 from mapping.naming import scene_word
-from mapping.places import signed_area
 from mapping.regions import Region
 from model.images.tiles import Scene
 
 OPACITY = 110  # of 255
 CHANGED = (220, 0, 0)  # frame of a tile whose scene is not that of before
 LINE = 26  # pixels of the legend
+EDGE = (120, 120, 120)  # around a colour of the legend, which may be near white
 # Chinese fonts by file name, as Linux distributions, Windows and macOS ship them
 FONTS = (
     "NotoSansCJK-Regular.ttc",
@@ -78,7 +79,7 @@ def _legend(summary, english):
     drawing = ImageDraw.Draw(legend)
     for index, (color, text) in enumerate(rows):
         top = LINE // 2 + index * LINE
-        drawing.rectangle((LINE // 2, top + 4, LINE // 2 + 18, top + 20), color)
+        drawing.rectangle((LINE // 2, top + 4, LINE // 2 + 18, top + 20), color, EDGE)
         drawing.text((LINE // 2 + 28, top + 2), text, "black", font)
     return legend
 

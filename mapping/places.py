@@ -3,17 +3,22 @@
 Without georeference everything stays in pixels from the upper left corner, y downwards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from mapping.antimeridian import Ring, cut, signed_area
 from model.images.tiles import Scene
 
-Ring = Sequence[tuple[float, float]]  # closed: the last point is the first one
 WGS84 = "EPSG:4326"
 # Of the whole globe, for scenes in degrees: https://epsg.io/6933
 EQUAL_AREA = "EPSG:6933"
 MERCATOR = ("merc", "webmerc")  # PROJ's names
 DECIMALS = 9  # of degrees: a tenth of a millimetre
+# Longitudes are followed along an edge in so many steps, each of less than 180 degrees
+STEPS = 4
+NUDGE = 1e-3  # pixels by which a point moves that lies on a pole, where there is no longitude
 
 
 class Places:
@@ -48,12 +53,33 @@ class Places:
 
         Outer rings run counterclockwise, as RFC 7946 asks.
         """
-        shapes = [_polygon(self.native(rings)) for rings in polygons]
-        if self.crs is None:
-            return shapes
-        from rasterio.warp import transform_geom
+        oriented = [_oriented(self.native(rings)) for rings in polygons]
+        if self.crs is None or not oriented:
+            return [_geometry([rings]) for rings in oriented]
+        globes = self._on_globe([ring for rings in oriented for ring in rings])
+        return [_geometry(cut([next(globes) for _ in rings])) for rings in oriented]
 
-        return transform_geom(self._crs, WGS84, shapes, precision=DECIMALS)
+    def _on_globe(self, rings: Sequence[Ring]) -> Iterator[Ring]:
+        """In longitude and latitude; longitudes go on beyond 180 instead of beginning again."""
+        paths = [_in_steps(ring) for ring in rings]
+        lons, lats = self._lon_lat(np.concatenate(paths))
+        begin = 0
+        for path in paths:
+            part = slice(begin, begin + len(path))
+            begin += len(path)
+            unwrapped = np.unwrap(lons[part], period=360)[::STEPS]
+            yield list(zip(unwrapped.tolist(), lats[part][::STEPS].tolist()))
+
+    def _lon_lat(self, points):
+        from rasterio.warp import transform
+
+        lons, lats = np.array(transform(self._crs, WGS84, *points.T))
+        at_pole = np.abs(lats) > 90 - 1e-9
+        if at_pole.any() and not self._crs.is_geographic:
+            width = abs(self._transform.a)
+            moved = points[at_pole] + (NUDGE * width, 2 * NUDGE * width)
+            lons[at_pole], lats[at_pole] = transform(self._crs, WGS84, *moved.T)
+        return lons, lats
 
     def area(self, rings: Sequence[Ring]) -> float:
         """Of a polygon in pixels, in `unit`: m2 of the projection, but true ones of degrees and of
@@ -85,23 +111,31 @@ def _name(crs: Any) -> str | None:
     return f"EPSG:{code}" if code else crs.to_wkt()
 
 
-def _polygon(rings: Sequence[Ring]) -> dict:
+def _oriented(rings: Sequence[Ring]) -> list[Ring]:
+    """The outer ring counterclockwise, holes clockwise."""
     turned = []
     for index, ring in enumerate(rings):
         is_counterclockwise = signed_area(ring) > 0
-        points = [list(point) for point in ring]
-        turned.append(points if is_counterclockwise == (index == 0) else points[::-1])
-    return {"type": "Polygon", "coordinates": turned}
+        turned.append(ring if is_counterclockwise == (index == 0) else ring[::-1])
+    return turned
 
 
-def signed_area(ring: Ring) -> float:
-    """Positive where the ring runs counterclockwise, with y upwards."""
-    x0, y0 = ring[0]
-    doubled = 0.0
-    for (x1, y1), (x2, y2) in zip(ring, ring[1:]):
-        # From its first point: of large coordinates the digits that count would be lost
-        doubled += (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-    return doubled / 2
+def _in_steps(ring: Ring) -> np.ndarray:
+    """[points, 2]: every STEPS-th one is the ring's, others lie evenly between them."""
+    points = np.array(ring, float)
+    steps = np.arange(STEPS)[:, None] / STEPS
+    edges = points[:-1, None] + steps * (points[1:] - points[:-1])[:, None]
+    return np.concatenate((edges.reshape(-1, 2), points[-1:]))
+
+
+def _geometry(polygons: Sequence[Sequence[Ring]]) -> dict:
+    """GeoJSON of one polygon, or of several."""
+    found = []
+    for rings in polygons:
+        found.append([[[round(v, DECIMALS) for v in point] for point in ring] for ring in rings])
+    if len(found) == 1:
+        return {"type": "Polygon", "coordinates": found[0]}
+    return {"type": "MultiPolygon", "coordinates": found}
 
 
 def box(left: float, top: float, width: float, height: float) -> list[Ring]:

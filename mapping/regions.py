@@ -1,16 +1,17 @@
 """Tiles -> regions of one scene: the tiles over a cell vote, neighbouring cells are one polygon."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.lexicon import load
 from mapping.grid import Grid
-from mapping.naming import window_of
+from mapping.naming import scene_names, window_of
 from mapping.places import Ring
 
 NO_DATA = -1
+LEAST_ENTROPY = 0.05  # nats, added to that of each tile
 
 
 @dataclass
@@ -44,11 +45,23 @@ def answered(lines: Sequence[dict]) -> list[dict]:
     return [line for line in lines if "answers" in line]
 
 
+def votes_of(line: dict) -> dict[str, float]:
+    """A tile's votes: for each scene its probability, divided by the entropy of all of them.
+
+    A tile across a border is of two minds and counts less than one that lies on one scene.
+    """
+    confidence = line["confidence"]
+    alone = 1.0 if confidence is None else max(confidence, 1e-3)
+    likely = line.get("likely") or {line["scene"]: alone}
+    entropy = -sum(share * math.log(share) for share in likely.values())
+    return {scene: share / (entropy + LEAST_ENTROPY) for scene, share in likely.items()}
+
+
 def vote(grid: Grid, lines: Sequence[dict], min_confidence: float) -> np.ndarray:
     """Scene of each cell by its place in scene_names(), int16 [rows, columns] of cells.
 
-    The tiles over a cell vote with their confidence. The number behind the last scene: no tile
-    there names one; NO_DATA: no tile was asked about.
+    The tiles over a cell vote, see votes_of. The number behind the last scene: no tile there names
+    one; NO_DATA: no tile was asked about.
     """
     names = scene_names()
     shape = len(grid.ys) - 1, len(grid.xs) - 1
@@ -57,19 +70,14 @@ def vote(grid: Grid, lines: Sequence[dict], min_confidence: float) -> np.ndarray
     for line in answered(lines):
         cells = grid.cells(window_of(line))
         covered[cells] = True
-        scene = sure_scene(line, min_confidence)
-        if scene is not None:
-            weight = line["confidence"]
-            votes[names.index(scene), *cells] += 1.0 if weight is None else max(weight, 1e-3)
+        if sure_scene(line, min_confidence) is not None:
+            for scene, weight in votes_of(line).items():
+                votes[names.index(scene), *cells] += weight
 
     winners = votes.argmax(0).astype(np.int16)
     winners[votes.max(0) == 0] = len(names)
     winners[~covered] = NO_DATA
     return winners
-
-
-def scene_names() -> list[str]:
-    return list(load()["scenes"])
 
 
 def regions_of(grid: Grid, lines: Sequence[dict], min_confidence: float) -> list[Region]:

@@ -14,6 +14,7 @@ from mapping.changes import change_features, compare, summarize_changes
 from mapping.geojson import region_features, tile_features, write_geojson
 from mapping.grid import Grid, grid_of
 from mapping.naming import questions_of
+from mapping.options import Options
 from mapping.page import html_page
 from mapping.picture import draw_map
 from mapping.places import Places
@@ -26,26 +27,14 @@ from model.images.tiles import Scene, open_scene
 
 SETTINGS = "settings.json"
 TILES, TILES_BEFORE = "tiles.jsonl", "before.jsonl"
+# What a map consists of, for its readers; changes.geojson where there are two dates
+FILES = (
+    *("map.html", "map.png", "map.geojson", "tiles.geojson", "changes.geojson"),
+    *("summary.txt", "summary.json"),
+)
 # Bytes that a tile takes in all files, roughly, and that the pictures of the scene take
 TILE_BYTES, PICTURE_BYTES = 20_000, 10_000_000
 SAMPLE = 2**20  # bytes at either end of a file that distinguish it
-
-
-@dataclass
-class Options:
-    """What a user asks for."""
-
-    scene: str
-    output: Path
-    before: str | None = None  # an earlier image of the same place
-    tile: int = 256
-    overlap: float = 0.25
-    tasks: tuple[str, ...] = ("description",)
-    prompt: str | None = None  # for the description; None: as the checkpoint was trained
-    bands: list[int] | None = None
-    stretch: str = "scene"
-    min_confidence: float = 0.5
-    batch_size: int = 4
 
 
 @dataclass
@@ -91,13 +80,20 @@ def _check_folder(options, scene, tiles):
     except OSError as error:
         raise UserError(f"output {output}: cannot be a folder ({error.strerror})") from None
     known = _known_settings(output)
-    if known and known.get("scene") != identity(scene):
-        name = known.get("scene", {}).get("file")
+    if known is not None and known.get("scene") != identity(scene):
+        there = known.get("scene")
+        name = there.get("file") if isinstance(there, dict) else "of something else"
         raise UserError(
             f"output {output}: it holds the map of another scene, {name}; name another folder"
         )
+    others = [name for name in (TILES, *FILES) if (output / name).exists()]
+    if known is None and others:
+        raise UserError(
+            f"output {output}: {others[0]} is there, and no map was begun there ({SETTINGS} is "
+            "missing); name another folder"
+        )
     needed = tiles * TILE_BYTES + PICTURE_BYTES
-    if not known and free < needed:
+    if known is None and free < needed:
         raise UserError(
             f"output {output}: {free / 1e6:.0f} MB are free, a map of {tiles} tiles takes up to "
             f"{needed / 1e6:.0f}; make room or name another folder"

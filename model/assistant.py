@@ -38,6 +38,10 @@ class Assistant:
         """Whether there is something that `untuned` switches off."""
         return self.family.has_adapter
 
+    def seen(self, image):
+        """An RGB image as the network sees it, or None where that is not known."""
+        return self.family.seen(image)
+
     @property
     def is_base(self):
         """Whether nothing has been fine-tuned: no adapter, and no question to train weights on."""

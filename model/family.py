@@ -182,8 +182,28 @@ class Family(ABC):
         method: name lora with rank, alpha, layers (None: all), dropout, targets; name ptuning with
         length; name full. "parts": parts trained in full beside an adapter, with full the only
         ones ([]: all). nf4: the frozen linear layers in 4 bits; the network was then opened on the
-        CPU and moves to `device` here. Returns the method as `load_adapter` needs it, for the card.
+        CPU and moves to `device` here. Under "peft", as for `load_adapter`, where the modules are,
+        whatever else is said. Returns the method as `load_adapter` needs it, for the card.
         """
+
+    def start_from(self, tensors: dict[str, torch.Tensor], source: str) -> None:
+        """Give the trained parameters the values of an adapter, by the names that `save` writes.
+
+        source: its folder, for the UserError that names what does not fit.
+        """
+        trained = self.trained_tensors()
+        wrong = sorted(set(trained) ^ set(tensors))
+        for name in set(trained) & set(tensors):
+            if trained[name].shape != tensors[name].shape:
+                wrong.append(name)
+        if wrong:
+            raise UserError(
+                f"{source}: {len(wrong)} tensors are not those of its method "
+                f"({', '.join(wrong[:3])}); copy it again"
+            )
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(tensors[name])
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
         """The trained parameters by the names that `save` writes of an adapter."""
@@ -298,6 +318,10 @@ class Family(ABC):
         its oldest rounds are left out, then the question's end, and on_cut(index, rounds, tokens)
         is called before the first piece.
         """
+
+    def seen(self, image: Image.Image) -> Image.Image | None:
+        """An RGB image as the network sees it, for people; None where that is not known."""
+        return None
 
     def score(
         self,
@@ -424,8 +448,7 @@ def adapter_card(folder: Path) -> dict[str, Any]:
     if (folder / PEFT_CONFIG).is_file():
         peft = read_json(folder / PEFT_CONFIG, "adapter configuration", dict)
     if peft is not None and not card:
-        base = {"path": peft.get("base_model_name_or_path"), "fingerprint": None}
-        card = {"base": base, "method": {"name": "lora"}}
+        card = _card_of_peft(folder, peft)
     if not card.get("base") or not card.get("method"):
         raise UserError(
             f"adapter {folder}: {CARD} does not say what its base is; copy the folder again"
@@ -433,6 +456,21 @@ def adapter_card(folder: Path) -> dict[str, Any]:
     if peft is not None:
         card["method"] = card["method"] | {"peft": peft}
     return card
+
+
+def _card_of_peft(folder, peft):
+    """What adapter_config.json says, as a card."""
+    if peft.get("peft_type") != "LORA":
+        raise UserError(
+            f"adapter {folder}: {PEFT_CONFIG} has peft_type {peft.get('peft_type')!r}, expected "
+            "LORA"
+        )
+    method = {"name": "lora"}
+    for key, name in (("rank", "r"), ("alpha", "lora_alpha")):
+        if name in peft:
+            method[key] = peft[name]
+    base = {"path": peft.get("base_model_name_or_path"), "fingerprint": None}
+    return {"base": base, "method": method}
 
 
 def base_of_adapter(

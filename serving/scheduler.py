@@ -8,14 +8,19 @@ so that one with many questions does not keep another from its first.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from model.assistant import Assistant
 from model.errors import UserError
 from model.running_batch import Advance, Question
 from serving.metrics import Metrics
 from serving.stops import StopText
+
+T = TypeVar("T")
 
 # Why an answer ended
 STOP = "stop"  # by itself, or at a stop sequence
@@ -28,7 +33,7 @@ ERROR = "error"
 FIRST_GUESS = 5.0
 
 
-class QueueFull(Exception):
+class QueueFull(UserError):
     """No room in the queue; seconds: after how long there may be."""
 
     def __init__(self, waiting: int, seconds: float):
@@ -95,6 +100,7 @@ class Scheduler:
         self._batch = assistant.family.open_batch(rows, memory)
         self._waiting: list[Ticket] = []
         self._running: dict[int, Ticket] = {}
+        self._work: list[tuple[Callable[[], Any], Future]] = []
         self._turns: Counter[str] = Counter()  # the next turn of each client
         self._turn = 0  # of the question that began last
         self._number = 0
@@ -113,13 +119,16 @@ class Scheduler:
         *,
         client: str = "",
         stop: Sequence[str] = (),
+        is_bulk: bool = False,
     ) -> Ticket:
-        """Queue a question. client: who asks, for the order. Raises QueueFull."""
+        """Queue a question. client: who asks, for the order; is_bulk: by somebody who asks no more
+        than there are rows, and has a place in a full queue, too. Raises QueueFull.
+        """
         question = self._limited(question)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the scheduler has ended")
-            if len(self._waiting) >= self.max_waiting:
+            if len(self._waiting) >= self.max_waiting and not is_bulk:
                 self.metrics.count("refused")
                 raise QueueFull(len(self._waiting), self._wait(len(self._waiting)))
             turn = max(self._turns[client], self._turn)
@@ -133,6 +142,28 @@ class Scheduler:
             self._waiting.sort(key=lambda ticket: ticket.order)
             self._changed.notify()
         return ticket
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A context whose questions are looked at when it ends: they can begin in one batch."""
+        with self._changed:
+            yield
+
+    def compute(self, work: Callable[[], T]) -> T:
+        """What a function makes of the network, between two tokens of the answers under way.
+
+        Raises what it raises, and UserError where the scheduler ends.
+        """
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                raise UserError("the server is shutting down")
+            self._work.append((work, future))
+            self._changed.notify()
+        try:
+            return future.result()
+        except CancelledError:
+            raise UserError("the server is shutting down") from None
 
     def cancel(self, ticket: Ticket) -> None:
         """Drop a question, at the next token where its answer has begun."""
@@ -190,8 +221,12 @@ class Scheduler:
             while self._go_on():
                 if self._running:
                     self._step()
+                self._compute()
         finally:
-            self._closed = True
+            with self._changed:
+                self._closed = True
+                for _, future in self._work:
+                    future.cancel()
             for ticket in [*self._running.values(), *self._waiting]:
                 self._deliver(ticket, Event(end=CANCELLED))
             self._running.clear()
@@ -200,7 +235,7 @@ class Scheduler:
     def _go_on(self):
         """Wait for something to do -> False when it is over."""
         with self._changed:
-            while not (self._closed or self._waiting or self._running):
+            while not (self._closed or self._waiting or self._running or self._work):
                 self._changed.wait()
             if self._closed:
                 return False
@@ -235,6 +270,16 @@ class Scheduler:
             self._running[joined.key] = ticket
         if not self._waiting and not self._running:
             self._turns.clear()
+
+    def _compute(self):
+        """One of the computations that wait."""
+        if not self._work:
+            return
+        work, future = self._work.pop(0)
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 -- whoever waits for the result gets it
+            future.set_exception(error)
 
     def _step(self):
         try:

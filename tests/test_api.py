@@ -569,10 +569,10 @@ def page_answers(server, *data):
 def test_page_and_api_on_one_port(both, assistant):
     server = both()
     assert "RemoteGLM" in raw(server, "GET", "/")[2]
-    dialogue = page_answers(server, None, "你好", [], 64, 0, 0.8)
+    dialogue = page_answers(server, "你好", "alone", 64, 0, 0.8, 0, 100, 1.2, -1)
     expected = alone(assistant, "你好", max_new_tokens=None, max_length=64)
-    assert dialogue[-1]["content"][0]["text"] == expected
-    (notice,) = page_answers(server, None, "这张图像里有什么？", [], 64, 0, 0.8)
+    assert dialogue[1]["content"][0]["text"] == expected
+    (notice,) = page_answers(server, "这张图像里有什么？", "alone", 64, 0, 0.8, 0, 100, 1.2, -1)
     assert notice["content"][0]["text"].startswith("错误：还没有图像")
     assert raw(server, "POST", "/v1/chat/completions", {})[0] == 401
     foreign = {"Origin": "http://evil.example"}

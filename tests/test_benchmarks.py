@@ -216,6 +216,29 @@ def test_qwen3_vl_in_small(monkeypatch, no_gpu, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_peers_in_small(monkeypatch, tmp_path, capsys):
+    """This project and transformers' Trainer take the same steps from the same weights."""
+    import hf_networks
+    import peers
+
+    small = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512}
+    text, tower = hf_networks.LLAVA_TEXT | small, hf_networks.LLAVA_TOWER | {"num_hidden_layers": 2}
+    monkeypatch.setattr(hf_networks.llava, "__defaults__", (text, tower))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent))  # torch's own, else there
+    options = "--count 6 --epochs 2 --batch-size 2 --threads 1"
+    monkeypatch.setattr(sys, "argv", ["peers.py", *options.split()])
+    peers.main()
+    lines = capsys.readouterr().out.splitlines()
+    lines = [line.strip("| ").split(" | ") for line in lines if line[:1] == "|"]
+    ours, theirs = (dict(zip(lines[0], line)) for line in lines[2:4])
+    assert (ours["way"], theirs["way"]) == ("RemoteGLM", "Trainer + peft")
+    differ = theirs["losses of 20 steps differ by"]
+    assert float(differ.split("%")[0]) < 0.1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_row_that_fails_says_why():
     import processes
     import qwen3_vl

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from model import UserError, load_assistant
 from model.family import export_checkpoint
+from model.quantization import QuantizedLinear
 from model.visualglm import checkpoint, export
 from model.visualglm.checkpoint import open_stored
 from model.visualglm.lora import adapter_names, add_method, without_adapter
-from model.visualglm.quantization import QuantizedLinear
 from model.visualglm.tokenizer import VOCABULARY
 from model.weight_files import ADAPTER, CONFIG, FULL
 

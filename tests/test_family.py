@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import PROJECT, TEXTS
@@ -184,8 +185,10 @@ def test_one_run_writes_an_answer_file(tmp_path):
 
 def test_page(trained, rows):
     page = web_demo.build(load_assistant(trained[1]))
-    answer = next(entry.fn for entry in page.fns.values() if entry.api_name == "answer")
-    shown = list(answer(str(rows / "val-2.png"), QUESTION, [], 64, 0, 1))
+    functions = {entry.api_name: entry.fn for entry in page.fns.values()}
+    me = SimpleNamespace(session_hash="page")
+    functions["image"](me, {"path": str(rows / "val-2.png")})
+    shown = list(functions["answer"](me, QUESTION, "alone", 64, 0, 1, 0))
     assert shown[-1][0][-1]["content"] == COLORS["blue"]
 
 
@@ -294,7 +297,7 @@ DOWNHILL = {
     "model": ("model",),
     "evaluation": ("evaluation", "model", "data"),
     "mapping": ("mapping", "model", "data"),
-    "serving": ("serving", "model"),
+    "serving": ("serving", "mapping", "model"),
     "data": ("data", "model.errors", "model.files", "model.images"),
 }
 

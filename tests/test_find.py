@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -400,3 +401,74 @@ def test_modelscope(home, monkeypatch):
     assert find.find_checkpoint("visualglm-6b") == folder
     with pytest.raises(UserError, match="download of ZhipuAI/fail from ModelScope failed"):
         find.find_checkpoint("fail", "modelscope")
+
+
+class Scope(http.server.BaseHTTPRequestHandler):
+    """What ModelScope's client asks of its hub, for any repository.
+
+    wrong: a file that arrives with another content than its hash says.
+    """
+
+    files, served, wrong = {}, [], None
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        if path.endswith("/repo"):
+            name = urllib.parse.parse_qs(query)["FilePath"][0]
+            self.served.append(name)
+            data = self.files[name]
+            if name == self.wrong:
+                data = data[::-1]
+            return self.reply(data)
+        listed = []
+        if path.endswith("/repo/files"):
+            for name, data in self.files.items():
+                digest = hashlib.sha256(data).hexdigest()
+                listed.append({"Path": name, "Name": name, "Type": "blob", "Size": len(data)})
+                listed[-1] |= {"Sha256": digest, "Revision": "r", "CommittedDate": 1}
+        self.reply(json.dumps({"Code": 200, "Success": True, "Data": {"Files": listed}}).encode())
+
+    def reply(self, data):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def scope(home, monkeypatch):
+    """A hub of ModelScope on 127.0.0.1, to which its client is sent."""
+
+    class Here(Scope):
+        files = {
+            "config.json": b"{}",
+            "README.md": b"not wanted",
+            "chat_template.jinja": b"template",
+            "model.safetensors": bytes(range(256)) * 48_000,
+        }
+        served = []
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Here)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "*")
+    yield Here
+    server.shutdown()
+
+
+def test_modelscopes_own_client(scope):
+    """Only what is wanted, once; a damaged file is none."""
+    pytest.importorskip("modelscope", reason="requirements_test.txt installs it")
+    folder = find.find_checkpoint("Qwen/Qwen3-VL-4B-Instruct", "modelscope")
+    wanted = set(scope.files) - {"README.md"}
+    assert {name for name in wanted if (folder / name).read_bytes() == scope.files[name]} == wanted
+    assert not (folder / "README.md").exists() and sorted(scope.served) == sorted(wanted)
+    assert find.find_checkpoint("Qwen/Qwen3-VL-4B-Instruct", "modelscope") == folder
+    assert len(scope.served) == len(wanted)
+
+    scope.wrong = "model.safetensors"
+    with pytest.raises(UserError, match="download of ZhipuAI/visualglm-6b from ModelScope failed"):
+        find.find_checkpoint("visualglm-6b", "modelscope")

@@ -21,16 +21,21 @@ from conftest import PROJECT, TEXTS
 from hf_checkpoints import KINDS, TYPES, write_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_mapping import fields, mapped, write_scene
 
 import cli_demo
 import evaluate_RemoteGLM
 import export_RemoteGLM
 import finetune_RemoteGLM
+from mapping.naming import alternatives, window_of
 from model import Sampling, UserError, load_assistant, read_image
 from model.family import Limits, family_of, open_checkpoint
+from model.hf.adapter import linear_layers
 from model.hf.family import probe_image
 from model.hf.generate import generate
 from model.hf.types import part_of
+from model.images.tiles import open_scene
+from model.pieces import Pieces
 from model.rows import Sample
 from model.weight_files import CARD, PEFT_ADAPTER, PEFT_CONFIG
 
@@ -119,7 +124,11 @@ def messages(rounds, with_image):
 
 def template_ids(family, rounds, with_image, asks):
     """What transformers' apply_chat_template makes of them, thinking turned off."""
-    made = transformers.ProcessorMixin.apply_chat_template(
+    return template_inputs(family, rounds, with_image, asks)["input_ids"][0].tolist()
+
+
+def template_inputs(family, rounds, with_image, asks):
+    return transformers.ProcessorMixin.apply_chat_template(
         family.processor,  # SmolVLM's own method asks for its video processor first
         messages(rounds, with_image),
         tokenize=True,
@@ -128,7 +137,6 @@ def template_ids(family, rounds, with_image, asks):
         add_generation_prompt=asks,
         enable_thinking=False,
     )
-    return made["input_ids"][0].tolist()
 
 
 # Prompts and trained tokens
@@ -261,6 +269,17 @@ def test_pixel_bounds(checkpoints, tmp_path):
     assert glm._tokens_of((500, 500)) + 1 == 9
     with pytest.raises(UserError, match="--min_pixels"):
         open_family(folder, pixels=(10**6, None))
+
+
+@pytest.mark.parametrize("kind", ["glm4v", "glm46v"])
+def test_pixel_bounds_where_frames_are_counted(checkpoints, kind):
+    """Tokens of 28 x 28 pixels: at a bound nothing changes, a row more or less is fitted to it."""
+    most = open_family(checkpoints(kind), pixels=(None, 84 * 84))
+    for size, tokens in (((84, 84), 9), ((84, 56), 6), ((112, 84), 6), ((840, 840), 9)):
+        assert most._tokens_of(size) + 1 == tokens
+    least = open_family(checkpoints(kind), pixels=(112 * 112, None))
+    for size, tokens in (((112, 112), 16), ((140, 112), 20), ((112, 84), 20), ((28, 28), 16)):
+        assert least._tokens_of(size) + 1 == tokens
 
 
 @pytest.mark.parametrize("kind", ["internvl", "smolvlm"])
@@ -580,12 +599,150 @@ def test_sampling_is_repeatable_and_independent_of_the_batch(checkpoints):
     assert assistant.answer_batch([QUESTION] * 3, images, other) != batch
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_scores_are_those_of_transformers(checkpoints, kind):
+    """Each text by a pass of its own over its whole row; rows with an image and without."""
+    folder = checkpoints(kind)
+    family = open_family(folder)
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    images = [image(), None, image((200, 120), "red")]
+    scenes = ["河流", "机场", "港", "棒球场", "森林", "沙漠", "农田", "桥", "停车场", "池塘"]
+    texts = [[f"一个{scene}" for scene in scenes], ["有", "没有"], ["", "河"]]
+    found = family.score([Sample(None, QUESTION, None)] * 3, images, texts)
+    for shown, of_row, scores in zip(images, texts, found):
+        expected = [plain_score(family, plain.eval(), shown, text) for text in of_row]
+        assert scores == pytest.approx(expected, abs=1e-4)
+
+
+@torch.no_grad()
+def plain_score(family, plain, shown, text):
+    """The log probability of a text's bytes, which are the tokens of these checkpoints."""
+    inputs = template_inputs(family, [(QUESTION, None)], shown, True)
+    length = inputs["input_ids"].size(1)
+    ids = family.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    for name, value in inputs.items():
+        if value.shape == (1, length):
+            added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            added = added.get(name, torch.zeros_like(ids))
+            inputs[name] = torch.cat((value, added.to(value.dtype)), 1)
+    steps = plain(**inputs, use_cache=False).logits[0, length - 1 : -1].log_softmax(-1)
+    return steps.gather(1, ids.T.long()).sum().item()
+
+
+def test_pieces_that_go_beyond_the_end_of_a_text_count():
+    pieces = Pieces(["停", "车", "停车", "场", "停车场", "停车场里", "场里", "里"])
+    assert pieces.endings([2, 3]) == [[4, 5], [3, 6]]
+    assert pieces.endings([7]) == [[7]] and pieces.endings([]) == []
+
+
+def test_a_map_is_as_sure_as_the_network(checkpoints, tmp_path, monkeypatch):
+    """Of tiles whose answer names a scene; against the scores of all scenes."""
+    assistant = load_assistant(checkpoints("qwen3_vl"), device="cpu")
+    answer = "这是一条河流。"
+    monkeypatch.setattr(
+        assistant, "answer_batch", lambda questions, *_, **__: [answer] * len(questions)
+    )
+    path = write_scene(tmp_path / "scene.tif", fields([["river", "beach"]], 64))
+    _, lines, _ = mapped(path, tmp_path, assistant)
+    texts, own = alternatives(answer)
+    for line in lines:
+        with open_scene(path) as scene:
+            shown, _ = scene.read(window_of(line))
+        (scores,) = assistant.score(["什么？"], [shown], [texts])
+        expected = torch.tensor(scores).softmax(0)[own].item()
+        assert line["scene"] == "river"
+        assert line["confidence"] == pytest.approx(expected, abs=1e-4)
+    assert len({line["confidence"] for line in lines}) == 2
+
+
 def test_quantized_answers(checkpoints):
     for bits in (8, 4):
         assistant = load_assistant(checkpoints("llava"), device="cpu", bits=bits)
         list(assistant.stream(QUESTION, image(), sampling=GREEDY))
     with pytest.raises(UserError, match="expected 8 or 4"):
         load_assistant(checkpoints("llava"), device="cpu", bits=3)
+
+
+@pytest.mark.parametrize("bits, least", [(8, 0.999), (4, 0.97)])
+@pytest.mark.parametrize("kind", ["qwen3_vl", "qwen3_5", "glm4v", "llava"])
+def test_few_bits_in_a_folder(checkpoints, kind, bits, least, tmp_path):
+    """Close to the float weights', the same as quantized while loading; an adapter fits over it."""
+    folder, few = checkpoints(kind), tmp_path / "few"
+    command = ["--from_pretrained", str(folder), "--output"]
+    export_RemoteGLM.main([*command, str(few), "--format", f"int{bits}"])
+    plain, stored = open_family(folder), open_family(few)
+    batch = batch_of(plain)
+    found = {}
+    with torch.no_grad():
+        for name, family in (
+            ("plain", plain),
+            ("stored", stored),
+            ("loading", open_family(folder, bits=bits)),
+        ):
+            if name != "stored":
+                family.prepare_to_answer()
+            found[name] = family.network(**batch)[0]
+        assert torch.allclose(found["stored"], dequantized(plain, bits, batch), atol=1e-4)
+        similar = torch.cosine_similarity(found["loading"], found["plain"], dim=-1)
+        assert least < similar.min() < 1
+        stored.prepare_to_answer()
+        assert torch.equal(stored.network(**batch)[0], found["loading"])
+    answer = [*stored.generate([Sample(None, QUESTION, None)], [image()], GREEDY)]
+    again = open_family(folder, bits=bits)
+    again.prepare_to_answer()
+    assert answer == [*again.generate([Sample(None, QUESTION, None)], [image()], GREEDY)]
+
+
+def dequantized(family, bits, batch):
+    """Logits over float weights that are rounded by plain arithmetic."""
+    for name, layer in linear_layers(family.network.base).items():
+        if part_of(name) != "language":
+            continue
+        weight = layer.weight.data
+        if bits == 8:
+            scale = (weight.abs().amax(1, keepdim=True) / 127).bfloat16().float()
+            layer.weight.data = (weight / scale).round() * scale
+            continue
+        groups = weight.unflatten(1, (-1, 32))
+        low, high = groups.amin(-1, True), groups.amax(-1, True)
+        scale = ((high - low) / 15).bfloat16().float()
+        zero = (low + 8 * scale).bfloat16().float()
+        steps = ((groups - zero) / scale).round().clamp(-8, 7)
+        layer.weight.data = (steps * scale + zero).flatten(1)
+    return family.network(**batch)[0]
+
+
+def test_adapters_and_few_bits(trained, tmp_path):
+    """Over a quantized base, merged into one; what such a folder cannot do is one line."""
+    base = json.loads((trained[1] / "30" / CARD).read_text())["base"]["path"]
+    few, merged = tmp_path / "few", tmp_path / "merged"
+    command = ["--format", "int8", "--output"]
+    export_RemoteGLM.main(["--from_pretrained", base, *command, str(few)])
+    export_RemoteGLM.main(["--from_pretrained", str(trained[1]), *command, str(merged)])
+    tuned = open_family(trained[1])
+    batch = batch_of(tuned)
+    with torch.no_grad():
+        expected = tuned.network(**batch)[0]
+        for family in (open_family(trained[1], base=few), open_family(merged)):
+            family.prepare_to_answer()
+            got = family.network(**batch)[0]
+            assert torch.cosine_similarity(got, expected, dim=-1).min() > 0.999
+            with family.untuned():
+                untuned = family.network(**batch)[0]
+            assert family.has_adapter == (not torch.equal(untuned, got))
+    assert load_assistant(merged, device="cpu").prompt == QUESTION
+
+    with pytest.raises(UserError, match="holds 8-bit weights, --quant 4 was asked for"):
+        open_family(merged, bits=4)
+    for name, options in ((merged, []), (trained[1], ["--base_path", str(few)])):
+        with pytest.raises(SystemExit, match="is quantized already"):
+            export_RemoteGLM.main(
+                ["--from_pretrained", str(name), *options, "--format", "hf"]
+                + ["--output", str(tmp_path / "no")]
+            )
+    options, _ = finetune_RemoteGLM.parse(["--from_pretrained", str(merged), "--device", "cpu"])
+    with pytest.raises(UserError, match="its weights are quantized"):
+        finetune_RemoteGLM.open_base(options, CPU, torch.float32)
 
 
 # Scripts
@@ -605,7 +762,7 @@ def python(*args):
     )
 
 
-def finetune(base, rows, save, name, *more, start=(PROJECT / "finetune_RemoteGLM.py",)):
+def finetune(base, rows, save, name, *more, ends=0, start=(PROJECT / "finetune_RemoteGLM.py",)):
     result = python(
         *start,
         *("--from_pretrained", base),
@@ -617,7 +774,7 @@ def finetune(base, rows, save, name, *more, start=(PROJECT / "finetune_RemoteGLM
         *("--lora_rank", 8, "--lora_alpha", 32, "--lora_targets", "attention", "mlp"),
         *more,
     )
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.returncode == ends, result.stderr[-2000:]
     return result.stdout
 
 
@@ -649,18 +806,34 @@ def test_the_trainer_trains_and_validates(trained):
     assert {PEFT_CONFIG, PEFT_ADAPTER, CARD} <= names
 
 
-def test_resuming_is_exact(trained, checkpoints, colors, tmp_path):
+# The 23rd step never ends
+KILLED = """import os, finetune_RemoteGLM
+from model.training.loop import Trainer
+train_step = Trainer.train_step
+def killed(self, *given):
+    if self.progress.step == 22:
+        os.kill(os.getpid(), 9)
+    return train_step(self, *given)
+Trainer.train_step = killed
+finetune_RemoteGLM.main()
+"""
+
+
+def test_resuming_is_exact(trained, colors, tmp_path):
+    """After kill -9: losses, tensors and optimizer to the last bit those of the whole run."""
     _, folder, more = trained
-    again = shutil.copytree(folder, tmp_path / "run")
-    shutil.rmtree(again / "30")
-    (again / "latest").write_text("15")
+    again = tmp_path / "run"
     base = json.loads((folder / "30" / CARD).read_text())["base"]["path"]
+    finetune(base, colors, tmp_path, "run", *more, ends=-9, start=("-c", KILLED))
+    assert readings(again)[0] == readings(folder)[0][:4] and not (again / "30").exists()
     printed = finetune(base, colors, tmp_path, "run", *more, "--resume")
     assert "resumed at step 15" in printed
     assert readings(again) == readings(folder)
     ours, theirs = (load_file(run / "30" / PEFT_ADAPTER) for run in (again, folder))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for file in (folder / "30" / "state").glob("*.safetensors"):
+        assert file.read_bytes() == (again / "30" / "state" / file.name).read_bytes()
 
 
 # All of them in the processes of one launch
@@ -855,6 +1028,71 @@ def test_an_adapter_that_peft_wrote(checkpoints, tmp_path):
         assert torch.allclose(family.network(**batch)[0], expected, atol=1e-5)
         with family.untuned():
             assert not torch.allclose(family.network(**batch)[0], expected, atol=1e-3)
+
+
+def test_training_starts_from_an_adapter_that_peft_wrote(checkpoints, colors, tmp_path):
+    """Its first loss is plain peft's, its settings stay, and plain peft reads what is written."""
+    folder = shutil.copytree(checkpoints("qwen3_vl"), tmp_path / "base")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    config = peft.LoraConfig(
+        r=6,
+        lora_alpha=12,
+        lora_dropout=0.2,
+        target_modules=r".*language_model.*\.(q_proj|up_proj)",
+        use_rslora=True,
+        modules_to_save=["merger"],
+        init_lora_weights=False,
+    )
+    torch.manual_seed(1)
+    theirs = peft.get_peft_model(model, config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UserError, match="--lora_targets: the adapter .* says itself where"):
+        resolved(tmp_path / "theirs", "--lora_targets", "mlp")
+    own = ("--lora_rank", 6, "--lora_alpha", 12, "--lora_targets", "attention")
+    options = ("--train-iters", 4, "--eval-interval", 4, *own)
+    finetune(tmp_path / "theirs", colors, tmp_path, "run", *options)
+
+    rows = json.loads((colors / "rows-val.json").read_text(encoding="utf-8"))
+    family = open_family(folder)
+    items = []
+    for row in rows:
+        shown = read_image(colors / row["img"])
+        tokens = family._tokens_of(shown.size)
+        rendered = family.prompts.row(row["prompt"], row["label"], image_tokens=tokens)
+        items.append(family.encode(rendered, shown))
+    batch = family.collate(items)
+    inputs = {k: v for k, v in batch.items() if not k.startswith("target")}
+    with torch.no_grad():
+        logits = theirs(**inputs).logits.flatten(0, 1)[batch["target_positions"]]
+    expected = torch.nn.functional.cross_entropy(logits, batch["targets"]).item()
+    assert readings(tmp_path / "run")[1][0]["real"] == pytest.approx(expected, abs=1e-4)
+
+    saved = tmp_path / "run" / "4"
+    written = json.loads((saved / PEFT_CONFIG).read_text())
+    for key in ("r", "lora_alpha", "target_modules", "use_rslora", "modules_to_save"):
+        assert written[key] == getattr(config, key)
+    before, after = (load_file(path / PEFT_ADAPTER) for path in (tmp_path / "theirs", saved))
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    plain = peft.PeftModel.from_pretrained(plain, saved).eval()
+    with torch.no_grad():
+        expected = plain(**inputs).logits.flatten(0, 1)[batch["target_positions"]]
+        assert torch.allclose(open_family(saved).network(**batch)[0], expected, atol=1e-5)
+    # and from there, the base under another path
+    folder.rename(tmp_path / "moved")
+    options = resolved(saved, "--base-path", tmp_path / "moved")
+    further, _ = finetune_RemoteGLM.open_base(options, CPU, torch.float32)
+    started = further.trained_tensors()
+    assert started.keys() == after.keys()
+    assert all(torch.equal(started[name], after[name]) for name in after)
+    assert sum(p.requires_grad for p in further.network.parameters()) == len(after)
+
+
+def resolved(base, *options):
+    argv = ["--from_pretrained", str(base), "--device", "cpu", *map(str, options)]
+    options, _ = finetune_RemoteGLM.parse(argv)
+    return finetune_RemoteGLM.as_resolved(options, torch.float32)
 
 
 def test_an_adapter_with_names_of_earlier_releases(checkpoints, tmp_path):

@@ -21,6 +21,7 @@ import export_RemoteGLM
 import web_demo
 from model import Sampling, read_image
 from model.files import PROJECT
+from model.quantization import QuantizedLinear
 from model.training.run_folder import RunFolder
 from model.visualglm import checkpoint
 from model.visualglm.answer_text import tidy
@@ -28,7 +29,7 @@ from model.visualglm.generate import generate
 from model.visualglm.lora import add_ptuning, without_adapter
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
-from model.visualglm.quantization import QuantizedLinear, to_nf4
+from model.visualglm.quantization import to_nf4
 from model.weight_files import CARD
 
 TRAINED = {

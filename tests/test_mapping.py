@@ -5,7 +5,10 @@ import math
 import random
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,12 @@ from test_web import CHROMIUM, chromium
 import cli_demo
 from data.lexicon import load
 from mapping.answering import TileFile, answer_tiles
-from mapping.colors import color_of
+from mapping.colors import color_of, hex_color
 from mapping.grid import Grid, grid_of
-from mapping.naming import alternatives, objects_in, questions_of, scene_in, share_of
+from mapping.naming import alternatives, objects_in, questions_of, scene_in, shares_of
 from mapping.picture import CHANGED, OPACITY
 from mapping.places import Places, box
-from mapping.regions import regions_of, vote
+from mapping.regions import regions_of, vote, votes_of
 from mapping.summary import in_words, summarize
 from model import Sampling, UserError, load_assistant
 from model.images.tiles import Window, open_scene
@@ -263,8 +266,8 @@ class TestNaming:
         assert texts[own] == "There are many boats in a port"
 
     def test_share(self):
-        assert share_of(1, [math.log(1), math.log(3)]) == pytest.approx(0.75)
-        assert share_of(0, [-1000.0, -1001.0]) == pytest.approx(1 / (1 + math.exp(-1)))
+        assert shares_of([math.log(1), math.log(3)])[1] == pytest.approx(0.75)
+        assert shares_of([-1000.0, -1001.0])[0] == pytest.approx(1 / (1 + math.exp(-1)))
 
 
 def plain_score(family, question, text, image):
@@ -341,6 +344,24 @@ class TestScore:
         assert calls == [1]
 
 
+def lab(rgb):
+    """CIELAB of 8-bit sRGB [N, 3] under D65, by the CIE's formulas."""
+    linear = np.where(rgb > 10, ((rgb / 255 + 0.055) / 1.055) ** 2.4, rgb / 255 / 12.92)
+    primaries = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(linear @ np.transpose(primaries) / (0.9505, 1, 1.089)).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def test_colors_of_scenes_can_be_told_apart():
+    """A difference of 2 is just seen side by side."""
+    names = [*load()["scenes"], None]
+    colors = lab(np.array([color_of(name) for name in names], float))
+    distances = np.linalg.norm(colors[:, None] - colors[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert distances.min() > 25
+    assert hex_color("river") == "#1c68f4" and color_of("river") == (0x1C, 0x68, 0xF4)
+
+
 class TestRegions:
     def test_polygons_are_the_fields(self, tmp_path):
         rows = [["river", "river", "beach"], ["forest", "river", "beach"]]
@@ -382,6 +403,23 @@ class TestRegions:
         assert vote(grid, lines, 0.7).tolist() == [[river, river, len(names)]]
         lines = [line(0, "river", None), {"window": [32, 0, 64, 64], "valid": 0.1}]
         assert vote(grid, lines, 0.7).tolist() == [[river, river, -1]]
+
+    def test_a_tile_of_two_minds_counts_less_than_a_sure_one(self):
+        """Three of four tiles lie across borders; two of them name the same neighbour."""
+        grid = Grid(Window(0, 0, 96, 96), 64, [0, 32], [0, 32])
+        sure = {"river": 0.99, "beach": 0.01}
+        torn = {"beach": 0.6, "river": 0.3, "forest": 0.1}
+        lines = []
+        for window, likely in zip(grid.windows, (sure, torn, torn, {"forest": 0.9})):
+            scene = max(likely, key=likely.get)
+            line = {"window": list(window), "answers": {}, "scene": scene, "objects": []}
+            lines.append(line | {"confidence": likely[scene], "likely": likely})
+        names = list(load()["scenes"])
+        assert names[vote(grid, lines, 0)[1, 1]] == "river"
+        for line in lines:
+            del line["likely"]
+        weights = votes_of(lines[0]), votes_of(lines[1])
+        assert weights[0]["river"] > 3 * weights[1]["beach"]
 
     def test_unsure_tiles_are_undecided(self, tmp_path):
         path = write_scene(tmp_path / "a.tif", fields([["river", "beach"]], 64))
@@ -477,6 +515,27 @@ class TestAnswering:
         assert summary["tiles"]["unsure"] == 0
         tiles = json.loads((tmp_path / "map" / "tiles.geojson").read_text())["features"]
         assert {tile["properties"]["confidence"] for tile in tiles} == {None}
+
+    @pytest.mark.parametrize("is_trained", [True, False])
+    def test_the_confidence_is_asked_for_by_the_question_about_scenes(self, tmp_path, is_trained):
+        """Of a network that answers it with a scene's name; else in its own answer's words."""
+
+        class Torn(ColorAssistant):
+            def score(self, questions, images, texts, english):
+                if questions[0] == "什么？":
+                    return super().score(questions, images, texts, english)
+                assert questions == ["这张遥感图像属于哪一类场景？"] * 2
+                assert texts[0] == [entry["zh"][0] for entry in load()["scenes"].values()]
+                shares = {"河流": 0.7, "海滩": 0.2} if is_trained else {"河流": 0.01}
+                return [[math.log(shares.get(text, 1e-9)) for text in row] for row in texts]
+
+        path = write_scene(tmp_path / "a.tif", fields([["river", "beach"]], 64))
+        _, (river, beach), _ = mapped(path, tmp_path, Torn())
+        if is_trained:
+            assert (river["confidence"], beach["confidence"]) == (0.7778, 0.2222)
+            assert river["likely"] == beach["likely"] == {"river": 0.7778, "beach": 0.2222}
+        else:
+            assert river["confidence"] == beach["confidence"] == pytest.approx(0.9, abs=1e-3)
 
     def test_a_damaged_tile_is_its_own_error_and_is_tried_again(self, tmp_path):
         pixels = np.tile(fields([["river", "beach"]], 64), (1, 40, 20))
@@ -673,6 +732,23 @@ class TestCommand:
         assert before == sorted((p.name, p.read_bytes()) for p in (tmp_path / "map").iterdir())
         map_scene("colors", scene_file, tmp_path / "map", "--tile", 64, "--min-confidence", "1")
 
+    @pytest.mark.parametrize("settings", ["{}", '{"scene": "dark+"}'])
+    def test_a_folder_with_settings_of_another_program(
+        self, scene_file, tmp_path, colors, settings
+    ):
+        (tmp_path / "settings.json").write_text(settings)
+        with pytest.raises(SystemExit, match="name another folder"):
+            map_scene("colors", scene_file, tmp_path, "--tile", 64)
+        assert (tmp_path / "settings.json").read_text() == settings
+
+    @pytest.mark.parametrize("name", ["map.png", "summary.txt", "tiles.jsonl"])
+    def test_a_folder_with_files_of_somebody_else(self, scene_file, tmp_path, colors, name):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(SystemExit, match=f"{name} is there, and no map was begun there"):
+            map_scene("colors", scene_file, tmp_path, "--tile", 64)
+        assert (tmp_path / name).read_text() == "mine"
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
     def test_no_room_on_the_disk(self, scene_file, tmp_path, colors, monkeypatch):
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
@@ -696,6 +772,36 @@ class TestCommand:
         assert names == {path.name for path in torn.iterdir()}
         for name in names:
             assert (torn / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+    def test_a_killed_process_and_a_stopped_one(self, scene_file, tmp_path, tiny_checkpoint):
+        """SIGKILL after some tiles, then Ctrl-C after some more, then the rest."""
+        words = ["--tile", "32", "--overlap", "0.75", "--batch-size", "1"]
+        map_scene(tiny_checkpoint, scene_file, tmp_path / "whole", *words)
+        folder = tmp_path / "killed"
+        tiles = folder / "tiles.jsonl"
+        command = [sys.executable, PROJECT / "cli_demo.py", "--scene", scene_file, *words]
+        command += ["--from_pretrained", tiny_checkpoint, "--output", folder]
+        command += ["--device", "cpu", "--max_length", "50"]
+        known = 0
+        for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+                try:
+                    while not (tiles.exists() and tiles.stat().st_size > known):
+                        assert process.poll() is None
+                        time.sleep(0.01)
+                    process.send_signal(number)
+                    said = process.communicate(timeout=60)[1]
+                finally:
+                    process.kill()
+            assert process.returncode == status and "Traceback" not in said
+            known = tiles.stat().st_size
+            assert known < (tmp_path / "whole" / "tiles.jsonl").stat().st_size
+            assert not (folder / "map.html").exists()
+        map_scene(tiny_checkpoint, scene_file, folder, *words)
+        names = {path.name for path in (tmp_path / "whole").iterdir()}
+        assert names == {path.name for path in folder.iterdir()}
+        for name in names:
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 class TestTwoDates:

@@ -2,9 +2,10 @@
 
 Answers come from a tiny real checkpoint. As a script it takes the screenshot of the README:
 
-    python tests/test_web.py CHECKPOINT IMAGE images/web_demo.png [QUESTION ...]
+    python tests/test_web.py CHECKPOINT IMAGE images/page.png [QUESTION ...]
 """
 
+import base64
 import itertools
 import json
 import os
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PROJECT  # and the project on the path, for the script
@@ -27,7 +30,10 @@ from PIL import Image
 import web_demo
 
 CHROMIUM = Path("/usr/bin/chromium")
+FILE = "#source input[type=file]"
 PROMPT = "这张遥感图像展现了什么场景？"
+# The sliders of the page: max_length, max_new_tokens, temperature, top_p, top_k, penalty, seed
+GREEDY = (128, 0, 0.8, 0, 100, 1.2, -1)
 ENDLESS = "一直数下去"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 LOCAL = {None, "127.0.0.1", "localhost", "0.0.0.0", "::1"}
@@ -36,7 +42,7 @@ LOCAL = {None, "127.0.0.1", "localhost", "0.0.0.0", "::1"}
 class Watched:
     """An assistant and what the page asked of it.
 
-    The question ENDLESS is answered until somebody stops it.
+    The question ENDLESS is answered until somebody stops it, those in `script` as it says.
     `forced` replaces fields of the page's sampling: a random network seldom ends by itself.
     """
 
@@ -44,11 +50,23 @@ class Watched:
         self.assistant = assistant
         self.prompt = assistant.prompt
         self.first_question = assistant.first_question
+        self.has_adapter = True
+        self.seen = assistant.seen
+        self.script = {}
         self.forced = forced
         self.calls = []
         self.stopped = threading.Event()
 
-    def stream(self, question, image=None, history=(), sampling=None, english=False, on_cut=None):
+    def stream(
+        self,
+        question,
+        image=None,
+        history=(),
+        sampling=None,
+        english=False,
+        on_cut=None,
+        untuned=False,
+    ):
         self.calls.append(
             {
                 "question": question,
@@ -56,13 +74,24 @@ class Watched:
                 "history": list(history),
                 "sampling": sampling,
                 "english": english,
+                "untuned": untuned,
             }
         )
+        if question in self.script:
+            yield self.script[question]
+            return False
         if question != ENDLESS:
-            yield from self.assistant.stream(
-                question, image, history, replace(sampling, **self.forced), english, on_cut
+            return (
+                yield from self.assistant.stream(
+                    question,
+                    image,
+                    history,
+                    replace(sampling, **self.forced),
+                    english,
+                    on_cut,
+                    **({"untuned": True} if untuned else {}),
+                )
             )
-            return
         try:
             for number in itertools.count():
                 yield f"{number} "
@@ -77,7 +106,7 @@ def free_port():
 
 
 @contextmanager
-def served(checkpoint, english=False, **forced):
+def served(checkpoint, english=None, **forced):
     """(address of the page, its Watched assistant)."""
     from model import load_assistant
 
@@ -111,12 +140,12 @@ def open_page(browser, address):
     tab.asked_for = []
     tab.on("request", lambda request: tab.asked_for.append(request.url))
     tab.goto(address)
-    tab.wait_for_selector("#send")
+    arrived(tab)
     return tab
 
 
 def upload(tab, path):
-    tab.set_input_files("#file input[type=file]", path)
+    tab.set_input_files(FILE, path)
 
 
 def wait_until(condition, seconds=20):
@@ -152,11 +181,17 @@ def ask_and_wait(tab, question):
     wait_until(ended, 60)
 
 
-def screenshot(browser, address, image, target, *questions):
-    """Save the page, 1280 x 800, with an image and the answers to the first question and others."""
+def screenshot(browser, address, image, target, *questions, beside=False):
+    """Save the page, 1280 x 800, with an image and the answers to the first question and others.
+
+    beside: with the base's.
+    """
     tab = open_page(browser, address)
     upload(tab, image)
     tab.wait_for_selector("#preview img")
+    if beside:
+        tab.click("#mode label:nth-child(2)")
+        tab.wait_for_selector("#side")
     for question in [tab.input_value("#question textarea"), *questions]:
         ask_and_wait(tab, question)
     tab.mouse.move(0, 0)
@@ -212,103 +247,121 @@ def broken(tmp_path):
 # Through gradio_client
 
 
-@pytest.fixture(scope="module")
-def ask(page):
-    """ask(image path, question, dialogue) -> the dialogues that /answer streams; greedy."""
-    from gradio_client import Client, handle_file
+class Visit:
+    """One open page: image(path) and ask(question, mode) -> the dialogues that stream; greedy."""
 
-    client = Client(page[0], verbose=False)
+    def __init__(self, address):
+        from gradio_client import Client
 
-    def ask(path, question, chat=()):
-        job = client.submit(
-            handle_file(path) if path else None,
-            question,
-            list(chat),
-            128,
-            0,
-            0.8,
-            api_name="/answer",
-        )
-        return [chat for chat, _ in job]
+        self.client = Client(address, verbose=False)
+        self.beside = []
+        self.status = ""
 
-    return ask
+    def image(self, path):
+        """The dialogue after an image was given."""
+        from gradio_client import handle_file
+
+        return self.client.predict(handle_file(path), api_name="/image")[-3]
+
+    def ask(self, question, mode="alone"):
+        chats = []
+        for outputs in self.client.submit(question, mode, *GREEDY, api_name="/answer"):
+            chat, self.beside, _, self.status, *_ = outputs
+            chats.append(chat)
+        return chats
+
+
+@pytest.fixture
+def visit(page):
+    visit = Visit(page[0])
+    page[1].script = {}
+    yield visit
+    visit.client.close()
 
 
 def text(message):
     return "".join(part["text"] for part in message["content"])
 
 
-def test_the_page_gives_the_answer_of_the_assistant_piece_by_piece(page, ask, scene):
+def test_the_page_gives_the_answer_of_the_assistant_piece_by_piece(page, visit, scene):
     from model import Sampling, read_image
 
-    streamed = ask(scene, PROMPT)
+    visit.image(scene)
+    streamed = visit.ask(PROMPT)
     sampling = Sampling(max_length=128, top_p=0)
     expected = "".join(page[1].stream(PROMPT, read_image(scene), (), sampling))
     answers = [text(chat[1]) for chat in streamed]
     assert expected and answers[-1] == expected
-    assert all(later.startswith(earlier) for earlier, later in zip(answers, answers[1:]))
-    assert [(m["role"], text(m)) for m in streamed[-1]] == [
+    grown = [answer for answer in answers if answer != "……"]
+    assert all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:]))
+    assert [(m["role"], text(m)) for m in streamed[-1]][:2] == [
         ("user", PROMPT),
         ("assistant", expected),
     ]
-    assert page[1].calls[-2]["sampling"] == sampling and page[1].calls[-2]["english"] is False
+    assert page[1].calls[-2]["sampling"] == sampling and page[1].calls[-2]["english"] is None
 
 
-def test_later_rounds_know_the_earlier_ones_and_keep_the_same_image_object(page, ask, scene):
-    chat = ask(scene, PROMPT)[-1]
-    chat = ask(scene, "有几条船？", chat)[-1]
+def test_later_rounds_know_the_earlier_ones_and_keep_the_same_image_object(page, visit, scene):
+    visit.image(scene)
+    page[1].script = {PROMPT: "一片湖。"}
+    visit.ask(PROMPT)
+    chat = visit.ask("有几条船？")[-1]
     first, second = page[1].calls[-2:]
-    assert len(chat) == 4 and second["history"] == [(PROMPT, text(chat[1]))]
+    assert text(chat[1]) == "一片湖。" and second["history"] == [(PROMPT, "一片湖。")]
     assert first["image"] is second["image"] and first["image"].size == (96, 64)
 
 
-def test_without_an_image_it_is_plain_text(page, ask):
-    chat = ask(None, "你好")[-1]
-    assert len(chat) == 2 and page[1].calls[-1]["image"] is None
+def test_without_an_image_it_is_plain_text(page, visit):
+    chat = visit.ask("你好")[-1]
+    assert text(chat[0]) == "你好" and page[1].calls[-1]["image"] is None
 
 
 def test_what_cannot_be_answered_is_one_sentence_and_no_part_of_the_history(
-    page, ask, broken, scene
+    page, visit, broken, scene
 ):
     asked = len(page[1].calls)
-    [[error]] = ask(broken, PROMPT)
+    [error] = visit.image(broken)
     # Not the name of the stored upload
     assert text(error).startswith("错误：image bad.tif: not an image")
-    [[_, empty]] = ask(None, "  ", [error])
+    [[_, empty]] = visit.ask("  ")
     assert text(empty) == "错误：请先输入问题。"
     assert len(page[1].calls) == asked
-    ask(scene, PROMPT, [error, empty])
+    visit.image(scene)
+    visit.ask(" ")
+    visit.ask(PROMPT)
     assert page[1].calls[-1]["history"] == []
 
 
-def test_a_dialogue_too_long_says_what_was_not_read(page, ask, scene):
+def test_a_dialogue_too_long_says_what_was_not_read(page, visit, scene):
     """The answer is the one to the dialogue without its oldest rounds.
 
     The notice is no part of the history.
     """
     from model import Sampling, read_image
 
-    said = [("红色吗？", "这是一片绿色的农田。"), ("", ""), ("有几条船？", "")] + [
-        ("蓝色吗？", f"停着三辆汽车{n}。") for n in "一二三四五六七八"
+    said = [("红色吗？", "这是一片绿色的农田。"), ("有几辆车？", "")] + [
+        (f"蓝色吗{n}？", f"停着三辆汽车{n}。") for n in "一二三四五六七八"
     ]
-    chat = [
-        {"role": role, "content": [{"type": "text", "text": words}]}
-        for pair in said
-        for role, words in zip(("user", "assistant"), pair)
-    ]
-    streamed = ask(scene, PROMPT, chat)
-    notice, question, reply = streamed[-1][-3:]
+    page[1].script = dict(said)
+    visit.image(scene)
+    for question, _ in said:
+        visit.ask(question)
+    streamed = visit.ask(PROMPT)
+    at = next(i for i, message in enumerate(streamed[-1]) if text(message) == PROMPT)
+    notice, reply = streamed[-1][at - 1], streamed[-1][at + 1]
     left = int(re.fullmatch("注意：超出长度上限，未读入最早的 (\\d) 轮对话", text(notice))[1])
     history = [pair for pair in said if all(pair)]
-    assert notice["role"] == "assistant" and text(question) == PROMPT
+    assert notice["role"] == "assistant"
     assert page[1].calls[-1]["history"] == history
     assert text(reply) == "".join(
         page[1].stream(PROMPT, read_image(scene), history[left:], Sampling(max_length=128, top_p=0))
     )
     history.append((PROMPT, text(reply)))
-    again = ask(scene, "有几条船？", streamed[-1])
-    assert page[1].calls[-1]["history"] == history and text(again[-1][-3]).startswith("注意：")
-    assert text(ask(None, "有几条船？" * 99)[-1][0]) == "注意：超出长度上限，未读入问题的末尾"
+    again = visit.ask("有几条船？")
+    assert page[1].calls[-1]["history"] == history
+    assert any(text(message).startswith("注意：") for message in again[-1][at + 2 :])
+    other = Visit(page[0])
+    assert text(other.ask("有几条船？" * 99)[-1][0]) == "注意：超出长度上限，未读入问题的末尾"
 
 
 def test_in_english_over_plain_http_and_without_a_word_to_another_machine(tiny_checkpoint):
@@ -331,7 +384,7 @@ def test_in_english_over_plain_http_and_without_a_word_to_another_machine(tiny_c
     with served(tiny_checkpoint, english=True, max_new_tokens=5) as (address, assistant):
         assert "Talk with aerial images" in fetch(address)
         for question in ("What is this?", ""):
-            data = json.dumps({"data": [None, question, [], 128, 0, 0.8]}).encode()
+            data = json.dumps({"data": [question, "alone", *GREEDY]}).encode()
             event = json.loads(fetch(f"{address}gradio_api/call/answer", data))["event_id"]
             stream = fetch(f"{address}gradio_api/call/answer/{event}")
     watching = False
@@ -388,7 +441,7 @@ def test_a_running_answer_grows_until_it_is_stopped(tab, page, scene, way):
     assert wait_until(lambda: any(bubbles(tab)))
     begun = len(bubbles(tab)[0])
     assert wait_until(lambda: len(bubbles(tab)[0]) > begun + 10)
-    tab.click("#file button[title]" if way == "another image" else f"#{way}")
+    tab.click("#remove" if way == "another image" else f"#{way}")
     assert page[1].stopped.wait(10)
     if way == "stop":
         tab.wait_for_timeout(300)
@@ -397,14 +450,14 @@ def test_a_running_answer_grows_until_it_is_stopped(tab, page, scene, way):
         assert bubbles(tab) == frozen and frozen[0].startswith("0 1 2 3")
     else:
         assert wait_until(lambda: not bubbles(tab))
-        assert tab.is_visible("#preview") == (way == "clear")
+        assert tab.is_visible("#preview img") == (way == "clear")
 
 
 def test_a_bad_file_is_named_in_the_page_and_the_next_one_works(tab, scene, broken):
     upload(tab, broken)
     assert wait_until(lambda: any(bubbles(tab)))
     assert bubbles(tab)[0].startswith("错误：image bad.tif: not an image")
-    assert not tab.is_visible("#preview")
+    assert not tab.is_visible("#preview img")
     upload(tab, scene)
     tab.wait_for_function("document.querySelector('#preview img')?.naturalWidth > 0")
     assert not bubbles(tab)
@@ -414,6 +467,433 @@ def test_the_screenshot_is_taken(browser, page, scene, tmp_path):
     screenshot(browser, page[0], scene, tmp_path / "page.png", "有几条船？")
     assert Image.open(tmp_path / "page.png").size == (1280, 800)
     assert [call["question"] for call in page[1].calls[-2:]] == [PROMPT, "有几条船？"]
+
+
+class Fake:
+    """An assistant of one answer."""
+
+    has_adapter = True
+    family = None
+
+    def first_question(self, english):
+        return PROMPT
+
+    def seen(self, image):
+        return image.resize((28, 28))
+
+    def stream(self, *_, **__):
+        yield "好"
+        return True
+
+
+# The page and its visitors, with an assistant that answers at once or as slowly as it is told
+
+
+class Staged(Fake):
+    """Says back what it is asked; a question that begins with 慢 a character at a time."""
+
+    def __init__(self):
+        self.calls = []
+
+    def stream(self, question, image=None, history=(), *_, untuned=False, **__):
+        from serving.served import Piece
+
+        self.calls.append((question, image, tuple(history), untuned))
+        if question.startswith("慢"):
+            for number in range(100):
+                time.sleep(0.05)
+                yield Piece(f"第{number}行\n", tokens=number + 1)
+        yield Piece("前" if untuned else "后", tokens=1)
+        yield Piece(question, tokens=2)
+        return False
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """(address of a page with votes, its assistant, file of votes)"""
+    from serving.page.about import About
+    from serving.page.votes import Votes
+
+    folder = tmp_path_factory.mktemp("stage")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):
+            environment.setenv(name, "")
+        assistant = Staged()
+        about = About("demo", "model/tiny/base", "lora", "cpu", is_tiny=True)
+        votes = folder / "votes.jsonl"
+        page = web_demo.serve(
+            assistant, "127.0.0.1", free_port(), about=about, votes=Votes(votes), at_a_time=4
+        )
+        yield page.local_url, assistant, votes
+        page.close()
+
+
+@pytest.fixture
+def staged(browser, stage):
+    """open(width, height, locale, scheme) -> a loaded page of `stage`."""
+    contexts = []
+
+    def open_one(width=1280, height=800, locale="zh-CN", scheme="light"):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, locale=locale, color_scheme=scheme
+        )
+        contexts.append(context)
+        tab = context.new_page()
+        tab.goto(stage[0])
+        arrived(tab, "zh-Hans" if locale.startswith("zh") else "en")
+        return tab
+
+    yield open_one
+    for context in contexts:
+        context.close()
+
+
+def arrived(tab, language="zh-Hans"):
+    """The server has said what the page shows."""
+    tab.wait_for_selector(f"html[lang={language}]", state="attached")
+
+
+def say(tab, question):
+    tab.fill("#question textarea", question)
+    tab.press("#question textarea", "Enter")
+
+
+def wait_for_text(tab, selector, text):
+    tab.wait_for_function(
+        "([s, t]) => [...document.querySelectorAll(s)].some("
+        "e => e.innerText.replaceAll('\\u2060', '').includes(t))",
+        arg=[selector, text],
+        timeout=30_000,
+    )
+
+
+# Of every text that is seen: what it is, its contrast with what stands behind it
+CONTRASTS = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = (color) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+  const light = (color) => {
+    const [r, g, b] = color.map(v => v / 255).map(
+      v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement)
+      layers.push(rgba(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement, text = walker.currentNode.data.trim();
+    const seen = {opacityProperty: true, visibilityProperty: true};
+    if (!text || !element.checkVisibility(seen)) continue;
+    if (element.closest('script, style, noscript, [aria-hidden=true], :disabled')) continue;
+    const box = element.getBoundingClientRect();
+    if (box.width < 2 || box.height < 2) continue;
+    const ground = behind(element);
+    const color = over(rgba(getComputedStyle(element).color), ground);
+    const [a, b] = [light(color), light(ground)].sort((x, y) => y - x);
+    found.push([text.slice(0, 30), (a + 0.05) / (b + 0.05)]);
+  }
+  return found;
+}"""
+# What a screen reader would find without a name
+NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, img')].filter(e => {
+  if (!e.checkVisibility({visibilityProperty: true}) || e.type === 'file') return false;
+  if (e.closest('[aria-hidden=true]')) return false;
+  const label = e.labels?.length ? [...e.labels].map(l => l.innerText).join('') : '';
+  const by = document.getElementById(e.getAttribute('aria-labelledby'))?.innerText ?? '';
+  const names = [e.getAttribute('aria-label'), e.alt, e.title, e.innerText, label, by];
+  return !(e.tagName === 'IMG' && e.hasAttribute('alt')) && !names.some(name => name?.trim());
+}).map(e => e.outerHTML.slice(0, 200))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 800), (1600, 1000), (390, 844)])
+def test_it_fits_can_be_read_and_has_names(staged, size, scheme):
+    width, height = size
+    tab = staged(width, height, scheme=scheme)
+    wait_for_text(tab, "#banner", "12 类合成场景")
+    tab.click("#example-river")
+    tab.wait_for_selector("#preview img")
+    say(tab, "慢慢说")
+    wait_for_text(tab, "#chat [data-testid=bot]", "第3行")
+    if os.environ.get("SCREENSHOTS"):
+        tab.screenshot(path=f"{os.environ['SCREENSHOTS']}/{width}-{scheme}.png")
+    for selector in ("#send", "#stop", "#question", "#preview img", "#chat"):
+        box = tab.locator(selector).bounding_box() if tab.is_visible(selector) else None
+        if box:
+            assert 0 <= box["x"] and box["x"] + box["width"] <= width + 1, selector
+            assert 0 <= box["y"] and box["y"] + box["height"] <= height + 1, selector
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    if width == 390:
+        assert tab.locator("#preview").bounding_box()["height"] == 160
+        bottom = tab.locator("#composer").bounding_box()
+        assert bottom["y"] + bottom["height"] == pytest.approx(height, abs=1)
+    dim = [(text, round(ratio, 1)) for text, ratio in tab.evaluate(CONTRASTS) if ratio < 4.5]
+    assert not dim
+    assert tab.evaluate(NAMELESS) == []
+
+
+def test_send_becomes_stop_and_typing_and_scrolling_go_on_meanwhile(staged, stage):
+    tab = staged()
+    say(tab, "慢慢说")
+    tab.wait_for_selector("#stop")
+    assert not tab.is_visible("#send") and tab.input_value("#question textarea") == ""
+    wait_for_text(tab, "#chat [data-testid=bot]", "第30行")
+    tab.type("#question textarea", "下一个")
+    scroller = (
+        "[...document.querySelectorAll('#chat *')].find(e => e.scrollHeight > e.clientHeight + 50"
+        " && getComputedStyle(e).overflowY !== 'visible')"
+    )
+    tab.evaluate(f"{scroller}.scrollTop = 0")
+    wait_for_text(tab, "#chat [data-testid=bot]", "第45行")
+    assert tab.evaluate(f"{scroller}.scrollTop") < 50
+    tab.click("#stop")
+    tab.wait_for_selector("#send")
+    wait_for_text(tab, "#status", "已停止")
+    assert re.search(r"\d+ 词元 · [\d.]+ 词元/秒", tab.inner_text("#status"))
+    assert tab.input_value("#question textarea") == "下一个"
+    tab.press("#question textarea", "Enter")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后下一个")
+    assert stage[1].calls[-1][2][0][0] == "慢慢说"
+
+
+def test_what_people_and_networks_write_is_shown_as_text(staged):
+    tab = staged()
+    written = "<b id='hacked'>x</b> $$x^2$$ **y** <img src=x onerror=alert(1)> {{z}} ${1+1}"
+    say(tab, written)
+    wait_for_text(tab, "#chat [data-testid=bot]", "后" + written)
+    wait_for_text(tab, "#chat [data-testid=user]", written)
+    assert not tab.query_selector("#hacked, #chat .katex, #chat strong")
+
+
+def test_the_language_is_the_browsers_and_the_switch_stays(staged, stage):
+    tab = staged(locale="en-GB")
+    wait_for_text(tab, "#send", "Send")
+    wait_for_text(tab, "#banner", "Demo model")
+    say(tab, " ")
+    wait_for_text(tab, "#chat [data-testid=bot]", "error: please type a question first")
+    tab.click("#language")
+    wait_for_text(tab, "#send", "发送")
+    say(tab, " ")
+    wait_for_text(tab, "#chat [data-testid=bot]", "错误：请先输入问题")
+    tab.wait_for_timeout(300)
+    tab.reload()
+    arrived(tab)
+    wait_for_text(tab, "#send", "发送")
+
+
+def test_dialogue_image_and_draft_survive_a_reload(staged, stage):
+    tab = staged()
+    tab.click("#example-tanks")
+    tab.wait_for_selector("#preview img")
+    say(tab, "几个？")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后几个？")
+    tab.type("#question textarea", "还有")
+    tab.reload()
+    arrived(tab)
+    wait_for_text(tab, "#chat [data-testid=bot]", "后几个？")
+    assert tab.input_value("#question textarea") == "还有" and tab.is_visible("#preview img")
+    tab.press("#question textarea", "Enter")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后还有")
+    assert stage[1].calls[-1][1].size == (128, 128)
+    assert stage[1].calls[-1][2] == (("几个？", "后几个？"),)
+
+
+DROP = """([name, content, kind]) => {
+  const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], name));
+  const options = {bubbles: true, cancelable: true};
+  const event = kind === 'paste'
+    ? new ClipboardEvent('paste', {...options, clipboardData: data})
+    : new DragEvent('drop', {...options, dataTransfer: data});
+  document.querySelector('#chat').dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_an_image_is_dropped_anywhere_or_pasted_and_a_part_dragged(staged, stage, scene, kind):
+    tab = staged()
+    content = base64.b64encode(scene.read_bytes()).decode()
+    tab.evaluate(DROP, [f"{kind}<i>.tif", content, kind])
+    wait_for_text(tab, "#facts", f"{kind}<i>.tif 96×64 像素")
+    area = tab.locator("#preview img").bounding_box()
+    tab.mouse.move(area["x"] + area["width"] / 4, area["y"] + area["height"] / 4)
+    tab.mouse.down()
+    tab.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2, steps=5)
+    tab.mouse.up()
+    wait_for_text(tab, "#preview figcaption", "提问的范围：")
+    say(tab, "这里呢")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后这里呢")
+    width, height = stage[1].calls[-1][1].size
+    assert abs(width - 24) <= 1 and abs(height - 16) <= 1
+    tab.click("#shown label:last-child")
+    wait_for_text(tab, "#preview figcaption", "模型所见：28×28 像素")
+
+
+def test_side_by_side_and_another_image(staged, stage):
+    tab = staged()
+    tab.click("#example-tanks")
+    tab.wait_for_selector("#preview img")
+    tab.click("#mode label:nth-child(2)")
+    tab.wait_for_selector("#side")
+    say(tab, "比较")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后比较")
+    wait_for_text(tab, "#side [data-testid=bot]", "前比较")
+    tab.click("#mode label:nth-child(3)")
+    tab.wait_for_selector("#other-file, #other button")
+    say(tab, "看图")
+    wait_for_text(tab, "#side [data-testid=bot]", "后看图")
+    tab.wait_for_selector("#other-preview img")
+    images = [call[1] for call in stage[1].calls[-2:]]
+    assert images[0] is not images[1]
+
+
+def test_regenerate_edit_undo_copy_vote_and_download(staged, stage):
+    tab = staged()
+    say(tab, "一")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后一")
+    asked = len(stage[1].calls)
+    tab.click("#chat button[title=重试], #chat button[aria-label=重试]")
+    assert wait_until(lambda: len(stage[1].calls) == asked + 1)
+    tab.wait_for_selector("#send")
+    names = "[...document.querySelectorAll('#chat button')].map(b => b.ariaLabel ?? b.title)"
+    assert re.search("复制|copy", " ".join(tab.evaluate(names)), re.IGNORECASE), tab.evaluate(names)
+    with tab.expect_download() as download:
+        tab.click("#json")
+    saved = json.loads(Path(download.value.path()).read_text("utf-8"))
+    assert saved["dialogue"][1]["content"] == "后一"
+    tab.click("#undo")
+    assert wait_until(lambda: not bubbles(tab))
+    assert tab.input_value("#question textarea") == "一"
+
+
+def test_a_question_without_an_image_and_a_refused_one(staged, stage, broken):
+    tab = staged()
+    say(tab, "图中有几条船？")
+    wait_for_text(tab, "#chat [data-testid=bot]", "还没有图像")
+    tab.get_by_role("button", name="网球场").last.click()
+    tab.wait_for_selector("#preview img")
+    assert tab.input_value("#question textarea") == "图中有几条船？"
+    tab.set_input_files(FILE, broken)
+    wait_for_text(tab, "#preview .refused", "bad.tif 没有读入")
+    say(tab, "在吗")
+    wait_for_text(tab, "#chat [data-testid=bot]", "要按纯文本")
+    tab.get_by_role("button", name="按纯文本发送").click()
+    wait_for_text(tab, "#chat [data-testid=bot]", "后在吗")
+    assert stage[1].calls[-1][1] is None
+
+
+def test_a_whole_dialogue_by_keyboard(staged):
+    tab = staged()
+    focused = "document.activeElement.closest('[id]')?.id ?? ''"
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        if tab.evaluate(focused) == "example-tennis":
+            break
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#preview img")
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        if tab.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+    tab.keyboard.press("Control+a")
+    tab.keyboard.type("几块？")
+    tab.keyboard.press("Enter")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后几块？")
+
+
+# What a stranger may send
+
+
+def test_no_file_of_the_server_and_no_address_is_opened(stage, tmp_path, monkeypatch):
+    """Whatever stands in the place of a file, a question or an event."""
+    asked = []
+
+    def hook(event, arguments):
+        if event == "socket.getaddrinfo" and asked is not None:
+            asked.append(str(arguments[0]))
+
+    sys.addaudithook(hook)
+    file = {"meta": {"_type": "gradio.FileData"}}
+    for given in (
+        file | {"path": "http://192.0.2.7/a.png"},
+        file | {"path": "https://example.org/a.png"},
+        file | {"path": "/etc/passwd"},
+        file | {"path": str(PROJECT / "README.md")},
+        {"type": "component", "component": "file", "value": file | {"path": "/etc/passwd"}},
+    ):
+        for endpoint in ("image", "answer", "fetch_image"):
+            data = [given] if endpoint != "answer" else [given, "alone", *GREEDY]
+            assert "root:" not in call(stage[0], endpoint, data)
+    assert not [host for host in asked if host.strip("b'\"") in ("192.0.2.7", "example.org")]
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+    assert not [path for path in uploads.rglob("*") if path.name in ("passwd", "README.md")]
+
+
+def call(address, endpoint, data):
+    """The events of one call of a named endpoint, or its error."""
+
+    def fetch(path, content=None):
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(address + path, content, headers)
+        try:
+            with DIRECT.open(request, timeout=20) as reply:
+                return reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return f"{error.code} {error.read().decode()}"
+
+    begun = fetch(f"gradio_api/call/{endpoint}", json.dumps({"data": data}).encode())
+    if not begun.startswith("{"):
+        return begun
+    return fetch(f"gradio_api/call/{endpoint}/{json.loads(begun)['event_id']}")
+
+
+@pytest.mark.parametrize(
+    "question, says",
+    [(None, "请先输入问题"), ("a\ud800", "半个字符"), ("图" * 400_000, "问题有 400000 个字符")],
+)
+def test_a_question_that_is_none_is_one_clear_error(stage, question, says):
+    asked = len(stage[1].calls)
+    text = call(stage[0], "answer", [question, "alone", *GREEDY])
+    assert says in text or says.encode("unicode_escape").decode() in text
+    assert len(text) < 3000 and len(stage[1].calls) == asked
+
+
+def test_questions_leave_no_file_and_a_closed_page_takes_its_image_along(
+    browser, stage, scene, monkeypatch
+):
+    from serving.page import sessions
+
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+
+    def files():
+        return {path for path in uploads.rglob("*") if path.is_file()}
+
+    before = files()
+    tab = open_page(browser, stage[0])
+    upload(tab, scene)
+    tab.wait_for_selector("#preview img")
+    (kept,) = files() - before
+    for question in ("一", "二"):
+        say(tab, question)
+        wait_for_text(tab, "#chat [data-testid=bot]", f"后{question}")
+    assert files() - before == {kept} and kept.stat().st_size
+    monkeypatch.setattr(threading, "Timer", lambda _, end, given: REAL_TIMER(0.1, end, given))
+    tab.close()
+    assert sessions and wait_until(lambda: not kept.exists(), 15)
+
+
+REAL_TIMER = threading.Timer
 
 
 # The command line
@@ -461,24 +941,24 @@ def test_a_port_that_was_taken_meanwhile_is_one_line(monkeypatch):
             web_demo.main(["--port", str(port), "--from_pretrained", "x"])
 
 
-class Fake:
-    """An assistant of one answer."""
-
-    def first_question(self, english):
-        return PROMPT
-
-    def stream(self, *_):
-        yield "好"
-        return True
-
-
 def test_an_answer_that_the_limit_ended_is_told_in_the_page():
-    page = web_demo.Page(Fake(), english=None)
-    with pytest.warns(UserWarning, match="回答到了最大长度就停下了"):
-        *_, (chat, _) = page.answer(None, "问", [], 64, 0, 1)
-    assert [message["content"] for message in chat] == ["问", "好"]
-    *_, ([message], _) = page.answer(None, "问", [], 64, 0, float("nan"))
+    page, me = answers_of(Fake()), request()
+    *_, (chat, *_) = page.answer(me, "问", "alone", 64, 0, 1)
+    question, answer, note = (message["content"] for message in chat)
+    assert (question, answer) == ("问", "好") and "回答到了最大长度就停下了" in note
+    *_, ([*_, message], *_) = page.answer(request(), "问", "alone", 64, 0, float("nan"))
     assert message["content"].startswith("错误：temperature nan: must be")
+
+
+def answers_of(assistant, **options):
+    from serving.page.answers import Answers
+    from serving.page.service import Service
+
+    return Answers(Service(assistant, **options))
+
+
+def request(key="page"):
+    return SimpleNamespace(session_hash=key)
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
@@ -566,6 +1046,25 @@ def test_the_script_serves_behind_a_proxy_and_leaves_nothing_behind(tiny_checkpo
     assert not list(tmp_path.glob("remoteglm-*"))
 
 
+def take_picture(checkpoint, *what):
+    """The screenshot of README: greedy answers, before and after fine-tuning."""
+    from model import load_assistant
+    from serving.page.about import about
+    from serving.scheduler import Scheduler
+    from serving.served import Served
+
+    assistant = load_assistant(checkpoint, device="cpu")
+    scheduler = Scheduler(assistant)
+    shown = about(assistant.family, Path(checkpoint).name, checkpoint)
+    watched = Watched(Served(assistant, scheduler), top_p=0)
+    page = web_demo.serve(watched, "127.0.0.1", free_port(), about=shown, at_a_time=8)
+    try:
+        with chromium() as browser:
+            screenshot(browser, page.local_url, *what, beside=True)
+    finally:
+        page.close()
+        scheduler.close()
+
+
 if __name__ == "__main__":
-    with served(sys.argv[1], top_p=0) as (address, _), chromium() as browser:
-        screenshot(browser, address, *sys.argv[2:])
+    take_picture(*sys.argv[1:])

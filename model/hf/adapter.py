@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from model.errors import UserError
 from model.hf.types import part_of
+from model.quantization import QuantizedLinear
 from model.weight_files import PEFT_ADAPTER, PEFT_CONFIG
 
 LORA_TARGETS = ("attention", "mlp", "vision", "projector")
@@ -114,10 +115,8 @@ def add_foreign(
     model: Any, stored: dict[str, Any], dtype: torch.dtype, source: str
 ) -> peft.PeftModel:
     """The model with the modules of an adapter_config.json. Raises UserError."""
-    if stored.get("peft_type") != "LORA":
-        raise UserError(
-            f"{source}: {PEFT_CONFIG} has peft_type {stored.get('peft_type')!r}, expected LORA"
-        )
+    if stored.get("use_dora") and _is_quantized(model):
+        raise UserError(f"{source}: DoRA needs the base's full weights; leave --quant out")
     try:
         config = peft.LoraConfig.from_peft_type(**stored)
         return _added(model, config, dtype)
@@ -128,7 +127,12 @@ def add_foreign(
         ) from None
 
 
+def _is_quantized(model):
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+
+
 def _added(model, config, dtype):
+    config._register_custom_module({QuantizedLinear: peft.tuners.lora.Linear})
     with warnings.catch_warnings():  # it asks transformers by names that those have since changed
         warnings.simplefilter("ignore")
         # Not in peft's own float32: the trainer's dtype is the one of all weights

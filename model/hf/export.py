@@ -4,7 +4,8 @@ import json
 
 from model.errors import UserError
 from model.hf import processor
-from model.weight_files import CARD
+from model.hf.quantization import StoredBits, to_stored_form
+from model.weight_files import CARD, fingerprint
 
 # Of the adapter's effect: what rounding the merged weights may change
 MERGE_ERROR = 0.5
@@ -27,13 +28,25 @@ def merge(family, source):
         )
 
 
-def export_merged(family, folder, source):
-    """Write weights, configurations, processor, tokenizer and chat template. Raises UserError."""
+def export_merged(family, folder, source, bits=None):
+    """Write weights, configurations, processor, tokenizer and chat template.
+
+    bits: 8 or 4 of the language model's weights, which then only this project loads.
+    Raises UserError.
+    """
+    mark = family.base_fingerprint
     if family.has_adapter:
         merge(family, source)
-    family.network.model.save_pretrained(folder)
-    processor.copy_files(family.files, folder, family.bounds)
+        mark = fingerprint(family.network.model.state_dict())
     kept = {key: family.card[key] for key in ("prompt", "english") if key in family.card}
     card = {"format": 2, "method": {"name": "full"}, "base": None} | kept
+    model = family.network.model
+    if bits:
+        to_stored_form(model, bits)
+        model.config.quantization_config = StoredBits(bits)
+        card |= {"quantization": {"bits": bits}, "fingerprint": mark}
+
+    model.save_pretrained(folder)
+    processor.copy_files(family.files, folder, family.bounds)
     text = json.dumps(card, indent=2, ensure_ascii=False)
     (folder / CARD).write_text(text, encoding="utf-8")

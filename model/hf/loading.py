@@ -11,13 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from model.errors import UserError
 from model.files import diagnosis
-from model.hf.types import part_of
-from model.nf4 import nf4_linear
 from model.weight_files import fingerprint, weight_files
 
 # Parameters from which a CPU takes bfloat16
 LARGE = 1e9
-BITS = (8, 4)
 
 # Its bars and notes would stand between a demo's lines
 transformers.utils.logging.set_verbosity_error()
@@ -132,42 +129,3 @@ class _Lazy:
 
     def reshape(self, *shape):
         return self.file.get_tensor(self.name).reshape(*shape)
-
-
-def _language_layers(model):
-    """(parent, name, linear layer) of the language model, without its head."""
-    head = model.get_output_embeddings()
-    for name, module in list(model.named_modules()):
-        is_layer = isinstance(module, torch.nn.Linear) and module is not head
-        if is_layer and part_of(name) == "language":
-            parent, _, child = name.rpartition(".")
-            yield model.get_submodule(parent), child, module
-
-
-def to_nf4(model: Any, device: torch.device) -> None:
-    """The linear layers of the language model frozen in 4 bits, on the device. UserError."""
-    for parent, name, linear in _language_layers(model):
-        setattr(parent, name, nf4_linear(linear, device))
-
-
-def quantize(model: Any, bits: int, device: torch.device) -> None:
-    """The linear layers of the language model in 8 or 4 bits, for answering. Raises UserError."""
-    if bits not in BITS:
-        raise UserError(f"quantization to {bits} bits: expected 8 or 4")
-    if bits == 4:
-        to_nf4(model, device)
-        return
-    try:
-        from bitsandbytes.nn import Linear8bitLt
-    except ImportError:
-        message = "8-bit weights need bitsandbytes: pip install bitsandbytes==0.50.2"
-        raise UserError(message) from None
-    for parent, name, linear in _language_layers(model):
-        new = Linear8bitLt(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            has_fp16_weights=False,
-        )
-        new.load_state_dict({key: value.cpu() for key, value in linear.state_dict().items()})
-        setattr(parent, name, new.requires_grad_(False).to(device))

@@ -3,6 +3,8 @@
 Shapes: B rows, T tokens, N trained tokens of all rows, D width, V words of the vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +44,24 @@ class Network(torch.nn.Module):
             inputs[name] = value
         return inputs
 
+    @contextmanager
+    def logits_at(self, positions: torch.Tensor) -> Iterator[None]:
+        """Context in which the logits are [1, N, V]: those of N tokens, by index of the B * T.
+
+        With 150,000 words logits of all tokens are most of the memory. A hook, because what a class
+        does behind its head (scaling, capping) must still be done.
+        """
+
+        def only_these(head, args):
+            hidden = args[0].flatten(0, -2)[positions]  # [N, D]
+            return (hidden[None], *args[1:])
+
+        hook = self.base.get_output_embeddings().register_forward_pre_hook(only_these)
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def forward(
         self,
         targets: torch.Tensor,
@@ -58,17 +78,8 @@ class Network(torch.nn.Module):
         if features:
             inputs["mm_encoder_outputs"] = as_outputs(features)
 
-        # With 150,000 words logits of all tokens are most of the memory. A hook, because what a
-        # class does behind its head (scaling, capping) must still be done.
-        def only_trained(head, args):
-            hidden = args[0].flatten(0, -2)[target_positions]  # [N, D]
-            return (hidden[None], *args[1:])
-
-        hook = self.base.get_output_embeddings().register_forward_pre_hook(only_trained)
-        try:
+        with self.logits_at(target_positions):
             output = self.model(**self.as_inputs(inputs), use_cache=False)
-        finally:
-            hook.remove()
         logits = output.logits[0]  # [N, V]
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
         return logits, loss

@@ -10,6 +10,7 @@ import numpy as np
 
 from model.errors import UserError
 from model.hf.types import NO_THINKING
+from model.pieces import Pieces
 
 PROBE = "X"  # an answer, to see what a template writes around one
 
@@ -111,11 +112,20 @@ class Prompts:
 
     def target(self, answer: str, limit: int | None) -> tuple[list[int], bool]:
         """(ids of an answer and its end, whether the limit cut it: then without the end)."""
-        before, end = self._around_answer
-        ids = self.tokenizer(before + self._plain(answer), add_special_tokens=False).input_ids
+        ids, end = self.beginning(answer), self._around_answer[1]
         if limit and len(ids) + len(end) > limit:
             return ids[: limit - len(end)], True
         return ids + end, False
+
+    def beginning(self, text: str) -> list[int]:
+        """Ids of an answer that begins with a text."""
+        before = self._around_answer[0]
+        return self.tokenizer(before + self._plain(text), add_special_tokens=False).input_ids
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        names = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        return Pieces(name or "" for name in names)  # an id may have no piece
 
     def row(
         self,

@@ -4,7 +4,8 @@ It reads what Pillow cannot: several bands of more than 8 bits, other bands than
 scenes too large to be decoded whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -66,16 +67,23 @@ def read_raster(
             "convert it to TIFF or PNG, or cut it into tiles",
             kind,
         )
+    with open_raster(file, driver, reason) as scene:
+        shown, _ = View(scene, driver, bands).read(reduced_size(scene.shape))
+        return shown, (scene.width, scene.height)
+
+
+@contextmanager
+def open_raster(file: BinaryIO, driver: str, reason: str) -> Iterator[Any]:
+    """A context with rasterio's dataset of an open file. Raises OSError for what GDAL cannot read.
+
+    reason: as for read_raster.
+    """
     rasterio = import_rasterio(reason)
     # A downloaded file is in memory and has no name.
     path = getattr(file, "name", file)
     try:
-        with (
-            rasterio.Env(**SETTINGS),
-            rasterio.open(path, driver=driver) as scene,
-        ):
-            shown, _ = View(scene, driver, bands).read(reduced_size(scene.shape))
-            return shown, (scene.width, scene.height)
+        with rasterio.Env(**SETTINGS), rasterio.open(path, driver=driver) as scene:
+            yield scene
     except rasterio.errors.RasterioError as error:
         raise OSError(error.__cause__ or error) from None
 
@@ -101,7 +109,7 @@ class View:
         self.scene = scene
         self.driver = driver
         self.has_palette = scene.colorinterp[0] == ColorInterp.palette and not bands
-        self.bands = _chosen_bands(scene, bands)
+        self.bands = chosen_bands(scene, bands)
         self.alpha = None  # the band that says what is transparent
         if ColorInterp.alpha in scene.colorinterp and not bands and not self.has_palette:
             self.alpha = 1 + scene.colorinterp.index(ColorInterp.alpha)
@@ -131,12 +139,14 @@ class View:
             shown = rgb.on_white(shown, Image.fromarray((alpha // steps).astype(np.uint8)))
         return shown, valid.any(axis=0)
 
-    def limits(self, size: tuple[int, int]) -> list[rgb.Range] | None:
+    def limits(
+        self, size: tuple[int, int], percentiles: tuple[float, float] = rgb.PERCENTILES
+    ) -> list[rgb.Range] | None:
         """One stretch for all windows, from the scene reduced to `size`; None: none is needed."""
         if self.has_palette or self.scene.dtypes[self.bands[0] - 1] == "uint8":
             return None
         values, valid, _ = self._values(size, None)
-        return rgb.limits_of(values, valid)
+        return rgb.limits_of(values, valid, percentiles)
 
     def _values(self, size, window):
         """(bands, valid: each [bands, height, width], the alpha band [height, width] or None)"""
@@ -173,7 +183,7 @@ def reduced_size(shape: tuple[int, int]) -> tuple[int, int]:
     return -(-shape[0] // factor), -(-shape[1] // factor)
 
 
-def _chosen_bands(scene: Any, bands: Sequence[int] | None) -> list[int]:
+def chosen_bands(scene: Any, bands: Sequence[int] | None) -> list[int]:
     """The three bands to show: as asked, as the file names them, or the first ones."""
     from rasterio.enums import ColorInterp
 

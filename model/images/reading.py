@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
@@ -59,17 +60,40 @@ def read_image(
 
     Raises ImageError (a UserError) that names the source and what is wrong with it.
     """
-    name = _name(source)
-    note = partial(_note, name)
-    try:
-        with open_source(source, public_only) as file:
-            image, original_size = _decode(file, bands, note)
+    note = partial(_note, _name(source))
+    with opened(source, public_only) as file:
+        image, original_size = _decode(file, bands, note)
         image = _shrunk(image)
         image.info["original_size"] = original_size
         return image
+
+
+@contextmanager
+def opened(source: str | os.PathLike, public_only: bool = False) -> Iterator[BinaryIO]:
+    """A context with an image's file, in which whatever a decoder raises becomes an ImageError that
+    names the source.
+    """
+    try:
+        with open_source(source, public_only) as file:
+            with _one_kind_of_error(file):
+                yield file
     except UserError as error:
         kind = getattr(error, "kind", UNREADABLE)
-        raise ImageError(f"image {name}: {error}", kind) from None
+        raise ImageError(f"image {_name(source)}: {error}", kind) from None
+
+
+@contextmanager
+def _one_kind_of_error(file: BinaryIO) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(_one_line(error), TOO_LARGE) from None
+    except MemoryError:
+        raise ImageError("more memory than there is; cut it into tiles", TOO_LARGE) from None
+    except Exception as error:  # noqa: BLE001 -- decoders fail in ways of their own
+        raise unreadable(file, error) from None
 
 
 @lru_cache
@@ -125,25 +149,18 @@ def _data(uri: str) -> bytes:
 def _decode(
     file: BinaryIO, bands: Sequence[int] | None, note: Callable[[str], None]
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """An open file -> (8-bit RGB, reduced where the decoder can; the file's width and height).
-
-    Raises ImageError: whatever a decoder raises becomes one.
-    """
+    """An open file -> (8-bit RGB, reduced where the decoder can; the file's width and height)."""
     try:
         if bands:
             return read_raster(file, bands, "a choice of bands")
         return _by_pillow(file, note)
-    except UserError:
+    except (UserError, Image.DecompressionBombError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(_one_line(error), TOO_LARGE) from None
-    except MemoryError:
-        raise ImageError("more memory than there is; cut it into tiles", TOO_LARGE) from None
     except Exception as error:  # noqa: BLE001 -- decoders fail in ways of their own
         # Inside: kept beyond it, the error would hold the decoder's memory through its traceback
         if not bands and _may_be_for_rasterio(file, error):
             return _second_opinion(file, error)
-        raise unreadable(file, error) from None
+        raise
 
 
 def _by_pillow(file: BinaryIO, note: Callable[[str], None]) -> tuple[Image.Image, tuple[int, int]]:

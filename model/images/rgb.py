@@ -9,6 +9,8 @@ from PIL import Image
 LONGEST = 2048
 # Rows that are stretched at a time
 STRIP = 256
+# Of the valid numbers of a band: what is shown as 0 and as 255
+PERCENTILES = (2.0, 98.0)
 # Of a band: the numbers that are shown as 0 and as 255
 Range = tuple[float, float]
 
@@ -37,8 +39,10 @@ def from_bands(
     return on_white(shown, np.asarray(valid.any(axis=0)))
 
 
-def limits_of(bands: np.ndarray, valid: np.ndarray) -> list[Range]:
-    """The 2nd and the 98th percentile of what is valid and finite in each band, [B, H, W].
+def limits_of(
+    bands: np.ndarray, valid: np.ndarray, percentiles: tuple[float, float] = PERCENTILES
+) -> list[Range]:
+    """Two percentiles of what is valid and finite in each band, [B, H, W].
 
     Of large bands a grid of pixels is measured.
     """
@@ -48,7 +52,7 @@ def limits_of(bands: np.ndarray, valid: np.ndarray) -> list[Range]:
         sample = band[is_valid & np.isfinite(band)]
         low, high = 0.0, 0.0
         if sample.size:
-            low, high = map(float, np.percentile(sample.astype(np.float64), (2, 98)))
+            low, high = map(float, np.percentile(sample.astype(np.float64), percentiles))
         limits.append((low, high))
     return limits
 

@@ -86,6 +86,9 @@ class Options:
         "base, or a full checkpoint or an adapter to train on from in a new run: a folder, or a "
         "name to look up in SAT_HOME and the Hugging Face and ModelScope caches",
     )
+    base_path: str = option(
+        MODEL, "", "an adapter's base, if it is no longer where it was in training"
+    )
     download: str = option(
         MODEL,
         "",
@@ -373,6 +376,9 @@ def like_adapter(options, method, source):
     and is another.
     """
     own = dict(ADAPTER_OPTIONS.get(method["name"], {}))
+    default = Options()
+    if "peft" in method:
+        _leave_to_peft(options, [name for name, key in own.items() if key not in method], source)
     values = {name: method[key] for name, key in own.items() if key in method}
     values["trainable"] = method.get("parts", [])
     if "layer_range" in values:
@@ -387,7 +393,6 @@ def like_adapter(options, method, source):
     if not is_same:
         values["method"] = method["name"]
 
-    default = Options()
     for name, value in values.items():
         asked = getattr(options, name)
         if name == "layer_range" and asked:
@@ -398,6 +403,17 @@ def like_adapter(options, method, source):
                 "from there"
             )
     return dataclasses.replace(options, **values)
+
+
+def _leave_to_peft(options, names, source):
+    """UserError for one of these options that was chosen: adapter_config.json decides them."""
+    default = Options()
+    for name in names:
+        if getattr(options, name) != getattr(default, name):
+            raise UserError(
+                f"--{name}: the adapter {source} says itself where its modules are; leave it out "
+                "to train on from there"
+            )
 
 
 def layers(words):

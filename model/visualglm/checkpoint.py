@@ -24,16 +24,11 @@ from safetensors.torch import save_file
 
 from model.errors import UserError
 from model.files import diagnosis, replacing_folder
+from model.quantization import QuantizedLinear, chosen_bits, is_quantized
 from model.visualglm.layouts import QKV, parts_first, read_config, sat_name
 from model.visualglm.lora import PTUNING, adapter_names, add_method, part_names
 from model.visualglm.network import VisualGLM
-from model.visualglm.quantization import (
-    BITS,
-    QuantizedLinear,
-    is_quantized,
-    quantized_shells,
-    quantized_tensors,
-)
+from model.visualglm.quantization import CpmKernels, quantized_shells, quantized_tensors
 from model.visualglm.tokenizer import VOCABULARY, Tokenizer, find_vocabulary
 from model.weight_files import ADAPTER, CARD, CONFIG, FULL, fingerprint, read_card, weight_files
 
@@ -223,7 +218,7 @@ def load_base(
     Returns (network, Tokenizer); what upstream's adapter adds is not in yet. Raises UserError.
     """
     stored = stored if isinstance(stored, Stored) else open_stored(stored)
-    bits = _bits(stored, bits)
+    bits = chosen_bits(stored.card, bits, f"checkpoint {stored.folder}")
     words = Tokenizer(find_vocabulary(stored.folder, tokenizer), stored.config)
     network = VisualGLM(stored.config, device="meta", init=False)
     if dtype == "stored":
@@ -235,21 +230,6 @@ def load_base(
     fill(network, stored, device, dtype, bits)
     network.bits = bits
     return network.eval(), words
-
-
-def _bits(stored, bits):
-    """8, 4 or None: what the folder holds, else what was asked for. Raises UserError."""
-    if "quantization" in stored.card:
-        own = stored.card["quantization"]["bits"]
-        if bits not in (None, own):
-            raise UserError(
-                f"checkpoint {stored.folder} holds {own}-bit weights, --quant {bits} was asked "
-                "for; leave it out"
-            )
-        return own
-    if bits not in (None, *BITS):
-        raise UserError(f"quantization to {bits} bits: expected 8 or 4")
-    return bits
 
 
 def fill(network, stored, device, dtype, bits=None):
@@ -266,7 +246,7 @@ def fill(network, stored, device, dtype, bits=None):
     _place(network, quantized_tensors(tensors, bits) if bits else tensors, device, dtype)
     for module in network.modules():
         if isinstance(module, QuantizedLinear):
-            module.pack()
+            module.pack((CpmKernels,))
 
 
 def fill_adapter(network, method, tensors, source):

@@ -33,7 +33,7 @@ from model.visualglm.lora import (
 )
 from model.visualglm.network import PARTS, VisualGLM
 from model.visualglm.packing import LINEAR, pack
-from model.visualglm.pixels import MEAN, STD, to_pixels
+from model.visualglm.pixels import MEAN, STD, resized, to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.quantization import to_nf4
 from model.visualglm.sat import leave_model_parallel_group
@@ -129,7 +129,7 @@ class VisualGLMFamily(Family):
     def _completed(self, method):
         """The method with all layers named, and without an empty list of parts."""
         method = {key: value for key, value in method.items() if key != "parts" or value}
-        if method["name"] == "lora" and method["layers"] is None:
+        if method["name"] == "lora" and method.get("layers") is None:
             method["layers"] = list(range(self.config["num_layers"]))
         return method
 
@@ -194,6 +194,9 @@ class VisualGLMFamily(Family):
     def _image_size(self):
         return self.config["eva_args"]["image_size"]
 
+    def seen(self, image):
+        return resized(image, self._image_size)
+
     def feature_spec(self):
         prefixes = tuple(prefix for part in self.vision_parts for prefix in PARTS[part])
         for name, parameter in self.network.named_parameters():
@@ -250,6 +253,8 @@ class VisualGLMFamily(Family):
         # Before packing, which hides the weights
         mark = f"{fingerprint(self.network.state_dict())}-{self.network.bits or self.dtype}"
         pack(self.network, skip=self._base_values)
+        if widens(self.network.device, self.network.dtype):
+            widen_products(self.network, LINEAR)
         return mark
 
     @torch.inference_mode()

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from model.errors import UserError
+from model.quantization import QuantizedLinear
 from model.visualglm.network import PARTS
-from model.visualglm.quantization import QuantizedLinear
 from model.visualglm.sat import LoraLinear, PTuningV2Mixin
 
 LORA_TARGETS = ("attention", "mlp", "vision", "projection")
@@ -93,6 +93,11 @@ def add_ptuning(network, length):
 
 def check_method(method, depth):
     """UserError for a method, as of a card, that a network of so many layers cannot have."""
+    if "peft" in method:
+        raise UserError(
+            "an adapter of PEFT over VisualGLM is for peft itself, over what --format hf wrote; "
+            "here name the adapter that it was exported from"
+        )
     wanted = {"lora": ("rank", "layers"), "ptuning": ("length",), "full": ()}
     name = method.get("name")
     if name not in wanted:

@@ -7,16 +7,15 @@ sentencepiece's work.
 
 import hashlib
 import re
-from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import sentencepiece
 
 from model.errors import UserError
 from model.find import BASE, places
+from model.pieces import Pieces
 
 # Of ChatGLM-6B's own file, and the number of ids of a network that uses it.
 VOCABULARY = "ice_text.model"
@@ -90,28 +89,12 @@ class Tokenizer:
         return self.pieces.encode(text)
 
     def endings(self, ids: list[int]) -> list[list[int]]:
-        """For each token, those that in its place bring the text to its end, or beyond it.
-
-        Of 停车 + 场 these are at the first place 停车场 and 停车场里, if there are such pieces, and
-        at the second 场 and all that begin with it.
-        """
-        found = []
-        rest = ""
-        for token in reversed(ids):
-            rest = self.pieces.id_to_piece(token) + rest
-            start = bisect_left(self._sorted_pieces, (rest,))
-            matching = []
-            for piece, index in islice(self._sorted_pieces, start, None):
-                if not piece.startswith(rest):
-                    break
-                matching.append(index)
-            found.append(matching)
-        return found[::-1]
+        """For each token, those that in its place bring the text to its end, or beyond it."""
+        return self._pieces.endings(ids)
 
     @cached_property
-    def _sorted_pieces(self) -> list[tuple[str, int]]:
-        count = self.pieces.vocab_size()
-        return sorted((self.pieces.id_to_piece(index), index) for index in range(count))
+    def _pieces(self) -> Pieces:
+        return Pieces(map(self.pieces.id_to_piece, range(self.pieces.vocab_size())))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids -> text; control tokens and ids beyond the vocabulary are left out."""

@@ -1,0 +1,1 @@
+"""The page: a dialogue about an aerial image in the browser."""

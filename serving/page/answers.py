@@ -1,0 +1,261 @@
+"""What the events of the dialogue do. Each yields or returns what `dialogue_outputs` show."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from model.errors import UserError
+from serving.page.dialogue import Dialogue
+from serving.page.examples import EXAMPLES, QUESTIONS
+from serving.page.images import EXAMPLE, other_image
+from serving.page.question import checked, sampling_of
+from serving.page.service import Service
+from serving.page.talk import Stream, together
+from serving.page.words import cut_note
+from serving.scheduler import QueueFull
+
+# What is asked about an image; without one it is not answered
+ABOUT_IMAGE = re.compile(
+    r"图像|图中|图片|图上|这张图|影像|遥感|照片|image|picture|photo", re.IGNORECASE
+)
+# How the dialogue is compared
+ALONE, SIDE, OTHER = "alone", "side", "other"
+# Values of the buttons below a remark
+AS_TEXT, NOT_SENT = "as text", "not sent"
+OUTPUTS = 6  # components that `_outputs` changes
+SHOWN_QUESTION = 40  # characters of a question in a remark
+PATIENCE = 5.0  # seconds for an answer to end that was told to
+
+
+class Answers:
+    def __init__(self, service: Service):
+        self.service = service
+
+    def answer(self, request: gr.Request, question: Any, mode: Any, *settings: Any) -> Iterator:
+        """Streams what is asked; see `_outputs`."""
+        session = self.service.session(request)
+        words = self.service.words(session)
+        try:
+            question = checked(question, words)
+            if session.refused:
+                yield self._ask_whether_as_text(session, question)
+                return
+            yield from self._answer(session, question, mode, settings)
+        except UserError as error:
+            yield self._problem(session, error, question)
+
+    def ready(self, request: gr.Request, index: int, *rest: Any) -> Iterator:
+        """One of the ready questions."""
+        english = self.service.is_english(self.service.session(request))
+        yield from self.answer(request, QUESTIONS[index][english], *rest)
+
+    def option(
+        self, request: gr.Request, event: gr.EventData, mode: Any, *settings: Any
+    ) -> Iterator:
+        """A button below a remark: to go on as text, or not."""
+        session = self.service.session(request)
+        if event._data.get("value") not in (AS_TEXT, NOT_SENT) or not session.pending:
+            yield [gr.skip()] * OUTPUTS
+            return
+        question, session.pending = session.pending, ""
+        session.main.messages.pop()
+        if event._data["value"] == NOT_SENT:
+            yield self._outputs(session, gr.update(value=question))
+            return
+        session.refused = None
+        try:
+            yield from self._answer(session, question, mode, settings, as_text=True)
+        except UserError as error:
+            yield self._problem(session, error, question)
+
+    def retry(self, request: gr.Request, mode: Any, *settings: Any) -> Iterator:
+        """The last question again."""
+        session = self.service.session(request)
+        yield from self._again(session, len(session.main.questions) - 1, None, mode, settings)
+
+    def edit(self, request: gr.Request, event: gr.EventData, mode: Any, *settings: Any) -> Iterator:
+        """A question in other words; what followed it is dropped."""
+        session = self.service.session(request)
+        index = event._data.get("index")
+        index = index[0] if isinstance(index, list) and index else index
+        questions = session.main.questions
+        number = questions.index(index) if index in questions else -1
+        yield from self._again(session, number, event._data.get("value"), mode, settings)
+
+    def undo(self, request: gr.Request) -> list:
+        """Take the last question back into the box."""
+        session = self.service.session(request)
+        questions = session.main.questions
+        if not questions:
+            return self._outputs(session)
+        question = session.main.messages[questions[-1]].text
+        self._cut(session, len(questions) - 1)
+        session.status = ""
+        return self._outputs(session, gr.update(value=question))
+
+    def clear(self, request: gr.Request) -> list:
+        """An empty dialogue and the first question."""
+        session = self.service.session(request)
+        session.idle.wait(PATIENCE)
+        session.main.messages.clear()
+        session.side.messages.clear()
+        session.status = ""
+        return self._outputs(session, gr.update(value=self.service.first_question))
+
+    def stopped(self, request: gr.Request) -> list:
+        """What is there after an answer was stopped."""
+        session = self.service.session(request)
+        session.idle.wait(PATIENCE)
+        return self._outputs(session)
+
+    # How an answer comes
+
+    def _again(self, session, number, text, mode, settings):
+        words = self.service.words(session)
+        if number < 0:
+            yield self._outputs(session)
+            return
+        old = session.main.messages[session.main.questions[number]].text
+        try:
+            question = checked(old if text is None else text, words)
+        except UserError as error:
+            yield self._problem(session, error, None)
+            return
+        self._cut(session, number)
+        try:
+            yield from self._answer(session, question, mode, settings, as_text=not session.view)
+        except UserError as error:
+            yield self._problem(session, error, question)
+
+    def _cut(self, session, number):
+        """Drop a question and what follows, also beside it."""
+        dropped = len(session.main.questions) - number
+        session.main.cut(number)
+        beside = len(session.side.questions)
+        if beside:
+            session.side.cut(max(0, beside - dropped))
+
+    def _answer(self, session, question, mode, settings, as_text=False):
+        words = self.service.words(session)
+        if not session.view and not as_text and ABOUT_IMAGE.search(question):
+            yield self._ask_for_image(session, question)
+            return
+        sampling = sampling_of(settings, words)
+        streams = self._streams(session, question, mode, sampling)
+        session.idle.clear()
+        session.status = words["generating"]
+        try:
+            yield self._outputs(session, gr.update(value=""), streams, running=True)
+            for _ in together(streams):
+                yield self._outputs(session, None, streams, running=True)
+            self._end(session, streams)
+        finally:
+            self._note_state(session, streams)
+            session.idle.set()
+        yield self._outputs(session)
+
+    def _streams(self, session, question, mode, sampling):
+        """One for the dialogue, one for what is compared with it. Raises UserError."""
+        words = self.service.words(session)
+        jobs = [(session.main, session.view, {})]
+        if mode == SIDE:
+            if not self.service.assistant.has_adapter:
+                raise UserError(words["no base"])
+            jobs.append((session.side, session.view, {"untuned": True}))
+        if mode == OTHER:
+            if session.view is None:
+                raise UserError(words["no image"])
+            jobs.append((session.side, other_image(self.service, session), {}))
+        return [
+            self._stream(session, dialogue, view, question, sampling, options)
+            for dialogue, view, options in jobs
+        ]
+
+    def _stream(self, session, dialogue: Dialogue, view, question, sampling, options):
+        english = self.service.is_english(session)
+        history = dialogue.history
+        answer = dialogue.ask(question)
+
+        def on_cut(rounds, tokens):
+            dialogue.remark_before(answer, cut_note(english, rounds, tokens))
+
+        image = view.image if view else None
+        pieces = self.service.assistant.stream(
+            question, image, history, sampling, self.service.english, on_cut, **options
+        )
+        return Stream(dialogue, answer, pieces)
+
+    def _end(self, session, streams):
+        """What went wrong is said in the dialogue it belongs to."""
+        words = self.service.words(session)
+        for stream in streams:
+            if stream.error:
+                if not stream.answer.text:
+                    stream.dialogue.messages.remove(stream.answer)
+                stream.dialogue.remark(words["error"] + self._text(stream.error, session))
+            elif stream.truncated:
+                stream.dialogue.remark(words["truncated"])
+
+    def _note_state(self, session, streams):
+        words = self.service.words(session)
+        parts = [stream.summary(words) for stream in streams if not stream.error]
+        if any(stream.was_stopped for stream in streams):
+            parts.insert(0, words["stopped"])
+        session.status = " | ".join(parts)
+
+    # What is shown
+
+    def _outputs(self, session, question=None, streams=(), running=False):
+        """For `dialogue_outputs` of the layout. question: an update of its box."""
+        words = self.service.words(session)
+        signs = {id(stream.dialogue): stream.sign(words) for stream in streams}
+        status = session.status
+        waiting = [stream.sign(words) for stream in streams if stream.place is not None]
+        if waiting:
+            status = waiting[0]
+        return [
+            session.main.shown(signs.get(id(session.main), "")),
+            session.side.shown(signs.get(id(session.side), "")),
+            gr.skip() if question is None else question,
+            status,
+            gr.update(visible=not running),
+            gr.update(visible=running),
+        ]
+
+    def _problem(self, session, error, question):
+        """A remark; the question goes back into its box."""
+        words = self.service.words(session)
+        session.main.remark(words["error"] + self._text(error, session))
+        can_be_shown = isinstance(question, str) and _is_sound(question)
+        return self._outputs(session, gr.update(value=question) if can_be_shown else None)
+
+    def _text(self, error, session):
+        if isinstance(error, QueueFull):
+            words = self.service.words(session)
+            return words["full queue"].format(max(1, round(error.seconds)))
+        return str(error)
+
+    def _ask_whether_as_text(self, session, question):
+        words = self.service.words(session)
+        session.pending = question
+        text = words["as text"].format(session.refused.name, question[:SHOWN_QUESTION])
+        options = ((AS_TEXT, words["as text yes"]), (NOT_SENT, words["as text no"]))
+        session.main.remark(text, options)
+        return self._outputs(session, gr.update(value=""))
+
+    def _ask_for_image(self, session, question):
+        words = self.service.words(session)
+        english = self.service.is_english(session)
+        options = tuple((EXAMPLE + key, example.name[english]) for key, example in EXAMPLES.items())
+        session.main.remark(words["error"] + words["no image"], options)
+        return self._outputs(session, gr.update(value=question))
+
+
+def _is_sound(question: str) -> bool:
+    """Whether it can be sent back: no megabytes, no half characters."""
+    try:
+        return len(question.encode()) < 10_000
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,246 @@
+"""What the events of the image panel do."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import gradio as gr
+
+from model.errors import UserError
+from model.images.facts import Facts
+from model.images.reading import open_source
+from serving.page import panel
+from serving.page.examples import EXAMPLES
+from serving.page.service import Service
+from serving.page.sessions import Refused, Session
+from serving.page.view import STRETCHES, View, box_of, parse_box
+from serving.page.words import KINDS
+
+IMAGE, SEEN = "image", "seen"
+EXAMPLE = "example:"  # how the value of a button begins that shows one
+OUTPUTS = 15  # components that `updates` changes
+# Longest address that is not the name of a file
+MOST_NAME = 60
+
+
+class Images:
+    """Each returns what `outputs` of the layout show."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    # Another image
+
+    def upload(self, request: gr.Request, file: Any) -> list:
+        """file: Gradio's description of an uploaded file, which lies in its folder; or None."""
+        session = self.service.session(request)
+        if file is None:
+            return self.remove(request)
+        path = Path(file["path"])
+        session.uploads |= {path}
+        return self._show(session, path, file.get("orig_name") or path.name)
+
+    def upload_other(self, request: gr.Request, file: Any) -> list:
+        """The image to compare with."""
+        session = self.service.session(request)
+        if file is None:
+            session.other = None
+            return self.updates(session)
+        path = Path(file["path"])
+        session.uploads |= {path}
+        try:
+            session.other = View(path, file.get("orig_name") or path.name, self.service.bands)
+        except UserError as error:
+            session.main.remark(self._reason(session, error, path))
+        self.service.sessions.release(session)
+        return self.updates(session)
+
+    def example(self, request: gr.Request, key: str) -> list:
+        session = self.service.session(request)
+        example = EXAMPLES[key]
+        name = example.name[self.service.is_english(session)]
+        return self._show(session, example.path, name, bands=None)
+
+    def option(self, request: gr.Request, event: gr.EventData) -> list:
+        """The button of an example below a remark."""
+        value = str(event._data.get("value"))
+        key = value.removeprefix(EXAMPLE)
+        if key == value or key not in EXAMPLES:
+            return [gr.skip()] * OUTPUTS
+        return self.example(request, key)
+
+    def fetch(self, request: gr.Request, address: Any) -> list:
+        """An image by its address, of the public network only."""
+        session = self.service.session(request)
+        address = str(address or "").strip()
+        if not address:
+            return self.updates(session)
+        name = unquote(Path(urlsplit(address).path).name)[-MOST_NAME:] or "image"
+        try:
+            with open_source(address, public_only=True) as file:
+                content = file.read()
+        except (UserError, ValueError) as error:
+            return self._refuse(session, address[:MOST_NAME], error, None)
+        folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
+        path = folder / "image"
+        path.write_bytes(content)
+        session.uploads |= {path}
+        return self._show(session, path, name)
+
+    def remove(self, request: gr.Request) -> list:
+        session = self.service.session(request)
+        session.view, session.refused = None, None
+        self._begin_again(session)
+        return self.updates(session)
+
+    def _show(self, session, path, name, **options):
+        """Show an image; the dialogue begins again."""
+        options.setdefault("bands", self.service.bands)
+        try:
+            session.view = View(path, name, **options)
+            session.view.facts  # noqa: B018 -- whoever cannot say them cannot be shown
+        except UserError as error:
+            return self._refuse(session, name, error, path)
+        session.refused = None
+        self._begin_again(session)
+        return self.updates(session)
+
+    def _refuse(self, session, name, error, path):
+        session.view = None
+        reason = self._reason(session, error, path)
+        session.refused = Refused(name, reason)
+        self._begin_again(session)
+        session.main.remark(self.service.words(session)["error"] + reason)
+        return self.updates(session)
+
+    def _begin_again(self, session):
+        session.main.messages.clear()
+        session.side.messages.clear()
+        session.status = ""
+        session.pending = ""
+        session.shows = IMAGE
+        self.service.sessions.release(session)
+
+    def _reason(self, session, error, path):
+        """One line; the file goes by the name that its owner knows."""
+        text = str(error)
+        if path:
+            text = text.replace(str(path), path.name)
+        hint = KINDS.get(getattr(error, "kind", ""), ("", ""))
+        return f"{text} {hint[self.service.is_english(session)]}".strip()
+
+    # The same image in another way
+
+    def choose(self, request: gr.Request, shown: Any) -> list:
+        """The image itself, or what the model sees."""
+        session = self.service.session(request)
+        session.shows = SEEN if shown == SEEN else IMAGE
+        return self.updates(session)
+
+    def bands(self, request: gr.Request, red: Any, green: Any, blue: Any, stretch: Any) -> list:
+        session = self.service.session(request)
+        view = session.view
+        if view is None:
+            return self.updates(session)
+        bands = [red, green, blue]
+        usual = shown_bands(view)
+        chosen = bands if all(isinstance(band, int) for band in bands) else usual
+        percentiles = STRETCHES.get(stretch, view.percentiles)
+        try:
+            session.view = view.changed(view.bands if chosen == usual else chosen, percentiles)
+        except UserError as error:
+            gr.Warning(self._reason(session, error, view.path))
+        return self.updates(session)
+
+    def drag(self, request: gr.Request, event: gr.EventData) -> list:
+        """A box dragged over the image: two corners, as fractions of its width and height."""
+        session = self.service.session(request)
+        try:
+            corners = [float(number) for number in event._data["box"]]
+            box = box_of(corners, session.view.size) if session.view else None
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return self.updates(session)
+        return self._crop(session, box)
+
+    def type_box(self, request: gr.Request, text: Any) -> list:
+        session = self.service.session(request)
+        if session.view is None:
+            return self.updates(session)
+        try:
+            box = parse_box(str(text or ""), session.view.size)
+        except UserError:
+            words = self.service.words(session)
+            gr.Warning(words["box form"].format(str(text)[:40], *session.view.size))
+            return self.updates(session)
+        return self._crop(session, box)
+
+    def uncrop(self, request: gr.Request) -> list:
+        return self._crop(self.service.session(request), None)
+
+    def _crop(self, session, box):
+        if session.view:
+            session.view = session.view.cropped(box)
+        return self.updates(session)
+
+    # What is shown
+
+    def updates(self, session: Session) -> list:
+        """For `image_outputs` of the layout: OUTPUTS values."""
+        words = self.service.words(session)
+        view = session.view
+        facts = view.facts if view else None
+        seen = self.service.assistant.seen(view.image) if view else None
+        has_tools = bool(view)
+        return [
+            self._place(session, words, seen),
+            panel.facts(view, words) if view else "",
+            gr.update(visible=bool(view or session.refused)),
+            gr.update(visible=seen is not None, value=session.shows),
+            gr.update(visible=has_tools),
+            *self._band_menus(view, facts),
+            gr.update(visible=bool(facts and facts.can_be_stretched), value=_stretch_of(view)),
+            gr.update(value=" ".join(map(str, view.box)) if view and view.box else ""),
+            gr.update(visible=bool(view and view.box)),
+            panel.whole(session.other, words) if session.other else "",
+            session.main.shown(),
+            session.side.shown(),
+            session.status,
+        ]
+
+    def _place(self, session, words, seen):
+        if session.refused:
+            return panel.refused(session.refused, words)
+        if session.view is None:
+            return panel.empty(words)
+        if session.shows == SEEN and seen is not None:
+            return panel.as_seen(seen, words)
+        return panel.whole(session.view, words)
+
+    def _band_menus(self, view: View | None, facts: Facts | None) -> list:
+        if view is None or facts is None or not facts.is_raster or facts.bands < 2:
+            return [gr.update(visible=False)] * 3
+        choices = [(f"{band} {name}".strip(), band) for band, name in enumerate(facts.names, 1)]
+        return [gr.update(visible=True, choices=choices, value=band) for band in shown_bands(view)]
+
+
+def other_image(service: Service, session: Session) -> View:
+    """The image to compare with: the person's, or an example."""
+    if session.other is None:
+        shown = session.view.path if session.view else None
+        example = next(one for one in EXAMPLES.values() if one.path != shown)
+        session.other = View(example.path, example.name[service.is_english(session)])
+    return session.other
+
+
+def shown_bands(view: View) -> list[int]:
+    """The bands that are red, green and blue."""
+    return list(view.bands or view.facts.shown_bands)
+
+
+def _stretch_of(view: View | None) -> str:
+    for name, percentiles in STRETCHES.items():
+        if view and view.percentiles == percentiles:
+            return name
+    return next(iter(STRETCHES))

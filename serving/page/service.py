@@ -1,0 +1,48 @@
+"""What all events of the page share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from serving.page.about import About
+from serving.page.sessions import Session, Sessions
+from serving.page.votes import Votes
+from serving.page.words import WORDS
+
+
+class Service:
+    """assistant: see model.Assistant; english: language of page and answers, None for the browser's
+    and answers as the checkpoint was trained; bands: of images at first, see read_image; votes:
+    where they are written, None: nobody votes.
+    """
+
+    def __init__(
+        self,
+        assistant: Any,
+        english: bool | None = None,
+        bands: Sequence[int] | None = None,
+        about: About | None = None,
+        votes: Votes | None = None,
+    ):
+        self.assistant = assistant
+        self.english = english
+        self.bands = bands
+        self.about = about or About("RemoteGLM")
+        self.votes = votes
+        self.sessions = Sessions()
+        self.first_question: str = assistant.first_question(english)
+
+    def session(self, request: gr.Request) -> Session:
+        return self.sessions.of(str(request.session_hash))
+
+    def is_english(self, session: Session) -> bool:
+        """The language of the page."""
+        return bool(self.english if session.english is None else session.english)
+
+    def words(self, session: Session) -> dict[str, str]:
+        return WORDS[self.is_english(session)]
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        self.sessions.leave(str(request.session_hash))

@@ -1,0 +1,125 @@
+"""What the server keeps of each open page: dialogue and images. It goes when the page is closed.
+
+A page that is loaded again takes over what the one before it left.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.page.dialogue import Dialogue
+from serving.page.view import View
+
+MOST = 1000  # pages; those used longest ago go first
+GRACE = 120.0  # seconds that a closed page is kept, so that it may be loaded again
+
+
+@dataclass
+class Refused:
+    """A file that could not be read. reason: one line."""
+
+    name: str
+    reason: str
+
+
+@dataclass(eq=False)
+class Session:
+    """One open page. main: the dialogue; side: the one beside it, of the base or another image.
+
+    refused: in the place of the image; shows: "image" or "seen", what the model sees; pending: a
+    question that waits for its person's yes; idle: no answer is under way.
+    """
+
+    main: Dialogue = field(default_factory=Dialogue)
+    side: Dialogue = field(default_factory=Dialogue)
+    view: View | None = None
+    other: View | None = None
+    refused: Refused | None = None
+    shows: str = "image"
+    mode: str = "alone"
+    pending: str = ""
+    english: bool | None = None
+    status: str = ""
+    idle: threading.Event = field(default_factory=threading.Event)
+    uploads: set[Path] = field(default_factory=set)
+
+    def __post_init__(self):
+        self.idle.set()
+
+    @property
+    def files(self) -> set[Path]:
+        """Uploaded files that it still shows; examples are not among them."""
+        shown = {view.path for view in (self.view, self.other) if view}
+        return self.uploads & shown
+
+
+class Sessions:
+    """Sessions by the hash that Gradio gives each open page."""
+
+    def __init__(self, most: int = MOST, grace: float = GRACE):
+        self.most = most
+        self.grace = grace
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, Session] = OrderedDict()
+        self._ends: dict[str, threading.Timer] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        with self._lock:
+            return iter(list(self._open.values()))
+
+    def of(self, key: str) -> Session:
+        """The session of a page, a new one where there is none."""
+        with self._lock:
+            session = self._open.setdefault(key, Session())
+            self._open.move_to_end(key)
+            old = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - self.most)]
+        for one in old:
+            self._remove_files(one, one.uploads)
+        return session
+
+    def take_over(self, key: str, old_key: str) -> None:
+        """A page that was loaded again gets the session that it had before."""
+        with self._lock:
+            self._stop_timer(old_key)
+            session = self._open.pop(old_key, None)
+            if session:
+                self._open[key] = session
+
+    def leave(self, key: str) -> None:
+        """A page was closed, or is loaded again."""
+        with self._lock:
+            if key not in self._open:
+                return
+            self._stop_timer(key)
+            timer = threading.Timer(self.grace, self._end, [key])
+            timer.daemon = True
+            self._ends[key] = timer
+            timer.start()
+
+    def release(self, session: Session) -> None:
+        """Remove what the session uploaded and no longer shows."""
+        self._remove_files(session, session.uploads - session.files)
+
+    def _end(self, key):
+        with self._lock:
+            self._ends.pop(key, None)
+            session = self._open.pop(key, None)
+        if session:
+            self._remove_files(session, session.uploads)
+
+    def _stop_timer(self, key):
+        timer = self._ends.pop(key, None)
+        if timer:
+            timer.cancel()
+
+    def _remove_files(self, session, paths):
+        """Gradio keeps one copy of files of the same content: another session may show it too."""
+        session.uploads = session.uploads - paths
+        used = set().union(*(one.uploads for one in self))
+        for path in paths - used:
+            with suppress(OSError):
+                path.unlink()
+                path.parent.rmdir()

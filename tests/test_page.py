@@ -1,0 +1,595 @@
+"""What the page is made of, without a browser and without a network."""
+
+import json
+import re
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import PROJECT
+from PIL import Image
+
+from model import UserError, read_image
+from model.images.facts import facts_of
+from model.images.part import Box, read_part
+from serving.page.answers import ALONE, AS_TEXT, NOT_SENT, OTHER, SIDE, Answers
+from serving.page.dialogue import Dialogue
+from serving.page.examples import EXAMPLES
+from serving.page.images import OUTPUTS, Images
+from serving.page.layout import Layout, said
+from serving.page.question import SETTINGS, checked, defaults, sampling_of
+from serving.page.service import Service
+from serving.page.sessions import Session, Sessions
+from serving.page.talk import Stream, together
+from serving.page.view import View, box_of, parse_box
+from serving.page.votes import Votes
+from serving.page.whole_page import WholePage
+from serving.page.words import TABLE, WORDS
+from serving.scheduler import QueueFull
+from serving.served import Piece
+
+CHINESE = WORDS[False]
+PROMPT = "这张遥感图像展现了什么场景？"
+
+
+class Scripted:
+    """An assistant that says what it is asked, whose and in what way."""
+
+    family = None
+
+    def __init__(self, has_adapter=True):
+        self.has_adapter = has_adapter
+        self.calls = []
+        self.error = None
+
+    def first_question(self, english):
+        return PROMPT
+
+    def seen(self, image):
+        return image.resize((28, 28))
+
+    def stream(self, question, image, history, sampling, english, on_cut, untuned=False):
+        self.calls.append((question, image, tuple(history), untuned))
+        yield Piece("", place=(2, 7.4))
+        if self.error:
+            raise self.error
+        yield Piece(f"{'前' if untuned else '后'}：", tokens=1)
+        yield Piece(question, tokens=2)
+        return False
+
+
+@pytest.fixture
+def assistant():
+    return Scripted()
+
+
+@pytest.fixture
+def service(assistant):
+    return Service(assistant)
+
+
+@pytest.fixture
+def answers(service):
+    return Answers(service)
+
+
+@pytest.fixture
+def images(service):
+    return Images(service)
+
+
+def me(key="me"):
+    return SimpleNamespace(session_hash=key)
+
+
+def event(**data):
+    return SimpleNamespace(_data=data)
+
+
+def ask(answers, question, mode=ALONE, key="me"):
+    """(the last outputs, all statuses)"""
+    outputs = list(answers.answer(me(key), question, mode))
+    return outputs[-1], [one[3] for one in outputs]
+
+
+def texts(chat):
+    return [(message["role"], message["content"]) for message in chat]
+
+
+@pytest.fixture
+def multiband(tmp_path):
+    """uint16, 4 bands, on a 10 m grid in UTM 50 N, without data in a corner."""
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.arange(4 * 40 * 60, dtype=np.uint16).reshape(4, 40, 60) + 1
+    pixels[:, :5, :5] = 0
+    path = tmp_path / "multi.tif"
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        width=60,
+        height=40,
+        count=4,
+        dtype="uint16",
+        nodata=0,
+        crs="EPSG:32650",
+        transform=rasterio.transform.from_origin(5e5, 3e6, 10, 10),
+    ) as file:
+        file.write(pixels)
+        file.descriptions = ("blue", "green", "red", "nir")
+    return path
+
+
+# What is asked
+
+
+@pytest.mark.parametrize(
+    "question, says",
+    [
+        (None, "请先输入问题"),
+        ("  \n", "请先输入问题"),
+        (["x"], "必须是文字"),
+        ({"text": "x"}, "必须是文字"),
+        ("a\ud800b", "半个字符"),
+        ("图" * 1_000_000, "问题有 1000000 个字符，最多 100000 个"),
+    ],
+)
+def test_what_is_no_question_is_one_line(answers, assistant, question, says):
+    chat, _, box, *_ = ask(answers, question)[0]
+    ((role, text),) = texts(chat)
+    assert role == "assistant" and text.startswith("错误：") and says in text
+    assert len(text) < 100 and not assistant.calls
+    json.dumps([chat, box], ensure_ascii=False).encode()
+
+
+def test_settings_become_the_sampling():
+    assert dict(zip(SETTINGS, defaults())) == {
+        "max_length": 2048,
+        "max_new_tokens": 0,
+        "temperature": 0.8,
+        "top_p": 0.4,
+        "top_k": 100,
+        "repetition_penalty": 1.2,
+        "seed": -1,
+    }
+    usual = sampling_of(defaults(), CHINESE)
+    assert usual.max_new_tokens is None and usual.seed is None
+    given = sampling_of([64, 7, 0.0, 1.0, 5, 1.0, 3.0], CHINESE)
+    assert (given.max_new_tokens, given.seed, given.top_k) == (7, 3, 5)
+    for wrong in (None, "x", [], True, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="max_length 的值|max_length nan|max_length inf"):
+            sampling_of([wrong], CHINESE)
+
+
+# A dialogue
+
+
+def test_remarks_are_no_history_and_are_cut_with_their_question():
+    dialogue = Dialogue()
+    dialogue.remark("错误")
+    dialogue.ask("一").text = "1"
+    answer = dialogue.ask("二")
+    dialogue.remark_before(answer, "注意")
+    dialogue.remark("没有回答")
+    dialogue.ask("三").text = "3"
+    assert dialogue.history == [("一", "1"), ("三", "3")]
+    assert [message["content"] for message in dialogue.shown()][3:5] == ["注意", "二"]
+    dialogue.cut(1)
+    assert [message.text for message in dialogue.messages] == ["错误", "一", "1"]
+    dialogue.cut(0)
+    assert not dialogue.messages
+
+
+def test_markup_is_text_and_an_edited_question_comes_back_as_it_was():
+    from serving.page.dialogue import JOINER, as_text
+
+    for text in ("<b>x</b>", "<!-- x -->", "&lt;", "&#60;", "<img src=x>", "</p>"):
+        shown = as_text(text)
+        assert not re.search("[<&][A-Za-z!/?#]", shown) and shown.replace(JOINER, "") == text
+        assert checked(shown, CHINESE) == text
+    assert as_text("1 < 2 & 3 <3") == "1 < 2 & 3 <3"
+
+
+# Answers
+
+
+def test_an_answer_comes_with_its_place_its_sign_and_its_speed(answers):
+    outputs = list(answers.answer(me(), "你好", ALONE))
+    signs = [chat[1]["content"] for chat, *_ in outputs]
+    assert signs[0] == "……" and signs[1] == "排队中：前面 2 人，约 7 秒" and signs[-1] == "后：你好"
+    assert outputs[1][3] == signs[1] and outputs[-1][3].startswith("2 词元 · ")
+    # Send gives its place to stop, and takes it back
+    assert [one[4]["visible"] for one in outputs] == [False] * (len(outputs) - 1) + [True]
+    assert all(one[4]["visible"] != one[5]["visible"] for one in outputs)
+    # The box is emptied once: what is typed meanwhile stays
+    assert [one[2].get("value") for one in outputs] == ["", *[None] * (len(outputs) - 1)]
+
+
+def test_an_image_question_without_an_image_offers_examples(answers, images, assistant):
+    outputs = ask(answers, PROMPT)[0]
+    (remark,) = outputs[0]
+    assert remark["content"].startswith("错误：还没有图像") and not assistant.calls
+    assert outputs[2]["value"] == PROMPT
+    labels = [option["label"] for option in remark["options"]]
+    assert labels == [example.name[0] for example in EXAMPLES.values()]
+    assert len(images.option(me(), event(value=remark["options"][0]["value"]))) == OUTPUTS
+    chat = ask(answers, PROMPT)[0][0]
+    assert texts(chat) == [("user", PROMPT), ("assistant", f"后：{PROMPT}")]
+    assert assistant.calls[0][1].size == (128, 128)
+
+
+@pytest.mark.parametrize("value", [AS_TEXT, NOT_SENT, "example:nothing", None, 3])
+def test_a_refused_image_keeps_its_place_and_sending_asks(
+    answers, images, assistant, tmp_path, value
+):
+    (tmp_path / "bad.tif").write_text("no <b>image</b>")
+    shown = images.upload(me(), {"path": str(tmp_path / "bad.tif"), "orig_name": "坏<b>.tif"})
+    assert "坏&lt;b&gt;.tif 没有读入" in shown[0] and "请换成 PNG" in shown[0]
+    assert not (tmp_path / "bad.tif").exists()
+    outputs = ask(answers, "有几条船？")[0]
+    remark = outputs[0][-1]
+    assert "按纯文本" in remark["content"] and not assistant.calls
+    assert [option["value"] for option in remark["options"]] == [AS_TEXT, NOT_SENT]
+
+    *_, last = answers.option(me(), event(value=value), ALONE)
+    if value == AS_TEXT:
+        assert texts(last[0])[1:] == [("user", "有几条船？"), ("assistant", "后：有几条船？")]
+        assert assistant.calls[0][1] is None
+    elif value == NOT_SENT:
+        assert last[2]["value"] == "有几条船？" and not assistant.calls
+    else:
+        assert answers.service.session(me()).pending == "有几条船？" and not assistant.calls
+
+
+def test_base_and_tuned_side_by_side_each_with_its_own_history(answers, images, assistant):
+    images.example(me(), "harbour")
+    ask(answers, "一", SIDE)
+    main, side = ask(answers, "二", SIDE)[0][:2]
+    assert texts(main)[1::2] == [("assistant", "后：一"), ("assistant", "后：二")]
+    assert texts(side)[1::2] == [("assistant", "前：一"), ("assistant", "前：二")]
+    assert [call[2:] for call in assistant.calls[2:]] == [
+        ((("一", "后：一"),), False),
+        ((("一", "前：一"),), True),
+    ]
+    assert assistant.calls[2][1] is assistant.calls[3][1]
+    *_, again = answers.retry(me(), SIDE)
+    assert texts(again[0]) == texts(main) and texts(again[1]) == texts(side)
+    undone = answers.undo(me())
+    assert len(undone[0]) == len(undone[1]) == 2 and undone[2]["value"] == "二"
+
+
+def test_the_same_question_about_another_image(answers, images, assistant, tmp_path):
+    images.example(me(), "harbour")
+    ask(answers, "一", OTHER)
+    mine, other = (call[1] for call in assistant.calls)
+    assert mine is not other and np.abs(np.asarray(mine, int) - np.asarray(other, int)).max() > 50
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
+    images.upload_other(me(), {"path": str(tmp_path / "red.png")})
+    ask(answers, "二", OTHER)
+    assert assistant.calls[-1][1].getpixel((0, 0)) == (255, 0, 0)
+    assert "没有可以关掉的适配器" in str(
+        texts(ask(Answers(Service(Scripted(has_adapter=False))), "一", SIDE)[0][0])
+    )
+
+
+def test_edit_and_resend_drops_what_followed(answers):
+    for question in "一二三":
+        ask(answers, question)
+    *_, edited = answers.edit(me(), event(index=2, value="两"), ALONE)
+    assert texts(edited[0]) == [
+        ("user", "一"),
+        ("assistant", "后：一"),
+        ("user", "两"),
+        ("assistant", "后：两"),
+    ]
+    for index in (1, 99, -1, None, "x", [], {}):
+        *_, same = answers.edit(me(), event(index=index, value="坏"), ALONE)
+        assert texts(same[0]) == texts(edited[0])
+    *_, wrong = answers.edit(me(), event(index=0, value=" "), ALONE)
+    assert texts(wrong[0])[:-1] == texts(edited[0])
+
+
+def test_an_error_while_it_answers_stays_with_its_question(answers, assistant):
+    ask(answers, "一")
+    assistant.error = QueueFull(9, 12.2)
+    outputs = ask(answers, "二")[0]
+    assert texts(outputs[0])[-2] == ("user", "二")
+    assert texts(outputs[0])[-1][1] == "错误：排队的人太多，问题没有发出，约 12 秒后再试。"
+    assistant.error = None
+    ask(answers, "三")
+    assert assistant.calls[-1][2] == (("一", "后：一"),)
+
+
+def test_a_stopped_answer_keeps_what_it_said(answers):
+    running = answers.answer(me(), "一", ALONE)
+    for _ in range(3):
+        next(running)
+    running.close()
+    outputs = answers.stopped(me())
+    assert texts(outputs[0])[-1][1] == "后：" and outputs[3].startswith("已停止")
+    assert outputs[4]["visible"] and not outputs[5]["visible"]
+
+
+def test_two_streams_advance_together_and_end_each_by_itself():
+    def count(number):
+        yield from map(str, range(number))
+
+    streams = []
+    for number in (2, 5):
+        dialogue = Dialogue()
+        streams.append(Stream(dialogue, dialogue.ask("x"), count(number)))
+    steps = [[stream.answer.text for stream in streams] for _ in together(streams)]
+    assert steps[:3] == [["0", "0"], ["01", "01"], ["01", "012"]] and steps[-1] == ["01", "01234"]
+    assert not any(stream.was_stopped for stream in streams)
+
+
+# The image
+
+
+def test_facts_of_a_geotiff(multiband, tmp_path):
+    facts = facts_of(multiband)
+    assert (facts.width, facts.height, facts.bands, facts.dtype) == (60, 40, 4, "uint16")
+    assert (facts.crs, facts.resolution, facts.unit) == ("EPSG:32650", (10.0, 10.0), "metre")
+    assert facts.nodata == 0 and facts.can_be_stretched and facts.names[3] == "nir"
+    Image.new("I;16", (7, 5)).save(tmp_path / "deep.png")
+    deep = facts_of(tmp_path / "deep.png")
+    assert (deep.width, deep.bands, deep.dtype, deep.crs) == (7, 1, "uint16", None)
+    assert not deep.can_be_stretched
+
+
+def test_facts_stand_beside_the_image_and_the_menus_follow(images, multiband):
+    shown = images.upload(me(), {"path": str(multiband), "orig_name": "场景.tif"})
+    facts = "场景.tif 60×40 像素 · 4 个波段 · uint16 · EPSG:32650 · 10 米/像素 · nodata 0"
+    assert re.sub("<.*?>", "", shown[1]) == facts
+    assert [menu["value"] for menu in shown[5:8]] == [1, 2, 3]
+    assert shown[5]["choices"][3] == ("4 nir", 4) and shown[8]["visible"]
+    session = images.service.session(me())
+    before = np.asarray(session.view.image)
+    images.bands(me(), 4, 3, 2, "0-100 %")
+    expected = read_part(multiband, (4, 3, 2), None, (0.0, 100.0))
+    assert np.array_equal(session.view.image, expected)
+    assert not np.array_equal(session.view.image, before)
+    seen = images.choose(me(), "seen")
+    assert "模型所见：28×28 像素" in seen[0]
+
+
+def test_the_stretch_is_of_the_percentiles(multiband):
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(multiband) as file:
+        band = file.read(1).astype(float)
+    valid = band > 0
+    low, high = np.percentile(band[valid], (0.5, 99.5))
+    expected = np.clip((band - low) * 255 / (high - low), 0, 255).astype(np.uint8)
+    shown = np.asarray(read_part(multiband, (1, 1, 1), None, (0.5, 99.5)))[..., 0]
+    assert np.array_equal(shown[valid], expected[valid]) and (shown[~valid] == 255).all()
+
+
+def test_a_part_is_cut_from_the_whole(multiband, tmp_path):
+    box = Box(10, 20, 30, 15)
+    whole = np.asarray(read_image(multiband))
+    part = read_part(multiband, None, box)
+    assert np.array_equal(part, whole[20:35, 10:40])
+    # A large image is shrunk, its parts are not
+    pixels = np.random.default_rng(0).integers(0, 255, (100, 5000, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "long.tif")
+    assert read_image(tmp_path / "long.tif").size == (2500, 50)
+    fine = read_part(tmp_path / "long.tif", None, Box(4000, 10, 200, 50))
+    assert np.array_equal(fine, pixels[10:60, 4000:4200])
+    # A photograph that lies on its side is cut as it is seen
+    sideways = Image.fromarray(pixels[:, :300])
+    exif = sideways.getexif()
+    exif[274] = 6
+    sideways.save(tmp_path / "phone.png", exif=exif)
+    upright = read_image(tmp_path / "phone.png")
+    cut = read_part(tmp_path / "phone.png", None, Box(10, 200, 50, 60))
+    assert upright.size == (100, 300)
+    assert np.array_equal(cut, np.asarray(upright)[200:260, 10:60])
+
+
+def test_a_box_is_dragged_or_typed_and_asked_about(answers, images, assistant, multiband):
+    images.upload(me(), {"path": str(multiband), "orig_name": "a.tif"})
+    shown = images.drag(me(), event(box=[0.5, 0.5, 0.1, 1.7]))
+    assert shown[9]["value"] == "6 20 24 20" and "提问的范围：24×20 像素" in shown[0]
+    ask(answers, "一")
+    assert assistant.calls[-1][1].size == (24, 20)
+    images.type_box(me(), "0, 0, 10 12")
+    ask(answers, "二")
+    assert assistant.calls[-1][1].size == (10, 12)
+    for wrong in ("1 2 3", "a b c d", "-1 0 5 5", "0 0 61 5", "0 0 0 5"):
+        with pytest.warns(UserWarning, match="裁剪框"):
+            images.type_box(me(), wrong)
+    for nothing in ({}, {"box": None}, {"box": [1]}, {"box": ["nan"] * 4}, {"box": [0.5] * 4}):
+        images.drag(me(), event(**nothing))
+    images.uncrop(me())
+    ask(answers, "三")
+    assert assistant.calls[-1][1].size == (60, 40)
+    assert parse_box("0 0 60 40", (60, 40)) is None and box_of([0, 0, 1, 1], (3, 3)) == (0, 0, 3, 3)
+
+
+def test_an_address_is_checked_before_it_is_fetched(images, monkeypatch):
+    for address in ("http://127.0.0.1:1/a.png", "file:///etc/passwd", "/etc/passwd", "a\0b"):
+        shown = images.fetch(me(), address)
+        assert "没有读入" in shown[0], address
+    session = images.service.session(me())
+    assert session.view is None and not session.uploads
+    assert images.fetch(me(), " ")[0] == shown[0]
+
+
+def test_an_address_gives_an_image(images, monkeypatch, tmp_path):
+    content = (PROJECT / "images/examples/harbour.png").read_bytes()
+    monkeypatch.setattr("model.images.reading.fetch", lambda url, public_only: content)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shown = images.fetch(me(), "https://example.org/a/%E6%B8%AF.png?x=1")
+    assert "港.png" in shown[1] and len(list(tmp_path.glob("*/image"))) == 1
+    images.remove(me())
+    assert not list(tmp_path.iterdir())
+
+
+# Sessions
+
+
+def upload(tmp_path, session, name="a.png"):
+    path = tmp_path / name / "x.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+    session.uploads |= {path}
+    session.view = View(path, "x")
+    return path
+
+
+def test_a_page_loaded_again_finds_its_dialogue_and_a_closed_one_leaves_no_file(tmp_path):
+    sessions = Sessions(grace=0.1)
+    session = sessions.of("one")
+    path = upload(tmp_path, session)
+    session.main.ask("x").text = "y"
+    sessions.leave("one")
+    sessions.take_over("two", "one")
+    time.sleep(0.3)
+    assert path.exists() and sessions.of("two") is session is not sessions.of("one")
+    sessions.leave("two")
+    sessions.leave("nobody")
+    for _ in range(50):
+        if not path.parent.exists():
+            break
+        time.sleep(0.05)
+    assert not path.parent.exists() and sessions.of("two") is not session
+
+
+def test_a_file_that_two_sessions_show_stays_for_the_other(tmp_path):
+    sessions = Sessions(most=2)
+    first, second = sessions.of("one"), sessions.of("two")
+    path = upload(tmp_path, first)
+    upload(tmp_path, second)
+    first.view = None
+    sessions.release(first)
+    assert path.exists() and not first.uploads
+    sessions.of("three")
+    sessions.of("four")  # more than there may be: `two` goes
+    assert not path.exists()
+
+
+def test_sessions_do_not_mix(answers, assistant):
+    threads = [
+        threading.Thread(target=lambda k=k: [ask(answers, f"{k}-{n}", key=k) for n in range(5)])
+        for k in "abcdef"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for key in "abcdef":
+        history = answers.service.session(me(key)).main.history
+        assert history == [(f"{key}-{n}", f"后：{key}-{n}") for n in range(5)]
+
+
+# The page as a whole
+
+
+@pytest.fixture
+def page(service, images, answers):
+    import gradio as gr
+
+    with gr.Blocks():
+        layout = Layout(service)
+    return WholePage(service, images, answers, layout.worded)
+
+
+@pytest.mark.parametrize(
+    "option, language, english",
+    [
+        (None, "zh-CN", False),
+        (None, "en-GB", True),
+        (None, "de", True),
+        (None, None, False),
+        (False, "en", False),
+        (True, "zh", True),
+    ],
+)
+def test_the_language_is_the_browsers_unless_an_option_says_otherwise(
+    page, option, language, english
+):
+    page.service.english = option
+    page.arrive(me(), json.dumps({"language": language}))
+    session = page.service.session(me())
+    assert page.service.is_english(session) == english
+    page.switch(me())
+    assert page.service.is_english(session) != english
+
+
+@pytest.mark.parametrize("told", [None, "", "x", "[]", "{}", '{"before": 3, "draft": []}', 5])
+def test_an_arrival_that_tells_nothing_is_a_new_page(page, told):
+    outputs = page.arrive(me(), told)
+    assert outputs[-1]["value"] == PROMPT
+
+
+def test_dialogue_and_draft_survive_a_reload(page, answers):
+    ask(answers, "你好")
+    page.service.leave(me())
+    told = {"language": "zh", "before": "me", "draft": "还有什么"}
+    outputs = page.arrive(me("again"), json.dumps(told))
+    assert outputs[-1]["value"] == "还有什么"
+    assert answers.service.session(me("again")).main.history == [("你好", "后：你好")]
+
+
+def test_every_text_is_there_in_both_languages():
+    for key, pair in TABLE.items():
+        assert len(pair) == 2 and all(pair), key
+        assert pair[0].count("{}") == pair[1].count("{}"), key
+    assert said("send", True) == "Send" and said([("side", 1)], False) == [("并排", 1)]
+
+
+def test_the_dialogue_as_a_file(page, images, answers):
+    images.example(me(), "river")
+    ask(answers, "一", SIDE)
+    ask(answers, " ", SIDE)
+    session = page.service.session(me())
+    session.mode = SIDE
+    saved = json.loads(page.as_json(me())["text"])
+    assert saved["image"] == {
+        "name": "河流（4 波段）",
+        "width": 128,
+        "height": 128,
+        "bands": None,
+        "box": None,
+    }
+    assert saved["dialogue"] == [
+        {"role": "user", "content": "一"},
+        {"role": "assistant", "content": "后：一"},
+    ]
+    assert saved["beside"]["dialogue"][1]["content"] == "前：一"
+    text = page.as_markdown(me())["text"]
+    assert "**问**: 一\n\n**答**: 后：一" in text and "## 微调前（基座）" in text
+    assert "错误" not in text
+
+
+def test_votes_go_to_a_file_where_there_is_one(page, answers, tmp_path):
+    ask(answers, "一")
+    page.vote(me(), SimpleNamespace(index=1, liked=True))
+    page.service.votes = Votes(tmp_path / "a" / "votes.jsonl")
+    page.vote(me(), SimpleNamespace(index=1, liked=False))
+    for index in (0, 99, None, "x", -1):
+        page.vote(me(), SimpleNamespace(index=index, liked=True))
+    (vote,) = map(json.loads, (tmp_path / "a" / "votes.jsonl").read_text("utf-8").splitlines())
+    assert (vote["question"], vote["answer"], vote["liked"]) == ("一", "后：一", False)
+    with pytest.raises(UserError, match="--votes .*cannot be written"):
+        Votes(tmp_path)
+
+
+def test_the_examples_are_those_that_their_script_draws(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECT / "images")
+    import examples
+
+    for name in examples.PLAIN:
+        drawn = np.asarray(examples.scene(name))
+        kept = np.asarray(Image.open(examples.FOLDER / f"{name}.png"))
+        assert np.array_equal(drawn, kept), name
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(examples.FOLDER / f"{examples.MULTISPECTRAL}.tif") as file:
+        expected = examples.multispectral(examples.scene(examples.MULTISPECTRAL))
+        assert np.array_equal(file.read(), expected)
+
+
+def test_checked_strips():
+    assert checked(" 你好\n", CHINESE) == "你好" and Session().idle.is_set()
