@@ -291,7 +291,7 @@ DOWNHILL = {
         "model.answer_text",
     ),
     "model.training": (
-        *("model.training", "model.family", "model.images", "model.rows"),
+        *("model.training", "model.family", "model.images", "model.rows", "model.row_store"),
         *("model.errors", "model.files"),
     ),
     "model": ("model",),

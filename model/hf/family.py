@@ -26,7 +26,6 @@ from model.hf.prompt import Prompts
 from model.hf.quantization import pack, quantize, to_nf4
 from model.hf.score import score
 from model.hf.types import check_type, names_of
-from model.images import open_file
 from model.quantization import QuantizedLinear, chosen_bits
 from model.sampling import Sampling
 from model.text_scores import Tree
@@ -494,7 +493,7 @@ def probe_image():
 def _size_of(source):
     """(width, height) of an image without reading it whole; of one that is unreadable the usual."""
     try:
-        with open_file(source) as file, Image.open(file) as image:
+        with Image.open(source) as image:
             return image.size
     except (OSError, ValueError, Image.DecompressionBombError):
         return SIDES[0], SIDES[0]
