@@ -1013,6 +1013,36 @@ def test_options_reach_the_loader(monkeypatch):
     assert end.value.code == f"web_demo.py: error: a {options}"
 
 
+def raw_tiff(bands, sample_format=1, extra=(), photometric=None, bits=None, values=(), **numbers):
+    """An uncompressed TIFF written by hand: [count, height, width] interleaved by pixel.
+
+    extra: values of ExtraSamples; values: {tag: text} of ASCII tags.
+    """
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_removes_what_was_uploaded(monkeypatch, tmp_path, name):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    with pytest.raises(SystemExit):
+        with web_demo.upload_folder():
+            (Path(os.environ["GRADIO_TEMP_DIR"]) / "a.tif").write_text("x")
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_goes_at_the_next_start(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"remoteglm-{ended.pid}-a", f"remoteglm-{os.getpid()}-a", "remoteglm-x", "other"):
+        (tmp_path / name).mkdir()
+    web_demo.remove_left_folders()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"remoteglm-{os.getpid()}-a", "remoteglm-x", "other"}
+
+
 def test_an_unknown_checkpoint_is_one_line():
     with pytest.raises(
         SystemExit, match="^web_demo.py: error: checkpoint nowhere: no such folder.*$"
