@@ -277,19 +277,19 @@ def imports(path, top_level=False):
     return found
 
 
+# What every family of networks may use
+OF_FAMILIES = (
+    *("model.family", "model.errors", "model.files", "model.weight_files", "model.sampling"),
+    *("model.next_token", "model.answer_text", "model.text_scores", "model.pieces"),
+    *("model.nf4", "model.quantization", "model.float_products"),
+)
 # room -> the modules (and rooms) that it may import
 DOWNHILL = {
     "model.images": ("model.images", "model.errors", "model.files"),
     "model.visualglm": (
-        *("model.visualglm", "model.images", "model.errors", "model.files", "model.find"),
-        *("model.weight_files", "model.family", "model.sampling", "model.next_token", "model.nf4"),
-        *("model.float_products", "model.running_batch", "model.answer_text"),
+        *("model.visualglm", "model.images", "model.find", "model.running_batch", *OF_FAMILIES),
     ),
-    "model.hf": (
-        *("model.hf", "model.errors", "model.files", "model.weight_files", "model.family"),
-        *("model.sampling", "model.next_token", "model.nf4", "model.float_products"),
-        "model.answer_text",
-    ),
+    "model.hf": ("model.hf", *OF_FAMILIES),
     "model.training": (
         *("model.training", "model.family", "model.images", "model.rows", "model.row_store"),
         *("model.errors", "model.files"),
