@@ -13,7 +13,6 @@ exists. Captions that are Chinese already are not asked but judged as well. The 
 environment variable OPENAI_API_KEY only.
 """
 
-import argparse
 import asyncio
 import itertools
 import json
@@ -40,6 +39,7 @@ from data.endpoint import (
     cost_of,
     prompt_tokens,
 )
+from data.endpoint_options import add_request_options, at_least
 from data.journal import Answer, Journal, normalized
 from data.lexicon import language
 from data.records import (
@@ -53,7 +53,7 @@ from data.records import (
 from data.stage import DATA, DEFAULT_SET, add_path_options, listed, resolve_paths, run_stage
 from data.transform import caption_set, sentences_of
 from model.errors import UserError
-from model.files import parse_json, write_text
+from model.files import write_text
 
 TASK = (
     "你是遥感影像解译专家。用户给出同一幅遥感图像的若干句（至多五句）英文描述，"
@@ -575,32 +575,6 @@ def check(args):
     write_results(args, rows(), gated=True)
 
 
-def at_least(kind, least):
-    """A type of argparse: a finite number of this kind, not below `least`."""
-
-    def number(text):
-        value = kind(text)
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
-        return value
-
-    return number
-
-
-def json_object(text):
-    """A type of argparse: a JSON object that does not name what this script sends."""
-    try:
-        value = parse_json(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected an object such as {{}}, got {text!r}")
-    own = {"model": "--model", "messages": "--input", "stream": "--stream"}
-    for name in own.keys() & value.keys():
-        raise argparse.ArgumentTypeError(f"{name} is set by {own[name]}")
-    return value
-
-
 def make_parser():
     parser = Parser(__doc__)
     add_path_options(parser, "en", "zh")
@@ -718,13 +692,6 @@ def add_endpoint_options(add):
         action="store_true",
         help="ask for the answer as a stream, for endpoints that know nothing else",
     )
-    add(
-        "--extra-body",
-        type=json_object,
-        metavar="JSON",
-        help="sent along with every request, what a vendor needs: '{\"enable_thinking\": false}', "
-        "temperature, max_tokens",
-    )
     add("--model", default="gpt-4o-mini", help="model name at the endpoint (default: %(default)s)")
     add(
         "--concurrency",
@@ -732,40 +699,8 @@ def add_endpoint_options(add):
         default=8,
         help="requests at a time (default: %(default)s)",
     )
-    add(
-        "--rpm",
-        type=at_least(float, 0.01),
-        metavar="N",
-        help="at most so many requests per minute (default: no limit)",
-    )
-    add(
-        "--tpm",
-        type=at_least(float, 1),
-        metavar="N",
-        help="at most so many tokens per minute, in and out, estimated before and corrected after "
-        "each request (default: no limit)",
-    )
-    add(
-        "--timeout",
-        type=at_least(float, 0.1),
-        default=60.0,
-        help="seconds per request (default: %(default)s)",
-    )
-    add(
-        "--max-retries",
-        type=at_least(int, 0),
-        default=5,
-        help="further tries of a request after a rate limit, a server error, a timeout or a broken "
-        "reply; 0: none (default: %(default)s)",
-    )
-    add(
-        "--backoff",
-        type=at_least(float, 0),
-        default=1.0,
-        metavar="SECONDS",
-        help="pause before the first retry, doubled for each further one, up to half of it at "
-        "random; the server's Retry-After wins (default: %(default)s)",
-    )
+    own = {"model": "--model", "messages": "--input", "stream": "--stream"}
+    add_request_options(add, own)
 
 
 def add_cost_options(add):

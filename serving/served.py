@@ -33,6 +33,7 @@ class Served:
         self.scheduler = scheduler
         self.prompt = assistant.prompt
         self.english = assistant.english
+        self.fingerprint = assistant.fingerprint
         self.has_adapter = assistant.has_adapter
         self.first_question = assistant.first_question
 

@@ -294,7 +294,14 @@ DOWNHILL = {
     "model": ("model",),
     "evaluation": ("evaluation", "model", "data"),
     "mapping": ("mapping", "model", "data"),
-    "serving": ("serving", "model"),
+    "serving": (
+        "serving",
+        "model",
+        "data.endpoint",
+        "data.connection",
+        "data.replies",
+        "data.peel",
+    ),
     "data": ("data", "model.errors", "model.files", "model.images"),
 }
 
