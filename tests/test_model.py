@@ -5,6 +5,7 @@ import json
 import os
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +19,11 @@ from model.visualglm.answer_text import stable_prefix, tidy
 from model.visualglm.decoder import Decoder
 from model.visualglm.generate import filter_logits, generate
 from model.visualglm.lora import adapter_names, add_method, without_adapter
-from model.visualglm.network import VisualGLM, positions_and_blocks, prefix_mask
+from model.visualglm.network import LMHead, VisualGLM, positions_and_blocks, prefix_mask
 from model.visualglm.packing import PackedLinear, pack
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
+from model.visualglm.sat import ensure_model_parallel_group
 from model.visualglm.tokenizer import Tokenizer, train_vocabulary
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -326,8 +328,10 @@ def test_packed_layers_compute_the_same(dtype, tolerance, monkeypatch):
     assert not any(isinstance(m, PackedLinear) for m in network.modules())
 
 
+@pytest.mark.parametrize("piece", [1, 48 * 5, 2**20])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_products_without_bfloat16_instructions_are_those_of_float32(has_bias):
+def test_products_without_bfloat16_instructions_are_those_of_float32(has_bias, piece, monkeypatch):
+    monkeypatch.setattr(float_products, "PIECE", piece)  # of 32 outputs: alone, by fives, all
     torch.manual_seed(6)
     layer = torch.nn.Linear(48, 32, bias=has_bias).bfloat16()
     exact = copy.deepcopy(layer).float()
@@ -341,6 +345,59 @@ def test_products_without_bfloat16_instructions_are_those_of_float32(has_bias):
     for got, wanted in zip(*results):
         assert got.dtype == torch.bfloat16 and got.shape == wanted.shape
         assert largest_difference(got, wanted) <= 0.02 * wanted.abs().max()
+
+
+def test_few_rows_are_left_to_torch_and_patches_are_widened():
+    torch.manual_seed(6)
+    layer = torch.nn.Linear(48, 32).bfloat16()
+    convolution = torch.nn.Conv2d(3, 8, 4, stride=4).bfloat16()
+    few, image = torch.randn(float_products.FEW_ROWS, 48).bfloat16(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        wanted = layer(few)
+        patches = copy.deepcopy(convolution).float()(image.bfloat16().float())
+        float_products.widen_products(torch.nn.ModuleList([layer, convolution]))
+        assert torch.equal(layer(few), wanted)
+        assert torch.equal(convolution(image.bfloat16()), patches.bfloat16())
+
+
+@pytest.mark.parametrize("with_bfloat16", [True, False])
+def test_answers_in_bfloat16_on_any_cpu(with_bfloat16, monkeypatch):
+    """Image embeddings of float32, by float32 products exactly where a CPU needs them."""
+    monkeypatch.setattr(float_products, "bfloat16_products", lambda: with_bfloat16)
+    monkeypatch.setattr("model.visualglm.packing.bfloat16_products", lambda: False)
+    image = Image.effect_noise((96, 96), 80).convert("RGB")
+    found = []
+    for dtype in ("bfloat16", "float32"):
+        family = load_assistant(TINY, device="cpu", dtype=dtype).family
+        widened = [m for m in family.network.modules() if "forward" in vars(m)]
+        assert bool(widened) == (dtype == "bfloat16" and not with_bfloat16)
+        found.append(family.encode_images([image]).float())
+    assert largest_difference(*found) <= 0.05 * found[1].abs().max()
+
+
+def test_no_head_is_drawn_for_a_network_that_is_to_be_filled():
+    ensure_model_parallel_group()
+    state = torch.get_rng_state()
+    head = LMHead(SimpleNamespace(hidden_size=4, vocab_size=9), "meta", init=False)
+    assert head.lm_head.weight.is_meta and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_kernel_is_tried_on_a_part_of_many_outputs(monkeypatch):
+    shapes = []
+
+    def quantize(weight, bits):
+        shapes.append(tuple(weight.shape))
+        return real(weight, bits)
+
+    real = quantization.quantize
+    monkeypatch.setattr(quantization, "quantize", quantize)
+    quantization.choose_kernel.cache_clear()
+    head = quantization.choose_kernel(torch.device("cpu"), 8, 130528, 64)
+    small = quantization.choose_kernel(torch.device("cpu"), 8, 96, 64)
+    assert head is small is quantization.TorchInt8
+    (outputs, _), (few, _) = shapes
+    assert few == 96 and outputs < 2 * quantization.PROBE_OUTPUTS
+    assert outputs % quantization.PROBE_OUTPUTS == 130528 % quantization.PROBE_OUTPUTS
 
 
 @pytest.mark.parametrize("nf4", [False, True])

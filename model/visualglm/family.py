@@ -250,6 +250,8 @@ class VisualGLMFamily(Family):
         # Before packing, which hides the weights
         mark = f"{fingerprint(self.network.state_dict())}-{self.network.bits or self.dtype}"
         pack(self.network, skip=self._base_values)
+        if widens(self.network.device, self.network.dtype):
+            widen_products(self.network, LINEAR)
         return mark
 
     @torch.inference_mode()

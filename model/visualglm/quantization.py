@@ -34,6 +34,7 @@ LAYERS = re.compile(r"transformer\.layers\.\d+\.(attention|mlp)\.\w+")
 HEAD = "mixins.chatglm-final.lm_head"
 # Of the largest output: kernels may round differently, a wrong one is off by far more.
 PROBE_ERROR = 0.02
+PROBE_OUTPUTS = 1024  # a head of 130,528 words would take 6 GB to try
 
 Stored = dict[str, torch.Tensor]  # what `quantize` returns
 Product = Callable[[torch.Tensor], torch.Tensor]  # [M, K] -> [M, N]
@@ -243,7 +244,11 @@ KERNELS: dict[str, dict[int, tuple[Callable[[Stored], Product], ...]]] = {
 def choose_kernel(
     device: torch.device, bits: int, outputs: int, inputs: int
 ) -> Callable[[Stored], Product]:
-    """The first kernel of the device that runs on this shape and agrees with Dequantized."""
+    """The first kernel of the device that runs on this shape and agrees with Dequantized.
+
+    Of many outputs a part is tried, with the same remainder: kernels go by whether N is divisible.
+    """
+    outputs = min(outputs, PROBE_OUTPUTS + outputs % PROBE_OUTPUTS)
     x = torch.randn(2, inputs, device=device, dtype=SCALE_DTYPE)
     stored = quantize(torch.randn(outputs, inputs, device=device), bits)
     wanted = Dequantized(stored)(x.float())
