@@ -6,6 +6,7 @@ A dialogue, one answer, answers to a file, or a map of a large scene:
     python cli_demo.py --from_pretrained checkpoints/demo --image a.tif --prompt 这是哪里？
     python cli_demo.py --from_pretrained checkpoints/demo --input rows.json --output answers.jsonl
     python cli_demo.py --from_pretrained checkpoints/demo --scene big.tif --output map/
+    python cli_demo.py --serve http://127.0.0.1:7860      # what web_demo.py serves there answers
 
 Images are files or http(s) addresses. In a dialogue Ctrl-C stops the answer and Ctrl-D leaves; what
 was typed is kept for the arrow keys in ~/.remoteglm_history.
@@ -36,6 +37,13 @@ from serving.page.words import cut_note
 if TYPE_CHECKING:
     from model import Assistant
 
+CHECKPOINT = "checkpoints/RemoteGLM"
+# Options that are a server's own where --serve is given
+OF_CHECKPOINT = (
+    *("from_pretrained", "base_path", "tokenizer", "download", "quant", "device", "dtype"),
+    *("min_pixels", "max_length", "scene"),
+)
+ANSWER_SECONDS = 600.0  # that a server may take for an answer, its queue included
 HISTORY = "~/.remoteglm_history"
 HISTORY_LINES = 1000
 # Options of a map that are for nothing else
@@ -68,12 +76,29 @@ WORDS = {
 
 def build_parser():
     parser = Parser(__doc__)
-    add_loading_options(parser, default="checkpoints/RemoteGLM")
+    add_loading_options(parser, default=CHECKPOINT)
+    add_server_options(parser.add_argument_group("a running server instead of a checkpoint"))
     add_question_options(parser.add_argument_group("question and answer"))
     add_file_options(parser.add_argument_group("answers to a file"))
     add_scene_options(parser.add_argument_group("a map of a scene"))
     add_sampling_options(parser.add_argument_group("sampling"))
     return parser
+
+
+def add_server_options(group):
+    add = group.add_argument
+    add(
+        "--serve",
+        metavar="URL",
+        help="talk to what web_demo.py (or another OpenAI-compatible server) serves there, such as "
+        "http://127.0.0.1:7860; the language of the answers is the server's",
+    )
+    add("--model", metavar="NAME", help="the model's name there (default: the first it lists)")
+    add(
+        "--api-key",
+        default=os.environ.get("REMOTEGLM_API_KEY", "").strip(),
+        help="the server's (default: the environment's REMOTEGLM_API_KEY, else none)",
+    )
 
 
 def add_question_options(group):
@@ -112,7 +137,12 @@ def add_file_options(group):
         default="",
         help="folder of relative images in rows; default: beside the rows, then the project root",
     )
-    add("--batch-size", type=int, default=4, help="rows or tiles answered together (%(default)s)")
+    add(
+        "--batch-size",
+        type=int,
+        default=4,
+        help="rows or tiles answered together; with --serve questions at a time (%(default)s)",
+    )
     add(
         "--allow-private-hosts",
         action="store_true",
@@ -209,6 +239,7 @@ def parse(argv=None):
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size}: must be at least 1")
 
+    check_server_options(parser, args)
     if args.scene:
         check_scene_options(parser, args)
         return args
@@ -221,6 +252,24 @@ def parse(argv=None):
     if args.json and not (args.image or args.prompt):
         parser.error("--json needs --image or --prompt")
     return args
+
+
+def check_server_options(parser, args):
+    """Ends the script where options of a checkpoint stand beside --serve, or the reverse."""
+    from data.connection import is_header
+
+    if not args.serve:
+        if args.model:
+            parser.error("--model names one of a server: name its --serve")
+        return
+    given = []
+    for name in OF_CHECKPOINT:
+        if getattr(args, name) != parser.get_default(name):
+            given.append(f"--{name}")
+    if given:
+        parser.error(f"{', '.join(given)}: not with --serve, whose server has loaded its own")
+    if not is_header(args.api_key or "x"):
+        parser.error("--api-key (or REMOTEGLM_API_KEY): expected a key in ASCII without spaces")
 
 
 def check_scene_options(parser, args):
@@ -343,8 +392,9 @@ def print_json(value):
     print(text)
 
 
-def answer_file(speaker, args, samples, file, first):
-    """Answer samples into an AnswerFile; first: the question of those without one.
+def answer_file(speaker, args, samples, file, first, name):
+    """Answer samples into an AnswerFile; first: the question of those without one; name: of the
+    checkpoint.
 
     Raises UserError at the end if some have no answer.
     """
@@ -362,7 +412,7 @@ def answer_file(speaker, args, samples, file, first):
                 speaker.assistant,
                 samples,
                 file,
-                checkpoint=args.from_pretrained,
+                checkpoint=name,
                 base=untuned,
                 sampling=speaker.sampling,
                 english=args.english,
@@ -525,13 +575,36 @@ def converse_about(speaker, image, first):
     return question
 
 
+@contextmanager
+def open_assistant(args):
+    """(what answers, its name): a checkpoint, or with --serve a server. Raises UserError."""
+    if not args.serve:
+        from model import load_assistant
+
+        yield load_assistant(args.from_pretrained, **loading(args)), args.from_pretrained
+        return
+
+    from data.endpoint import Settings
+    from serving.client import RemoteAssistant
+
+    settings = Settings(
+        args.serve, args.model or "", timeout=ANSWER_SECONDS, concurrency=args.batch_size
+    )
+    options = "--api-key (or REMOTEGLM_API_KEY), --serve and --model"
+    server = RemoteAssistant(settings, args.api_key, max_pixels=args.max_pixels, options=options)
+    try:
+        yield server, server.name
+    finally:
+        server.close()
+
+
 def run(args):
     """What the options ask for. Raises UserError."""
     if args.scene:
         map_scene(args)
         return
 
-    from model import load_assistant, read_image
+    from model import read_image
     from model.answer_file import AnswerFile
     from model.rows import load_rows
 
@@ -546,21 +619,28 @@ def run(args):
             print(note, file=sys.stderr)
         file = AnswerFile(args.output).open()
 
-    assistant = load_assistant(args.from_pretrained, **loading(args))
-    speaker = Speaker(assistant, sampling_of(args), args.english, compares(args, assistant))
-    english = assistant.english if args.english is None else args.english
-    first = (args.prompt_en if english else args.prompt_zh) or assistant.first_question(english)
+    with open_assistant(args) as (assistant, name):
+        with_base = compares(args, assistant, name)
+        speaker = Speaker(assistant, sampling_of(args), args.english, with_base)
+        english = assistant.english if args.english is None else args.english
+        first = args.prompt_en if english else args.prompt_zh
+        first = first or assistant.first_question(english)
 
-    if args.input:
-        answer_file(speaker, args, samples, file, args.prompt or first)
-    elif args.image or args.prompt:
-        answer_once(speaker, args, image, args.prompt or first)
-    else:
-        try:
-            with line_history():
-                converse(speaker, partial(read_image, bands=args.bands), first)
-        except EOFError:  # Ctrl-D
-            print()
+        if args.input:
+            answer_file(speaker, args, samples, file, args.prompt or first, name)
+        elif args.image or args.prompt:
+            answer_once(speaker, args, image, args.prompt or first)
+        else:
+            talk(speaker, partial(read_image, bands=args.bands), first)
+
+
+def talk(speaker, read, first):
+    """A dialogue in the terminal, until Ctrl-D or `stop`; as `converse`."""
+    try:
+        with line_history():
+            converse(speaker, read, first)
+    except EOFError:  # Ctrl-D
+        print()
 
 
 def main(argv=None):

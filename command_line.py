@@ -106,8 +106,9 @@ def add_loading_options(parser, whole=False, **from_pretrained):
     add(
         "--max_pixels",
         type=int,
-        help="of a base of transformers: larger images are shrunk to so many pixels, whatever "
-        "their shape; default: as in training, of a plain base 768 x 768",
+        help="of a base of transformers, and what a server is sent: larger images are shrunk to "
+        "so many pixels, whatever their shape; default: as in training, of a plain base 768 x 768, "
+        "to a server 2048 x 2048",
     )
     add("--min_pixels", type=int, help="of such a base: smaller images are enlarged to so many")
     add(
@@ -166,11 +167,14 @@ def add_language_options(add):
     )
 
 
-def compares(args, assistant):
-    """Whether the untuned base answers as well, as --base asks; one line if there is none."""
+def compares(args, assistant, name):
+    """Whether the untuned base answers as well, as --base asks; one line if there is none.
+
+    name: of the checkpoint.
+    """
     if args.base and not assistant.has_adapter:
         print(
-            f"--base is left out: {args.from_pretrained} has no adapter that could be switched off",
+            f"--base is left out: {name} has no adapter that could be switched off",
             file=sys.stderr,
         )
     return args.base and assistant.has_adapter

@@ -4,13 +4,18 @@
         --data data/demo/demo-prompt-test.json
     python evaluate_RemoteGLM.py --predictions answers.jsonl \\
         --data data/UCM/UCM-prompt-val.json                      # without a model
+    python evaluate_RemoteGLM.py --api https://your.service/v1 --model qwen3-vl-plus \\
+        --data data/UCM/UCM-prompt-val.json                      # any OpenAI-compatible server
 
 Every image is described, once more as a blank image and with another image in its place (image
 ablation), and asked about by yes / no questions. Answers are greedy and kept as they come: the
 same command continues after an interruption. Writes metrics.json, table.md and report.html.
 """
 
+import os
+import re
 import sys
+from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +28,7 @@ from command_line import (
     compares,
     loading,
 )
+from data.endpoint_options import add_request_options
 from model.errors import UserError
 from model.files import PROJECT
 
@@ -46,6 +52,7 @@ def build_parser():
     add_loading_options(parser)
     add_input_options(parser.add_argument_group("answers and references").add_argument)
     add_bands_option(parser)
+    add_api_options(parser.add_argument_group("a server instead of a checkpoint").add_argument)
     add_task_options(parser.add_argument_group("what is asked").add_argument)
     add_report_options(parser.add_argument_group("report").add_argument)
     return parser
@@ -92,6 +99,22 @@ def add_input_options(add):
     )
 
 
+def add_api_options(add):
+    add(
+        "--api",
+        metavar="URL",
+        help="measure what an OpenAI-compatible server answers, such as https://your.service/v1 or "
+        "http://127.0.0.1:7860; beside --from_pretrained or --predictions in the same table",
+    )
+    add("--model", metavar="NAME", help="the model's name at the server")
+    add(
+        "--api-key",
+        default=os.environ.get("OPENAI_API_KEY", "").strip(),
+        help="default: the variable OPENAI_API_KEY",
+    )
+    add_request_options(add, {"model": "--model", "messages": "--data", "stream": "the script"})
+
+
 def add_task_options(add):
     add_language_options(add)
     add(
@@ -116,7 +139,12 @@ def add_task_options(add):
         action="store_true",
         help="leave the blank and the shuffled images out",
     )
-    add("--batch-size", type=int, default=16, help="rows answered together (%(default)s)")
+    add(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="rows answered together; with --api requests at a time (%(default)s)",
+    )
     add(
         "--max-new-tokens",
         type=int,
@@ -142,8 +170,9 @@ def add_report_options(add):
         "--output",
         type=Path,
         help="folder of the answers and the report; default: <run>/eval-<rows>-<step>; of another "
-        "checkpoint <checkpoint>/eval-<rows>, of a base checkpoints/eval-<base>-<rows>; with "
-        "--predictions: eval-<rows> beside the first of them",
+        "checkpoint <checkpoint>/eval-<rows>, of a base checkpoints/eval-<base>-<rows>, of a "
+        "server checkpoints/eval-<model>-<rows>; with --predictions: eval-<rows> beside the first "
+        "of them",
     )
     add(
         "--gallery",
@@ -165,8 +194,10 @@ def parse(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     problems = []
-    if bool(args.from_pretrained) == bool(args.predictions):
-        problems.append("give either --from_pretrained or --predictions")
+    problems += api_problems(args)
+    one_of_two = bool(args.from_pretrained) != bool(args.predictions)
+    if not one_of_two and (args.from_pretrained or not args.api):
+        problems.append("give either --from_pretrained or --predictions, or --api")
     if args.predictions and args.base:
         problems.append(
             "--base goes with --from_pretrained; name the base's answers as a further file of "
@@ -181,6 +212,18 @@ def parse(argv=None):
     if problems:
         parser.error("; ".join(problems))
     return args
+
+
+def api_problems(args):
+    """What is wrong with the options of a server, each in one text."""
+    from data.connection import is_header
+
+    if bool(args.api) != bool(args.model):
+        yield "--api and --model go together"
+    if not is_header(args.api_key or "x"):
+        yield "--api-key (or OPENAI_API_KEY): expected a key in ASCII without spaces"
+    if args.api and not args.from_pretrained and args.base not in (None, True):
+        yield "--base with a value loads a checkpoint: it goes with --from_pretrained"
 
 
 def card_of(folder):
@@ -199,6 +242,9 @@ def output_folder(args):
         return args.output
     if args.predictions:
         return args.predictions[0].parent / name
+    if not args.from_pretrained:
+        model = re.sub(r"[^\w.-]+", "-", args.model)
+        return PROJECT / "checkpoints" / f"eval-{model}-{Path(args.data).stem}"
 
     folder = Path(args.from_pretrained)
     if "prompt" not in card_of(folder):
@@ -286,10 +332,13 @@ def load_training(args, notes):
     return captions
 
 
-def generate(args, samples, questions, output):
-    """[System]: the base where that is asked for, and the checkpoint. Raises UserError."""
+def generate(args, samples, questions, output, server):
+    """[System]: the base where that is asked for, the checkpoint, the server's model.
+
+    server: a RemoteAssistant or None. Raises UserError.
+    """
     from evaluation.generation import Task, generate_answers, image_ablations
-    from model import Sampling, load_assistant
+    from model import Sampling
     from model.answer_file import AnswerFile
 
     ablations = {}
@@ -309,24 +358,75 @@ def generate(args, samples, questions, output):
             bands=args.bands,
             batch_size=args.batch_size,
         )
-        if args.base and args.base is not True:
-            options = loading(args) | {"base": None, "tokenizer": None}
-            assistant = load_assistant(args.base, **options)
-            systems.append(answers(assistant, name="base", checkpoint=args.base, untuned=True))
-            del assistant  # memory for one network at a time
-
-        assistant = load_assistant(args.from_pretrained, **loading(args))
-        answers = partial(answers, assistant, checkpoint=args.from_pretrained)
-        if args.base is True and compares(args, assistant):
-            systems.append(answers(name="base", untuned=True))
-        systems.append(answers(name="base" if assistant.is_base else "tuned"))
+        if args.from_pretrained:
+            systems += of_checkpoint(args, answers)
+        if server:
+            systems += of_server(args, answers, server)
     return systems
+
+
+def of_checkpoint(args, answers):
+    """[System] of --from_pretrained and its base. answers: generate_answers of an assistant."""
+    from model import load_assistant
+
+    systems = []
+    if args.base and args.base is not True:
+        options = loading(args) | {"base": None, "tokenizer": None}
+        assistant = load_assistant(args.base, **options)
+        systems.append(answers(assistant, name="base", checkpoint=args.base, untuned=True))
+        del assistant  # memory for one network at a time
+
+    assistant = load_assistant(args.from_pretrained, **loading(args))
+    answers = partial(answers, assistant, checkpoint=args.from_pretrained)
+    if args.base is True and compares(args, assistant, args.from_pretrained):
+        systems.append(answers(name="base", untuned=True))
+    systems.append(answers(name="base" if assistant.is_base else "tuned"))
+    return systems
+
+
+def of_server(args, answers, server):
+    """[System] of --model and, of a server of this project, its base."""
+    answers = partial(answers, server, checkpoint=server.name)
+    systems = []
+    if args.base is True and not args.from_pretrained and compares(args, server, server.name):
+        systems.append(answers(name=f"{server.name}, base", untuned=True))
+    systems.append(answers(name=server.name))
+    print(f"{server.name}: {server.spent}", file=sys.stderr)
+    return systems
+
+
+def open_server(args):
+    """The RemoteAssistant of --api, or None. Raises UserError."""
+    if not args.api:
+        return None
+    from data.endpoint import Settings
+    from serving.client import RemoteAssistant
+
+    settings = Settings(
+        args.api,
+        args.model,
+        extra_body=args.extra_body,
+        timeout=args.timeout,
+        max_retries=args.max_retries,
+        backoff=args.backoff,
+        rpm=args.rpm,
+        tpm=args.tpm,
+        concurrency=args.batch_size,
+    )
+    return RemoteAssistant(
+        settings,
+        args.api_key,
+        max_pixels=args.max_pixels,
+        options="--api-key (or OPENAI_API_KEY), --api and --model",
+    )
 
 
 def recorded(args):
     """The options as metrics.json records them."""
     settings = {}
     for name, value in vars(args).items():
+        if name == "api_key":
+            continue
         if isinstance(value, list):
             value = [str(item) for item in value]
         elif isinstance(value, Path):
@@ -337,18 +437,22 @@ def recorded(args):
 
 def evaluate(args):
     """Returns what metrics.json holds. Raises UserError."""
+    server = open_server(args)
+    if server is None:
+        return measure(args, None)
+    with closing(server):
+        return measure(args, server)
+
+
+def measure(args, server):
+    """evaluate with an open server, or None."""
     from evaluation.predictions import number_equal_names, read_predictions
     from evaluation.report import write_report
     from evaluation.score import score
     from evaluation.tables import summary_table
-    from model.find import find_checkpoint
     from model.rows import load_rows
 
-    if args.from_pretrained:
-        args.from_pretrained = find_checkpoint(args.from_pretrained, args.download)
-        if args.english is None:
-            args.english = bool(card_of(args.from_pretrained).get("english"))
-    args.english = bool(args.english)
+    args.english = is_english(args, server)
     notes = []
     samples, dataset = load_dataset(args, notes)
     questions = dataset.distinct_questions()
@@ -360,9 +464,10 @@ def evaluate(args):
 
     # Nothing is written before the user's files are known to be right
     output = output_folder(args)
-    make_output(output, with_blank=bool(args.from_pretrained))
-    if args.from_pretrained:
-        systems = generate(args, samples, questions, output)
+    is_asking = bool(args.from_pretrained or server)
+    make_output(output, with_blank=is_asking)
+    if is_asking:
+        systems += generate(args, samples, questions, output, server)
     number_equal_names(systems)
     for system in systems:
         notes += system.notes
@@ -377,6 +482,22 @@ def evaluate(args):
         f"{output / 'metrics.json'}"
     )
     return metrics
+
+
+def is_english(args, server):
+    """Whether questions and answers are English: as asked for, or as the model was trained.
+
+    args.from_pretrained becomes the folder that is found. Raises UserError.
+    """
+    from model.find import find_checkpoint
+
+    if args.from_pretrained:
+        args.from_pretrained = find_checkpoint(args.from_pretrained, args.download)
+    if args.english is not None:
+        return args.english
+    if args.from_pretrained:
+        return bool(card_of(args.from_pretrained).get("english"))
+    return bool(server and server.english)
 
 
 def main(argv=None):

@@ -1,6 +1,7 @@
 """Asking an OpenAI-compatible endpoint: pace, retries, when to stop, tokens and cost.
 
-Nothing here knows of captions; what a reply holds is read by replies.py. Why retries and pace are
+For the translation, and for whatever else asks a server (serving/client.py). What a reply holds is
+read by replies.py. Why retries and pace are
 not left to a library (openai 3, tenacity, aiolimiter): every try is counted and priced before it
 is sent; replies that are cut, empty or no JSON are tried again as well; a Retry-After holds back
 all workers, not one request; a stop ends every pause; and --tpm is corrected by the tokens that a
@@ -14,6 +15,7 @@ import math
 import random
 import re
 import time
+from dataclasses import dataclass
 
 from data.connection import check_settings, reach, without_markup
 from data.peel import peel
@@ -39,7 +41,7 @@ SECRET_LENGTH = 8
 BREAKER = 10
 # tokens that a message has beside its text
 TOKENS_PER_MESSAGE = 4
-# of 768 pixels a side, as GPT-4o and Qwen2.5-VL count about
+# of an image of 768 pixels a side, as GPT-4o and Qwen2.5-VL count about, before a reply has told
 TOKENS_PER_IMAGE = 800
 # a number of tokens above it is no count
 MOST_TOKENS = 10**7
@@ -76,6 +78,7 @@ def prompt_tokens(messages):
 
 
 def _content_tokens(content):
+    """Of a text, or of a list of parts: {"type": "text" or "image_url", ...}."""
     if isinstance(content, str):
         return estimated_tokens(content)
     texts = [part["text"] for part in content if part["type"] == "text"]
@@ -132,35 +135,86 @@ def reported_tokens(usage):
     return tuple(used)
 
 
-def connect(args, key):
-    """An Endpoint for options and a key; see there. Raises UserError."""
+@dataclass
+class Settings:
+    """What an Endpoint is told; the translation's options have the same names.
+
+    stream: ask for events; extra_body: a dict sent along, or None; timeout: seconds that a request
+    may take in all; backoff: seconds; rpm and tpm: per minute or None; price_in and price_out: of a
+    million tokens or None; max_cost: the same money or None.
+    """
+
+    base_url: str
+    model: str
+    stream: bool = False
+    extra_body: dict | None = None
+    timeout: float = 60.0
+    max_retries: int = 5
+    backoff: float = 1.0
+    rpm: float | None = None
+    tpm: float | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+    max_cost: float | None = None
+    concurrency: int = 8
+
+
+def open_client(make, key, base_url, **options):
+    """A client of the openai package. make: "AsyncOpenAI" or "OpenAI". Raises UserError."""
     check_settings()
     try:
         # here: a run that finds everything in journal and memory needs neither client nor key
         import openai
 
-        # no timeout, no retries: both are kept here
-        client = openai.AsyncOpenAI(
-            api_key=key, base_url=args.base_url, timeout=None, max_retries=0
-        )
+        return getattr(openai, make)(api_key=key, base_url=base_url, **options)
     # no openai, a SOCKS proxy in the environment and no socksio, a certificate file that is none
     except Exception as error:  # noqa: BLE001 -- the client reads many variables on its own
         raise UserError(f"cannot start the client: {error}") from None
-    return Endpoint(client, openai.APIError, args, key)
+
+
+def connect(args, key, **options):
+    """An Endpoint for Settings and a key; options: see there. Raises UserError."""
+    # no timeout, no retries: both are kept here
+    client = open_client("AsyncOpenAI", key, args.base_url, timeout=None, max_retries=0)
+    return Endpoint(client, args, key, **options)
+
+
+def explained(error, base_url):
+    """The message of an error of the client, with its cause where the client names none."""
+    import openai
+
+    if getattr(error, "status_code", None):
+        body = error.body
+        # the client shows a "message" and nothing else
+        if not body or (isinstance(body, dict) and body.get("message")):
+            return str(error)
+        text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+        return f"{error} - {without_markup(text)}"
+    message = getattr(error, "message", str(error))
+    if not isinstance(error, openai.APIError):
+        return message
+    return f"{message} No connection to {reach(base_url, error)}"
 
 
 class Endpoint:
-    """`answer` asks for one text; many may run at a time.
+    """`answer` asks for one answer; many may run at a time.
 
-    client: an AsyncOpenAI that neither retries nor times out; api_error: what it raises;
-    args: base_url, model, stream (whether to ask for events), extra_body (dict sent along, or
-    None), timeout (seconds a request may take in all), max_retries, backoff (seconds), rpm and tpm
-    (per minute or None), price_in and price_out (per million tokens or None), max_cost (same money
-    or None), concurrency.
+    client: an AsyncOpenAI that neither retries nor times out; args: see Settings; take: Reply ->
+    what `answer` gives, may raise NoAnswer and Refused; what: a word for what is asked; options:
+    where a user can mend key, address and model.
     """
 
-    def __init__(self, client, api_error, args, key):
-        self.client, self.api_error, self.args, self.key = client, api_error, args, key
+    def __init__(
+        self,
+        client,
+        args,
+        key,
+        take=usable_text,
+        what="captions",
+        options="OPENAI_API_KEY, --base-url and --model",
+    ):
+        self.client, self.args, self.key = client, args, key
+        self.take, self.what, self.options = take, what, options
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
         self.cost = 0.0
         # (tokens in, tokens out) that each request in flight is expected to take
@@ -215,12 +269,13 @@ class Endpoint:
             # not all at the same moment
             await self.pause(left + random.uniform(0, 0.1 * left))
 
-    async def answer(self, messages, expected, bare=peel):
-        """The text of the answer and (tokens in, tokens out).
+    async def answer(self, messages, expected, fields=None, take=None):
+        """What `take` makes of the reply, and (tokens in, tokens out).
 
-        expected: tokens that the answer is expected to have; bare: see usable_text. Raises Refused
-        where a filter refuses, Failed after the last retry or where none helps, Stopped where the
-        run has to end.
+        expected: tokens that the answer is expected to have; fields: sent along, unless extra_body
+        has another value for them or None; take: of this request, else the endpoint's. Raises
+        Refused where a filter refuses, Failed after the last retry or where none helps, Stopped
+        where the run has to end.
         """
         request = (prompt_tokens(messages), expected)
         for attempt in range(self.args.max_retries + 1):
@@ -231,10 +286,10 @@ class Endpoint:
             self.requests += 1
             self.retries += attempt > 0
             try:
-                return await self.ask(messages, *request, bare)
+                return await self.ask(messages, fields or {}, take or self.take, *request)
             except (Failed, Refused, Stopped):
                 raise
-            # api_error, NoAnswer, and whatever the client makes of a reply: it is this request's
+            # openai.APIError, NoAnswer, whatever the client makes of a reply: it is this request's
             except Exception as error:  # noqa: BLE001 -- the network
                 seconds = self.seconds_to_retry(error, attempt)
             finally:
@@ -253,9 +308,9 @@ class Endpoint:
                 f"{reserved:.4f} in flight, {this:.4f} for the next request"
             )
 
-    async def ask(self, messages, tokens_in, expected, bare):
+    async def ask(self, messages, fields, take, tokens_in, expected):
         """One request; see `answer`. Raises NoAnswer, Refused, Stopped, openai.APIError."""
-        body = await self.request(messages, tokens_in, expected)
+        body = await self.request(messages, fields, tokens_in, expected)
         try:
             reply = parse(body)
         except UnusableReply as error:
@@ -265,16 +320,21 @@ class Endpoint:
             raise NoAnswer(str(error)) from None
 
         used = self.account(reply.usage, reply.text, tokens_in, expected)
-        text = usable_text(reply, bare)
+        reply.text = self.hide(reply.text)
+        taken = take(reply)
         self.failed_in_a_row = 0
-        return self.hide(text), used
+        return taken, used
 
-    async def request(self, messages, tokens_in, expected):
+    async def request(self, messages, fields, tokens_in, expected):
         """The body of the reply. Raises NoAnswer, openai.APIError."""
         completions = self.client.chat.completions.with_streaming_response
         options = {"stream": True} if self.args.stream else {}
-        if self.args.extra_body:
-            options["extra_body"] = self.args.extra_body
+        extra = fields | (self.args.extra_body or {})
+        for name in fields:
+            if extra[name] is None:
+                del extra[name]
+        if extra:
+            options["extra_body"] = extra
         try:
             async with asyncio.timeout(self.args.timeout):
                 async with completions.create(
@@ -289,7 +349,7 @@ class Endpoint:
     def check_message(self, message):
         """Raises Refused or Stopped where a server's message says so."""
         if UNPAID.search(message):
-            self.stop(f"{self.shortened(message)}; check the account, OPENAI_API_KEY and --model")
+            self.stop(f"{self.shortened(message)}; check the account, {self.options}")
         if FILTERED.search(message):
             raise Refused(self.shortened(message))
 
@@ -313,14 +373,14 @@ class Endpoint:
 
     def seconds_to_retry(self, error, attempt):
         """Seconds to wait before the next try; raises Failed or Stopped where there is none."""
-        reason = self.shortened(f"{type(error).__name__}: {self.explained(error)}")
+        reason = self.shortened(f"{type(error).__name__}: {explained(error, self.args.base_url)}")
         status = getattr(error, "status_code", None)
         codes = [getattr(error, name, None) for name in ("code", "type")]
         codes = " ".join(str(code) for code in codes if code)
         if status:
             self.check_message(f"{codes} {reason}".strip() if status < 500 else codes)
         if status in NON_RETRYABLE:
-            self.stop(f"{reason}; check OPENAI_API_KEY, --base-url and --model")
+            self.stop(f"{reason}; check {self.options}")
         if status and status < 500 and status not in TRANSIENT:
             self.give_up(reason)
 
@@ -338,25 +398,11 @@ class Endpoint:
         self.held_until = max(self.held_until, time.monotonic() + asked)
         return asked
 
-    def explained(self, error):
-        """The message of an error, with its cause where the client names none."""
-        if getattr(error, "status_code", None):
-            body = error.body
-            # the client shows a "message" and nothing else
-            if not body or (isinstance(body, dict) and body.get("message")):
-                return str(error)
-            text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
-            return f"{error} - {without_markup(text)}"
-        message = getattr(error, "message", str(error))
-        if not isinstance(error, self.api_error):
-            return message
-        return f"{message} No connection to {reach(self.args.base_url, error)}"
-
     def give_up(self, reason):
         """Raises Failed, or Stopped where too many requests in a row came to that."""
         self.failed_in_a_row += 1
         if self.failed_in_a_row >= max(BREAKER, self.args.concurrency):
             self.stop(
-                f"{self.failed_in_a_row} captions failed one after another, the last by {reason}"
+                f"{self.failed_in_a_row} {self.what} failed one after another, the last by {reason}"
             )
         raise Failed(reason)

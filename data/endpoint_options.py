@@ -1,8 +1,9 @@
-"""The options of translation_en2zh.py that say whom to ask, how fast and for how much."""
+"""Options of the scripts that ask an OpenAI-compatible endpoint."""
 
 import argparse
 import math
 import os
+from functools import partial
 
 from model.files import parse_json
 
@@ -21,45 +22,27 @@ def at_least(kind, least):
     return number
 
 
-def json_object(text):
-    """A type of argparse: a JSON object that does not name what this script sends."""
+def json_object(text, own):
+    """A type of argparse: a JSON object without the keys of `own`, which these options set."""
     try:
         value = parse_json(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"expected an object such as {{}}, got {text!r}")
-    own = {"model": "--model", "messages": "--input", "stream": "--stream"}
     for name in own.keys() & value.keys():
         raise argparse.ArgumentTypeError(f"{name} is set by {own[name]}")
     return value
 
 
-def add_endpoint_options(add):
-    add(
-        "--base-url",
-        default=os.environ.get("OPENAI_BASE_URL") or OPENAI_URL,
-        help="any OpenAI-compatible endpoint, usually ending in /v1 (default: the variable "
-        f"OPENAI_BASE_URL, then {OPENAI_URL})",
-    )
-    add(
-        "--stream",
-        action="store_true",
-        help="ask for the answer as a stream, for endpoints that know nothing else",
-    )
+def add_request_options(add, own):
+    """What is sent along, pace and retries. own: see json_object."""
     add(
         "--extra-body",
-        type=json_object,
+        type=partial(json_object, own=own),
         metavar="JSON",
         help="sent along with every request, what a vendor needs: '{\"enable_thinking\": false}', "
         "temperature, max_tokens",
-    )
-    add("--model", default="gpt-4o-mini", help="model name at the endpoint (default: %(default)s)")
-    add(
-        "--concurrency",
-        type=at_least(int, 1),
-        default=8,
-        help="requests at a time (default: %(default)s)",
     )
     add(
         "--rpm",
@@ -95,6 +78,30 @@ def add_endpoint_options(add):
         help="pause before the first retry, doubled for each further one, up to half of it at "
         "random; the server's Retry-After wins (default: %(default)s)",
     )
+
+
+def add_endpoint_options(add):
+    """Of translation_en2zh.py: whom to ask, and what add_request_options adds."""
+    add(
+        "--base-url",
+        default=os.environ.get("OPENAI_BASE_URL") or OPENAI_URL,
+        help="any OpenAI-compatible endpoint, usually ending in /v1 (default: the variable "
+        f"OPENAI_BASE_URL, then {OPENAI_URL})",
+    )
+    add(
+        "--stream",
+        action="store_true",
+        help="ask for the answer as a stream, for endpoints that know nothing else",
+    )
+    add("--model", default="gpt-4o-mini", help="model name at the endpoint (default: %(default)s)")
+    add(
+        "--concurrency",
+        type=at_least(int, 1),
+        default=8,
+        help="requests at a time (default: %(default)s)",
+    )
+    own = {"model": "--model", "messages": "--input", "stream": "--stream"}
+    add_request_options(add, own)
 
 
 def add_cost_options(add):

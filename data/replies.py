@@ -11,6 +11,10 @@ WHOLE = re.compile(
     r"stop|stop.?(?:sequence|token|word|hit)\w*|eos(?:.?token)?|end(?:ed)?|end.?of.?turn|end.?turn|"
     r"complete[d]?|finish(?:ed)?|finish.?reason.?stop|normal|success|done"
 )
+# ... or a limit of tokens has cut it
+CUT_ENDING = re.compile(
+    r"length|(?:max|model).?(?:new.?)?(?:output.?)?(?:tokens?|length)|token.?limit"
+)
 # ... or a filter of the endpoint has refused, which a code or message of an error may say as well
 FILTERED_ENDING = re.compile(
     r"filter|sensitiv|safety|block|prohibit|moderat|policy|risk|recitation|refus|guardrail|censor"
@@ -36,15 +40,24 @@ class UnusableReply(Exception):
 
 @dataclass
 class Reply:
-    """text: as sent; ending: why it ended, "" if unsaid; usage: {"prompt_tokens", ...} or None."""
+    """text: as sent; ending: why it ended, "" if unsaid; usage: {"prompt_tokens", ...} or None.
+
+    cut: what a server of this project did not read, {"rounds", "question_tokens"}, or None.
+    """
 
     text: str
     ending: str
     usage: dict | None
+    cut: dict | None = None
 
     @property
     def is_filtered(self):
         return bool(FILTERED_ENDING.search(self.ending))
+
+    @property
+    def is_truncated(self):
+        """Whether a limit of tokens has ended it."""
+        return bool(CUT_ENDING.fullmatch(self.ending))
 
     @property
     def is_whole(self):
@@ -88,13 +101,14 @@ def _events(text):
 
 def _joined(events):
     """The pieces of a stream as one reply."""
-    pieces, ending, usage = [], "", None
+    pieces, ending, usage, cut = [], "", None, None
     for event in events:
         reply = _reply(event, piece=True)
         pieces.append(reply.text)
         ending = reply.ending or ending
         usage = reply.usage or usage
-    return Reply("".join(pieces), ending, usage)
+        cut = reply.cut or cut
+    return Reply("".join(pieces), ending, usage, cut)
 
 
 def _reply(data, piece=False):
@@ -127,7 +141,7 @@ def _reply(data, piece=False):
             text = f"<think>{message['reasoning_content']}"
     else:
         text = _text(choice.get("text"))
-    return Reply(text, ending, usage)
+    return Reply(text, ending, usage, data.get("cut"))
 
 
 def _said_error(data):

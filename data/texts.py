@@ -1,7 +1,9 @@
 """The captions of a run: what is known of each, what is asked next, what the gate says of it."""
 
+from functools import partial
+
 from data import quality
-from data.endpoint import Failed, Refused
+from data.endpoint import Failed, Refused, usable_text
 from data.journal import Answer, normalized
 from data.peel import peel
 from data.records import checked_records, text_problem
@@ -199,7 +201,8 @@ class Texts:
             except UserError as error:
                 raise Failed(str(error)) from None
             try:
-                text, used = await endpoint.answer(messages, self.expected(name), self.bare)
+                take = partial(usable_text, bare=self.bare)
+                text, used = await endpoint.answer(messages, self.expected(name), take=take)
                 answer = Answer(text)
                 entry |= {"target": text, "tokens": used}
             except Refused as error:

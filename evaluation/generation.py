@@ -42,12 +42,19 @@ def generate_answers(
 ) -> System:
     """The answers of one system; what `file` holds already is not asked again.
 
-    untuned: switch the adapter off; options: of answer_rows. Raises UserError if one is missing.
+    untuned: switch the adapter off; options: of answer_rows. What a filter of a server refuses is
+    an empty answer, which the system's notes say. Raises UserError if one is missing.
     """
     ask: Callable = partial(_ask, assistant, file, name, base=untuned, **options)
     entries = ask(task.samples, "images")
     system = System(name, _texts(entries))
     system.truncated = sum("truncated" in entry for entry in entries)
+    refused = [entry["error"] for entry in entries if "refused" in entry]
+    if refused:
+        system.notes.append(
+            f"{name}: {len(refused)} of {len(entries)} descriptions count as empty, as the server "
+            f"refused them; the first: {refused[0]}"
+        )
     for ablation, samples in task.ablations.items():
         system.ablations[ablation] = _texts(ask(samples, ablation))
 
@@ -59,15 +66,17 @@ def generate_answers(
 
 
 def _texts(entries) -> list[str]:
-    return [entry["answer"] for entry in entries]
+    return [entry.get("answer", "") for entry in entries]
 
 
 def _ask(assistant, file, name, samples, what, **options) -> list[dict]:
-    progress = partial(tqdm, desc=f"{name}, {what}", unit="batch")
+    unit = "question" if assistant.is_remote else "batch"
+    progress = partial(tqdm, desc=f"{name}, {what}", unit=unit)
     entries = answer_rows(assistant, samples, file, progress=progress, **options)
-    errors = [entry["error"] for entry in entries if "error" in entry]
+    errors = [entry["error"] for entry in entries if "error" in entry and "refused" not in entry]
     if errors:
+        again = "; the same command asks for them again" if assistant.is_remote else ""
         raise UserError(
-            f"{len(errors)} of {len(samples)} rows have no answer; the first: {errors[0]}"
+            f"{len(errors)} of {len(samples)} rows have no answer; the first: {errors[0]}{again}"
         )
     return entries

@@ -3,15 +3,15 @@
 from contextlib import contextmanager
 
 from model.family import Returning, open_checkpoint
+from model.questions import DEFAULT_PROMPT, first_question
 from model.rows import Sample
 from model.sampling import Sampling
-
-DEFAULT_PROMPT = "这张遥感图像展现了什么场景？"
-ENGLISH_PROMPT = "Describe the image."
 
 
 class Assistant:
     """family: a checkpoint; fingerprint: distinguishes its weights, as prepare_to_answer says."""
+
+    is_remote = False  # a server's: questions go out one by one, many at a time
 
     def __init__(self, family, fingerprint):
         self.family = family
@@ -29,9 +29,7 @@ class Assistant:
 
     def first_question(self, english=None):
         """The question it was trained on, in this language (None: whichever), or the usual one."""
-        if english is None or english == self.english:
-            return self.prompt
-        return ENGLISH_PROMPT if english else DEFAULT_PROMPT
+        return first_question(self.prompt, self.english, english)
 
     @property
     def has_adapter(self):

@@ -1,20 +1,18 @@
 """Answers to many questions, in batches, each kept in a file as soon as it is there."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 
-import torch
-
-from model.errors import UserError
+from model.errors import NoAnswerError, UserError
 from model.images import read_image
 from model.sampling import Sampling
 
 READERS = 4  # threads that read images
 # What an entry has beside its question
-RESULT_KEYS = ("cut", "truncated", "answer", "error", "settings")
+RESULT_KEYS = ("cut", "truncated", "answer", "error", "refused", "settings")
 
 
 def answer_rows(
@@ -35,11 +33,12 @@ def answer_rows(
 
     file: an open AnswerFile. What it answers already, asked about the same image with the same
     history, of the same weights and settings, is not asked again; rows that ask the same are asked
-    once, and those with a label have a line for each label. An image that cannot be read gives an
-    entry with "error", which a later run asks again.
+    once, and those with a label have a line for each label. An image that cannot be read, or to
+    which a server has no answer, gives an entry with "error", which a later run asks again.
     checkpoint: the name it goes by in the entries; base: switch the adapter off; english: None for
-    the language it was trained in; bands: see read_image; allow_private_hosts: fetch addresses in
-    private networks, too; progress: wraps the iterable of batches (tqdm). Raises UserError.
+    the language it was trained in; bands: see read_image; batch_size: rows computed together, of a
+    server questions under way; allow_private_hosts: fetch addresses in private networks, too;
+    progress: wraps the iterable of batches (tqdm). Raises UserError.
     """
     sampling = sampling or Sampling()
     english = assistant.english if english is None else english
@@ -66,15 +65,18 @@ def answer_rows(
     lines.append(known)
 
     groups = list(pending.items())
-    starts = range(0, len(groups), batch_size)
+    size, at_a_time = (1, batch_size) if assistant.is_remote else (batch_size, 1)
+    batches = [groups[start : start + size] for start in range(0, len(groups), size)]
     read = partial(_read, bands=bands, allow_private_hosts=allow_private_hosts)
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in progress(starts) if starts else ():
-            batch = groups[start : start + batch_size]
+    with ThreadPoolExecutor(READERS) as readers, assistant.untuned() if base else nullcontext():
+
+        def answer(batch):
             asked = [group[0] for _, group in batch]
-            images = list(pool.map(read, (sample for sample, _ in asked)))
-            with assistant.untuned() if base else nullcontext():
-                _answer(assistant, asked, images, sampling, english)
+            images = list(readers.map(read, (sample for sample, _ in asked)))
+            _answer(assistant, asked, images, sampling, english)
+
+        answered = _as_completed(answer, batches, at_a_time)
+        for _, batch in zip(progress(batches) if batches else (), answered):
             for key, group in batch:
                 first = group[0][1]
                 first["settings"] = settings
@@ -84,12 +86,48 @@ def answer_rows(
     return entries
 
 
+def _as_completed(work, items, at_a_time):
+    """Work on so many items at a time; yields each one as soon as it is done.
+
+    A UserError of one is raised when those under way are done as well: they may be paid for.
+    """
+    if at_a_time == 1:
+        for item in items:
+            work(item)
+            yield item
+        return
+
+    pool = ThreadPoolExecutor(at_a_time)
+    begun = {pool.submit(work, item): item for item in items}
+    problem = None
+    try:
+        for future in as_completed(begun):
+            if future.cancelled():
+                continue
+            try:
+                future.result()
+            except UserError as error:
+                problem = problem or error
+                for other in begun:
+                    other.cancel()
+                continue
+            yield begun[future]
+    finally:
+        # Whoever is interrupted does not wait for answers
+        pool.shutdown(wait=False, cancel_futures=True)
+    if problem:
+        raise problem
+
+
 @contextmanager
 def enough_memory(count):
     """A context that answers `count` rows; a GPU too small for them becomes a UserError."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        # By its name: a server's answers need no torch
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
         raise UserError(
             f"the GPU has too little memory for {count} rows together; lower --batch-size, "
             "the same command continues"
@@ -178,15 +216,22 @@ def _answer(assistant, batch, images, sampling, english):
     def note_truncated(index):
         asked[index][1]["truncated"] = True
 
-    with enough_memory(len(asked)):
-        answers = assistant.answer_batch(
-            [sample.question for sample, _ in asked],
-            readable,
-            sampling,
-            english,
-            [sample.history for sample, _ in asked],
-            note_cut,
-            note_truncated,
-        )
+    try:
+        with enough_memory(len(asked)):
+            answers = assistant.answer_batch(
+                [sample.question for sample, _ in asked],
+                readable,
+                sampling,
+                english,
+                [sample.history for sample, _ in asked],
+                note_cut,
+                note_truncated,
+            )
+    except NoAnswerError as error:
+        for _, entry in asked:
+            entry["error"] = str(error)
+            if error.is_refused:
+                entry["refused"] = True
+        return
     for (_, entry), answer in zip(asked, answers):
         entry["answer"] = answer

@@ -6,3 +6,11 @@ class UserError(ValueError):
 
     The message says the value seen, the value expected and what to do.
     """
+
+
+class NoAnswerError(UserError):
+    """One question was not answered; others may be. is_refused: a filter of a server refuses it."""
+
+    def __init__(self, message: str, is_refused: bool = False):
+        super().__init__(message)
+        self.is_refused = is_refused

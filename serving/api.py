@@ -20,11 +20,20 @@ from starlette.requests import ClientDisconnect
 from model.images import TOO_LARGE, ImageError, read_image
 from model.rows import Sample
 from model.running_batch import Question
-from serving.protocol import BASE, ApiError, ChatRequest, dialogue_of, parse_request, sampling_of
+from serving.protocol import (
+    BASE,
+    OWNER,
+    ApiError,
+    ChatRequest,
+    dialogue_of,
+    parse_request,
+    sampling_of,
+)
 from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, QueueFull
 from serving.served import Served
 
 MAX_BODY = 140 * 2**20  # bytes: an image of 100 MB in base64
+BODY_SECONDS = 120  # in which a body must have arrived
 IMAGES_AT_A_TIME = 4  # decoded; each may take some hundred MB
 CHECK = 0.5  # seconds after which a client that waits is looked for
 KEEP_ALIVE = 5.0  # seconds after which a silent stream gets a comment
@@ -115,7 +124,15 @@ async def _metrics(api: Api):
 
 
 def _card(api, name):
-    return {"id": name, "object": "model", "created": api.created, "owned_by": "remoteglm"}
+    """The protocol's, and what cli_demo.py --serve asks for."""
+    served = api.ready
+    told = {
+        "prompt": served.first_question(api.english),
+        "english": served.english if api.english is None else api.english,
+        "fingerprint": served.fingerprint,
+    }
+    card = {"id": name, "object": "model", "created": api.created, "owned_by": OWNER}
+    return card | {OWNER: told}
 
 
 async def _models(api: Api):
@@ -181,12 +198,19 @@ async def _body(request):
         raise too_large
     content = bytearray()
     try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MAX_BODY:
-                raise too_large
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > MAX_BODY:
+                    raise too_large
     except ClientDisconnect:
         raise ApiError(400, "the client left before its request had ended") from None
+    except TimeoutError:
+        raise ApiError(
+            408,
+            f"the body did not arrive within {BODY_SECONDS} s",
+            headers={"Connection": "close"},
+        ) from None
     return bytes(content)
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from model.errors import UserError
 from model.sampling import LIMITS, Sampling
 
+OWNER = "remoteglm"  # of the models that are listed, by which a client knows this server
 BASE = ":base"  # behind a model's name: it answers as before fine-tuning
 MAX_CHARACTERS = 100_000  # of all messages; a network here reads 2048 tokens
 KIND = re.compile(r"(str|list\[.*\])$")  # how pydantic names the kinds of a field

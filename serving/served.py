@@ -41,6 +41,7 @@ class Served:
         self.family = assistant.family
         self.prompt = assistant.prompt
         self.english = assistant.english
+        self.fingerprint = assistant.fingerprint
         self.has_adapter = assistant.has_adapter
         self.seen = assistant.seen
         self.first_question = assistant.first_question

@@ -6,8 +6,30 @@ import time
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 GRACE = 3  # seconds that requests under way have when the server ends
+HEAD_SECONDS = 20  # in which the head of a request must have arrived
+
+
+class PatientProtocol(H11Protocol):
+    """Closes connections that begin no request (slow loris); uvicorn knows no such limit."""
+
+    _BUSY = object()
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, self._look, self.cycle)
+
+    def _look(self, idle_since):
+        """idle_since: the last request, if it was answered at the look before; else _BUSY."""
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.cycle is idle_since:
+            self.transport.close()
+            return
+        self.loop.call_later(HEAD_SECONDS, self._look, self.cycle if is_idle else self._BUSY)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -37,7 +59,11 @@ class Server:
 
     def __init__(self, app: Any, listener: socket.socket):
         config = uvicorn.Config(
-            app, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False
+            app,
+            http=PatientProtocol,
+            log_level="warning",
+            timeout_graceful_shutdown=GRACE,
+            server_header=False,
         )
         self.port = listener.getsockname()[1]
         self.local_url = address(listener.getsockname()[0], self.port)

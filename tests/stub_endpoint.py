@@ -14,6 +14,12 @@ def chinese(text):
     return f"图中有{re.search(r'[0-9]+', text)[0]}个湖泊。"
 
 
+def text_of(messages):
+    """The caption behind the instruction, or the question of a dialogue without one."""
+    content = messages[min(1, len(messages) - 1)]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
 class Stub:
     """An OpenAI-compatible endpoint.
 
@@ -31,7 +37,7 @@ class Stub:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = body["messages"][1]["content"]
+                text = text_of(body["messages"])
                 stub.asked.append(text)
                 stub.bodies.append((self.path, self.headers["Authorization"], body))
                 reply = stub.answer(text, len(stub.asked))
@@ -60,6 +66,9 @@ class Stub:
                     self.close_connection = (
                         True  # the client was killed or did not wait, as some tests want
                     )
+
+            def do_GET(self):
+                self.send_error(404)
 
             def log_message(self, *args):
                 pass

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
@@ -266,6 +267,56 @@ def wait_for(condition, seconds=20):
         time.sleep(0.02)
 
 
+# Many at once
+
+
+def streamed(server, messages, tokens):
+    body = {"model": "demo", "messages": messages, "max_tokens": tokens, "temperature": 0}
+    text = raw(server, "POST", "/v1/chat/completions", body | {"stream": True})[2]
+    assert text.endswith("data: [DONE]\n\n")
+    pieces = []
+    for event in text.split("\n\n"):
+        if event.startswith("data: {"):
+            (choice,) = json.loads(event[6:])["choices"]
+            pieces.append(choice["delta"].get("content", ""))
+    return "".join(pieces)
+
+
+def test_sixteen_clients_stream_and_none_gets_anothers_answer(assistant):
+    colors = ("red", "green", "blue", "white")
+    asked = []
+    for index in range(16):
+        text = "有什么？" * (1 + index % 3)
+        image = None if index % 5 == 4 else Image.new("RGB", (30, 30 + index), colors[index % 4])
+        tokens = 10 + 7 * (index % 4)
+        expected = alone(assistant, text, image, max_new_tokens=tokens)
+        message = about(text, data_uri(image)) if image else {"role": "user", "content": text}
+        asked.append(([message], tokens, expected))
+    assert len({expected for _, _, expected in asked}) > 8
+    with running(assistant, rows=8) as (server, _), ThreadPoolExecutor(16) as pool:
+        rounds = asked + asked[::-1]
+        answers = pool.map(lambda one: streamed(server, *one[:2]), rounds)
+        assert list(answers) == [expected for _, _, expected in rounds]
+
+
+def test_three_who_never_listen_cost_the_next_one_little(assistant):
+    endless = {"model": "demo", "messages": ASK, "max_tokens": 1500, "stream": True}
+    body = json.dumps(endless).encode()
+    head = BEGINNING + f"Content-Length: {len(body)}\r\n\r\n".encode()
+    with running(assistant, rows=8) as (server, api), ExitStack() as deaf:
+        start = time.monotonic()
+        chat(server, max_tokens=20)
+        undisturbed = time.monotonic() - start
+        for _ in range(3):
+            connection = deaf.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            connection.sendall(head + body)
+        wait_for(lambda: api.served.scheduler.load[0] == 3)
+        start = time.monotonic()
+        assert chat(server, max_tokens=20)[0] == 200
+        assert time.monotonic() - start < undisturbed + 1
+        assert api.served.scheduler.load[0] == 3
+
+
 # Models, health, metrics
 
 
@@ -347,6 +398,63 @@ def test_a_client_that_leaves_while_it_sends_is_no_traceback(served, caplog):
     time.sleep(0.5)
     assert chat(server)[0] == 200
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def until_closed(connection, seconds=10):
+    """What a server sends until it closes."""
+    connection.settimeout(seconds)
+    received = b""
+    while piece := connection.recv(4096):
+        received += piece
+    return received
+
+
+BEGINNING = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+)
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
+def test_a_body_that_never_ends_is_not_waited_for(served, monkeypatch, length):
+    monkeypatch.setattr("serving.api.BODY_SECONDS", 0.4)
+    with socket.create_connection(("127.0.0.1", served[0].port)) as slow:
+        slow.sendall(BEGINNING + length + b"\r\n\r\n")
+        if b"Length" in length:
+            slow.sendall(b'{"model": ')
+        received = until_closed(slow)
+    assert received.startswith(b"HTTP/1.1 408 ") and b"did not arrive within 0.4 s" in received
+    assert chat(served[0])[0] == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        BEGINNING,
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /he",
+        # refused at once, and its body never comes
+        BEGINNING + b"Content-Length: 999999999\r\n\r\n{",
+    ],
+)
+def test_a_head_that_never_ends_is_not_waited_for(served, monkeypatch, sent):
+    monkeypatch.setattr("serving.server.HEAD_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", served[0].port)) as slow:
+        slow.sendall(sent)
+        until_closed(slow, seconds=4)  # below the 5 s of uvicorn's idle connections
+    assert chat(served[0])[0] == 200
+
+
+def test_a_long_answer_is_no_idle_connection(served, monkeypatch):
+    monkeypatch.setattr("serving.server.HEAD_SECONDS", 0.02)
+    body = {"model": "demo", "messages": ASK, "stream": True, "max_tokens": 100}
+    connection = http.client.HTTPConnection("127.0.0.1", served[0].port, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    for _ in range(2):
+        connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
+        start = time.monotonic()
+        assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
+        assert time.monotonic() - start > 0.05
+    connection.close()
 
 
 def of_parts(*parts):

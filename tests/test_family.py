@@ -297,7 +297,10 @@ DOWNHILL = {
     "model": ("model",),
     "evaluation": ("evaluation", "model", "data"),
     "mapping": ("mapping", "model", "data"),
-    "serving": ("serving", "mapping", "model"),
+    "serving": (
+        *("serving", "mapping", "model"),
+        *("data.endpoint", "data.connection", "data.replies", "data.peel"),
+    ),
     "data": ("data", "model.errors", "model.files", "model.images"),
 }
 

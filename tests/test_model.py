@@ -328,6 +328,22 @@ def test_packed_layers_compute_the_same(dtype, tolerance, monkeypatch):
     assert not any(isinstance(m, PackedLinear) for m in network.modules())
 
 
+def test_the_decoder_reads_prompts_by_widened_products(monkeypatch):
+    from model.visualglm.sat import ColumnParallelLinear, RowParallelLinear
+
+    network = checkpoint.load_base(TINY, dtype=torch.bfloat16)[0]
+    float_products.widen_products(network, (ColumnParallelLinear, RowParallelLinear))
+    widened, real = [], float_products._pieces
+    monkeypatch.setattr(float_products, "_pieces", lambda w: widened.append(w) or real(w))
+    with torch.inference_mode():
+        decoder = Decoder(network, [30], 1)
+        decoder.prefill(torch.arange(10, 40)[None])
+        assert len(widened) == 4 * len(network.transformer.layers)
+        decoder.step(torch.tensor([5]))  # a few rows are not
+    assert len(widened) == 4 * len(network.transformer.layers)
+    assert decoder_error(network) <= 3e-2
+
+
 @pytest.mark.parametrize("piece", [1, 48 * 5, 2**20])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_products_without_bfloat16_instructions_are_those_of_float32(has_bias, piece, monkeypatch):

@@ -28,7 +28,9 @@ def linear_function(linear: torch.nn.Module) -> Function:
     """What a linear layer of any kind computes, [M, K] -> [M, N]; LoRA with its present weights."""
     if isinstance(linear, LoraLinear):
         return _lora_function(linear)
-    if isinstance(linear, (ColumnParallelLinear, RowParallelLinear)):
+    # A layer with a forward of its own has been widened: see float_products.py
+    is_plain = "forward" not in vars(linear)
+    if isinstance(linear, (ColumnParallelLinear, RowParallelLinear)) and is_plain:
         return partial(F.linear, weight=linear.weight, bias=linear.bias)
     return linear
 
