@@ -54,11 +54,12 @@ def connect_dialogue(answers: Answers, layout: Layout, at_a_time: int) -> list:
     )
     # An event and what it cancels run side by side: what follows comes one step later, lest the
     # last piece of the old answer arrive after it.
-    for trigger, action in (
-        (gr.on([layout.clear.click, layout.chat.clear], None, cancels=asking), answers.clear),
-        (gr.on([layout.undo.click, layout.chat.undo], None, cancels=asking), answers.undo),
+    for triggers, action in (
+        ([layout.clear.click, layout.chat.clear], answers.clear),
+        ([layout.undo.click, layout.chat.undo], answers.undo),
     ):
-        trigger.then(action, None, layout.dialogue_outputs, **QUIET)
+        stopped = gr.on(triggers, lambda: None, cancels=asking, **QUIET)
+        stopped.then(action, None, layout.dialogue_outputs, **QUIET)
     return asking
 
 
@@ -76,7 +77,7 @@ def connect_images(images: Images, layout: Layout, asking: list) -> None:
     raw = {"preprocess": False, "show_progress": "hidden"}
 
     def another(triggers, action, inputs=None, **options):
-        stopped = gr.on(triggers, None, cancels=asking)
+        stopped = gr.on(triggers, lambda: None, cancels=asking, **QUIET)
         return stopped.then(action, inputs, outputs, **shared, **options)
 
     another([layout.upload.upload], images.upload, layout.upload, api_name="image", **raw)
