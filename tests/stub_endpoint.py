@@ -14,10 +14,11 @@ def chinese(text):
     return f"图中有{re.search(r'[0-9]+', text)[0]}个湖泊。"
 
 
-def text_of(messages):
-    """The caption behind the instruction, or the question of a dialogue without one."""
+def asked_of(messages):
+    """What stands behind the instruction, or the text of a dialogue's question without one."""
     content = messages[min(1, len(messages) - 1)]["content"]
-    return content if isinstance(content, str) else content[-1]["text"]
+    has_instruction = messages[0]["role"] == "system"
+    return content if has_instruction or isinstance(content, str) else content[-1]["text"]
 
 
 class Stub:
@@ -37,7 +38,7 @@ class Stub:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = text_of(body["messages"])
+                text = asked_of(body["messages"])
                 stub.asked.append(text)
                 stub.bodies.append((self.path, self.headers["Authorization"], body))
                 reply = stub.answer(text, len(stub.asked))

@@ -903,6 +903,8 @@ def example_value(action):
     """A word that an option accepts."""
     if action.choices:
         return str(next(iter(action.choices)))
+    if action.metavar == "JSON":
+        return '{"x": 7}'
     return {int: "7", float: "0.5"}.get(action.type, "x")
 
 

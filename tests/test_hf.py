@@ -896,14 +896,14 @@ def test_the_page_streams_the_answer(trained, colors, monkeypatch, tmp_path):
     for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):  # the page sets them
         monkeypatch.setenv(name, "")
     shown = colors / "val-0.png"
-    sampling = Sampling(max_length=256, top_p=0, max_new_tokens=8)
+    sampling = Sampling(max_length=256, temperature=0, max_new_tokens=8)
     with served(trained[1], max_new_tokens=8) as (address, assistant):
-        job = Client(address, verbose=False).submit(
-            handle_file(shown), QUESTION, [], 256, 0, 0.8, api_name="/answer"
-        )
-        answers = [text(chat[1]) for chat, _ in job]
+        client = Client(address, verbose=False)
+        client.predict(handle_file(shown), api_name="/image")
+        job = client.submit(QUESTION, "alone", 256, 8, 0, 1, 100, 1.2, -1, api_name="/answer")
+        sign, *answers = [text(outputs[0][1]) for outputs in job]
         expected = "".join(assistant.assistant.stream(QUESTION, read_image(shown), (), sampling))
-    assert expected and answers[-1] == expected
+    assert sign == "……" and expected and answers[-1] == expected
     assert all(later.startswith(earlier) for earlier, later in zip(answers, answers[1:]))
 
 

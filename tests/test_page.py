@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -303,13 +304,42 @@ def test_an_error_while_it_answers_stays_with_its_question(answers, assistant):
 
 
 def test_a_stopped_answer_keeps_what_it_said(answers):
+    running = begun(answers)
+    with ThreadPoolExecutor() as pool:
+        stopped = pool.submit(answers.stop, me())
+        assert answers.service.session(me()).stopping.wait(5)
+        *_, outputs = running
+        stopped.result(5)
+    assert texts(outputs[0])[-1][1] == "后：" and outputs[3].startswith("已停止")
+    assert outputs[4]["visible"] and not outputs[5]["visible"]
+    assert texts(ask(answers, "二")[0][0])[-1] == ("assistant", "后：二")
+
+
+@pytest.mark.parametrize("action", ["clear", "undo"])
+def test_what_empties_a_dialogue_comes_after_the_last_piece(answers, action):
+    running = begun(answers)
+    with ThreadPoolExecutor() as pool:
+        emptied = pool.submit(getattr(answers, action), me())
+        assert answers.service.session(me()).stopping.wait(5)
+        last = next(running)
+        assert texts(last[0])[-1][1] == "后：" and not emptied.done()
+        assert list(running) == []
+        assert texts(emptied.result(5)[0]) == []
+
+
+def test_a_closed_page_stops_its_answer(answers):
+    running = begun(answers)
+    running.close()
+    session = answers.service.session(me())
+    assert session.idle.is_set() and session.status.startswith("已停止")
+
+
+def begun(answers):
+    """An answer after its first pieces."""
     running = answers.answer(me(), "一", ALONE)
     for _ in range(3):
         next(running)
-    running.close()
-    outputs = answers.stopped(me())
-    assert texts(outputs[0])[-1][1] == "后：" and outputs[3].startswith("已停止")
-    assert outputs[4]["visible"] and not outputs[5]["visible"]
+    return running
 
 
 def test_two_streams_advance_together_and_end_each_by_itself():
@@ -320,7 +350,9 @@ def test_two_streams_advance_together_and_end_each_by_itself():
     for number in (2, 5):
         dialogue = Dialogue()
         streams.append(Stream(dialogue, dialogue.ask("x"), count(number)))
-    steps = [[stream.answer.text for stream in streams] for _ in together(streams)]
+    steps = [
+        [stream.answer.text for stream in streams] for _ in together(streams, threading.Event())
+    ]
     assert steps[:3] == [["0", "0"], ["01", "01"], ["01", "012"]] and steps[-1] == ["01", "01234"]
     assert not any(stream.was_stopped for stream in streams)
 

@@ -26,7 +26,6 @@ ALONE, SIDE, OTHER = "alone", "side", "other"
 AS_TEXT, NOT_SENT = "as text", "not sent"
 OUTPUTS = 6  # components that `_outputs` changes
 SHOWN_QUESTION = 40  # characters of a question in a remark
-PATIENCE = 5.0  # seconds for an answer to end that was told to
 
 
 class Answers:
@@ -87,6 +86,7 @@ class Answers:
     def undo(self, request: gr.Request) -> list:
         """Take the last question back into the box."""
         session = self.service.session(request)
+        session.end_answer()
         questions = session.main.questions
         if not questions:
             return self._outputs(session)
@@ -98,17 +98,15 @@ class Answers:
     def clear(self, request: gr.Request) -> list:
         """An empty dialogue and the first question."""
         session = self.service.session(request)
-        session.idle.wait(PATIENCE)
+        session.end_answer()
         session.main.messages.clear()
         session.side.messages.clear()
         session.status = ""
         return self._outputs(session, gr.update(value=self.service.first_question))
 
-    def stopped(self, request: gr.Request) -> list:
-        """What is there after an answer was stopped."""
-        session = self.service.session(request)
-        session.idle.wait(PATIENCE)
-        return self._outputs(session)
+    def stop(self, request: gr.Request) -> None:
+        """What there is of the answer stays."""
+        self.service.session(request).end_answer()
 
     # How an answer comes
 
@@ -144,17 +142,23 @@ class Answers:
             return
         sampling = sampling_of(settings, words)
         streams = self._streams(session, question, mode, sampling)
-        session.idle.clear()
+        session.begin_answer()
         session.status = words["generating"]
         try:
+            yield from self._until_ended(session, streams)
+            yield self._outputs(session)
+        finally:
+            # Gradio comes back here when it has sent the last output
+            session.idle.set()
+
+    def _until_ended(self, session, streams):
+        try:
             yield self._outputs(session, gr.update(value=""), streams, running=True)
-            for _ in together(streams):
+            for _ in together(streams, session.stopping):
                 yield self._outputs(session, None, streams, running=True)
             self._end(session, streams)
         finally:
             self._note_state(session, streams)
-            session.idle.set()
-        yield self._outputs(session)
 
     def _streams(self, session, question, mode, sampling):
         """One for the dialogue, one for what is compared with it. Raises UserError."""

@@ -21,13 +21,12 @@ KEEP_LANGUAGE = "() => localStorage.setItem('remoteglm-language', document.docum
 def connect(service: Service, layout: Layout, at_a_time: int) -> None:
     """at_a_time: questions in the hands of the assistant."""
     images, answers = Images(service), Answers(service)
-    asking = connect_dialogue(answers, layout, at_a_time)
-    connect_images(images, layout, asking)
+    connect_dialogue(answers, layout, at_a_time)
+    connect_images(images, layout)
     connect_page(WholePage(service, images, answers, layout.worded), layout)
 
 
-def connect_dialogue(answers: Answers, layout: Layout, at_a_time: int) -> list:
-    """Returns the events that answer a question."""
+def connect_dialogue(answers: Answers, layout: Layout, at_a_time: int) -> None:
     how = [layout.mode, *layout.sliders]
     shared = {
         "outputs": layout.dialogue_outputs,
@@ -35,32 +34,26 @@ def connect_dialogue(answers: Answers, layout: Layout, at_a_time: int) -> list:
         "concurrency_id": "answers",
         "show_progress": "hidden",
     }
-    asking = [
-        gr.on(
-            [layout.send.click, layout.question.submit],
-            answers.answer,
-            [layout.question, *how],
-            api_name="answer",
-            **shared,
-        ),
-        layout.chat.retry(answers.retry, how, api_visibility="private", **shared),
-        layout.chat.edit(answers.edit, how, api_visibility="private", **shared),
-        layout.chat.option_select(answers.option, how, api_visibility="private", **shared),
-    ]
-    for index, button in enumerate(layout.ready):
-        asking.append(button.click(_ready(answers, index), how, api_visibility="private", **shared))
-    layout.stop.click(None, cancels=asking).then(
-        answers.stopped, None, layout.dialogue_outputs, **QUIET
+    gr.on(
+        [layout.send.click, layout.question.submit],
+        answers.answer,
+        [layout.question, *how],
+        api_name="answer",
+        **shared,
     )
-    # An event and what it cancels run side by side: what follows comes one step later, lest the
-    # last piece of the old answer arrive after it.
+    layout.chat.retry(answers.retry, how, api_visibility="private", **shared)
+    layout.chat.edit(answers.edit, how, api_visibility="private", **shared)
+    layout.chat.option_select(answers.option, how, api_visibility="private", **shared)
+    for index, button in enumerate(layout.ready):
+        button.click(_ready(answers, index), how, api_visibility="private", **shared)
+    # They wait for the answer that they end
+    waits = {"concurrency_limit": None, **QUIET}
+    layout.stop.click(answers.stop, None, None, **waits)
     for triggers, action in (
         ([layout.clear.click, layout.chat.clear], answers.clear),
         ([layout.undo.click, layout.chat.undo], answers.undo),
     ):
-        stopped = gr.on(triggers, lambda: None, cancels=asking, **QUIET)
-        stopped.then(action, None, layout.dialogue_outputs, **QUIET)
-    return asking
+        gr.on(triggers, action, None, layout.dialogue_outputs, **waits)
 
 
 def _ready(answers, index):
@@ -70,27 +63,24 @@ def _ready(answers, index):
     return ready
 
 
-def connect_images(images: Images, layout: Layout, asking: list) -> None:
+def connect_images(images: Images, layout: Layout) -> None:
     outputs = layout.image_outputs
     shared = {"concurrency_limit": IMAGES_AT_A_TIME, "concurrency_id": "images"}
     # preprocess=False: Gradio's component would leave an empty file for every upload
     raw = {"preprocess": False, "show_progress": "hidden"}
 
-    def another(triggers, action, inputs=None, **options):
-        stopped = gr.on(triggers, lambda: None, cancels=asking, **QUIET)
-        return stopped.then(action, inputs, outputs, **shared, **options)
-
-    another([layout.upload.upload], images.upload, layout.upload, api_name="image", **raw)
-    another(
-        [layout.address.submit],
+    layout.upload.upload(images.upload, layout.upload, outputs, api_name="image", **raw, **shared)
+    layout.address.submit(
         images.fetch,
         layout.address,
+        outputs,
         api_name="fetch_image",
         show_progress="hidden",
+        **shared,
     ).then(lambda: "", None, layout.address, **QUIET)
-    another([layout.remove.click], images.remove, **QUIET)
+    layout.remove.click(images.remove, None, outputs, **QUIET, **shared)
     for key, button in layout.examples.items():
-        another([button.click], _example(images, key), **QUIET)
+        button.click(_example(images, key), None, outputs, **QUIET, **shared)
     layout.chat.option_select(images.option, None, outputs, **QUIET, **shared)
 
     layout.other_upload.upload(
@@ -118,7 +108,7 @@ def _example(images, key):
 
 def connect_page(page: WholePage, layout: Layout) -> None:
     """Inside the Blocks that are open."""
-    blocks = gr.context.Context.root_block
+    blocks: Any = gr.context.Context.root_block
     worded = [component for component, _ in layout.worded.of]
     mode = [layout.mode, layout.chat, layout.side, layout.other_row]
     shown = [*worded, *mode, *layout.image_outputs]

@@ -116,6 +116,7 @@ class Images:
         return self.updates(session)
 
     def _begin_again(self, session):
+        session.end_answer()
         session.main.messages.clear()
         session.side.messages.clear()
         session.status = ""

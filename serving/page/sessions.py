@@ -15,6 +15,7 @@ from serving.page.view import View
 
 MOST = 1000  # pages; those used longest ago go first
 GRACE = 120.0  # seconds that a closed page is kept, so that it may be loaded again
+PATIENCE = 5.0  # seconds for an answer to end that was told to
 
 
 @dataclass
@@ -30,7 +31,8 @@ class Session:
     """One open page. main: the dialogue; side: the one beside it, of the base or another image.
 
     refused: in the place of the image; shows: "image" or "seen", what the model sees; pending: a
-    question that waits for its person's yes; idle: no answer is under way.
+    question that waits for its person's yes; stopping: the answer under way is to end; idle: there
+    is none.
     """
 
     main: Dialogue = field(default_factory=Dialogue)
@@ -43,11 +45,21 @@ class Session:
     pending: str = ""
     english: bool | None = None
     status: str = ""
+    stopping: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)
     uploads: set[Path] = field(default_factory=set)
 
     def __post_init__(self):
         self.idle.set()
+
+    def begin_answer(self) -> None:
+        self.stopping.clear()
+        self.idle.clear()
+
+    def end_answer(self) -> None:
+        """Let the answer under way show its last piece, lest it arrive after what follows."""
+        self.stopping.set()
+        self.idle.wait(PATIENCE)
 
     @property
     def files(self) -> set[Path]:

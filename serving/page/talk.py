@@ -1,5 +1,6 @@
 """An answer, or two side by side, while they come."""
 
+import threading
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -65,11 +66,11 @@ def _short(number: float) -> str:
     return f"{number:.1f}" if number < 10 else f"{number:.0f}"
 
 
-def together(streams: Sequence[Stream]) -> Generator[None, None, None]:
-    """Advance all until they have ended; yields whenever something may have changed."""
+def together(streams: Sequence[Stream], stopping: threading.Event) -> Generator[None, None, None]:
+    """Advance all until they have ended or are to; yields whenever something may have changed."""
     running = list(streams)
     try:
-        while running:
+        while running and not stopping.is_set():
             for stream in running:
                 stream.advance()
             running = [stream for stream in running if stream.ended is None]
