@@ -231,7 +231,7 @@ def upload_folder():
 
 
 def remove_left_folders():
-    for folder in Path(tempfile.gettempdir()).glob(UPLOADS.format("*")):
+    for folder in Path(tempfile.gettempdir()).glob(UPLOADS.format("*") + "*"):
         number = folder.name.split("-")[1]
         if number.isdecimal() and not is_running(int(number)):
             shutil.rmtree(folder, ignore_errors=True)

@@ -242,7 +242,8 @@ def test_it_answers(kinds, references, page, rows, capsys, monkeypatch, kind, bi
     )
     said = json.loads(capsys.readouterr().out)
     page.assistant = assistant = loaded_by_page(argv, monkeypatch)
-    sign, *streamed = [chat[-1]["content"] for chat in page.ask(picture)]
+    monkeypatch.setattr("serving.page.talk.PERIOD", 0)
+    sign, *streamed = [chat[1]["content"] for chat in page.ask(picture)]
     assert sign == "……"
     assert streamed[-1] == said["answer"] and len(set(streamed)) > 2
     assert all(later.startswith(earlier) for earlier, later in zip(streamed, streamed[1:]))

@@ -5,7 +5,6 @@ import json
 import os
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,11 +18,10 @@ from model.visualglm.answer_text import stable_prefix, tidy
 from model.visualglm.decoder import Decoder
 from model.visualglm.generate import filter_logits, generate
 from model.visualglm.lora import adapter_names, add_method, without_adapter
-from model.visualglm.network import LMHead, VisualGLM, positions_and_blocks, prefix_mask
+from model.visualglm.network import VisualGLM, positions_and_blocks, prefix_mask
 from model.visualglm.packing import PackedLinear, pack
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
-from model.visualglm.sat import ensure_model_parallel_group
 from model.visualglm.tokenizer import Tokenizer, train_vocabulary
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -389,13 +387,6 @@ def test_answers_in_bfloat16_on_any_cpu(with_bfloat16, monkeypatch):
         assert bool(widened) == (dtype == "bfloat16" and not with_bfloat16)
         found.append(family.encode_images([image]).float())
     assert largest_difference(*found) <= 0.05 * found[1].abs().max()
-
-
-def test_no_head_is_drawn_for_a_network_that_is_to_be_filled():
-    ensure_model_parallel_group()
-    state = torch.get_rng_state()
-    head = LMHead(SimpleNamespace(hidden_size=4, vocab_size=9), "meta", init=False)
-    assert head.lm_head.weight.is_meta and torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_kernel_is_tried_on_a_part_of_many_outputs(monkeypatch):

@@ -35,6 +35,12 @@ CHINESE = WORDS[False]
 PROMPT = "这张遥感图像展现了什么场景？"
 
 
+@pytest.fixture(autouse=True)
+def every_piece(monkeypatch):
+    """The page shows each piece, however fast they come."""
+    monkeypatch.setattr("serving.page.talk.PERIOD", 0)
+
+
 class Scripted:
     """An assistant that says what it is asked, whose and in what way."""
 

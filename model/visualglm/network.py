@@ -32,8 +32,8 @@ from model.visualglm.sat import (
     BaseMixin,
     BaseModel,
     BaseTransformer,
+    ChatGLMFinalMixin,
     ChatGLMLayerMixin,
-    ColumnParallelLinear,
     ImagePatchEmbeddingMixin,
     InterpolatedPositionEmbeddingMixin,
     ViTProperty,
@@ -324,23 +324,8 @@ class TransformerLayer(ChatGLMLayerMixin):
         return layer(hidden, mask, *args, **kwargs)
 
 
-class LMHead(BaseMixin):
-    """Logits of the requested positions only: most of a prompt's, V wide, are never needed.
-
-    SAT's own is always drawn on the CPU in float32, which takes seconds and 2 GB at full size.
-    """
-
-    def __init__(self, config, device, init):
-        super().__init__()
-        self.lm_head = ColumnParallelLinear(
-            config.hidden_size,
-            config.vocab_size,
-            bias=False,
-            module=self,
-            name="lm_head",
-            skip_init=not init,
-            device=torch.device(device),
-        )
+class LMHead(ChatGLMFinalMixin):
+    """Logits of the requested positions only: most of a prompt's, V wide, are never needed."""
 
     def final_forward(self, hidden, logit_positions=None, **kwargs):
         if logit_positions is not None:
@@ -367,7 +352,7 @@ class VisualGLM(BaseModel):
         self.label_smoothing = 0.0
 
         del self.transformer.position_embeddings  # positions are rotary
-        self.add_mixin("chatglm-final", LMHead(args, device, init))
+        self.add_mixin("chatglm-final", LMHead(args.vocab_size, args.hidden_size))
         self.add_mixin("chatglm-attn", PrefixAttention())
         # Hugging Face's code scales residuals as for 28 layers, whatever the depth:
         # `residual_layers` says so.

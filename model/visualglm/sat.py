@@ -85,7 +85,7 @@ with _without_optional_packages():
     from sat.model.base_model import BaseMixin, BaseModel
     from sat.model.finetune.lora2 import LoraLinear, LoraMixin
     from sat.model.finetune.prompt_tuning import PTuningV2Mixin
-    from sat.model.official.chatglm_model import ChatGLMLayerMixin
+    from sat.model.official.chatglm_model import ChatGLMFinalMixin, ChatGLMLayerMixin
     from sat.model.official.vit_model import (
         ImagePatchEmbeddingMixin,
         InterpolatedPositionEmbeddingMixin,
@@ -100,6 +100,7 @@ __all__ = [
     "BaseMixin",
     "BaseModel",
     "BaseTransformer",
+    "ChatGLMFinalMixin",
     "ChatGLMLayerMixin",
     "ColumnParallelLinear",
     "ImagePatchEmbeddingMixin",

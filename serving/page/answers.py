@@ -108,6 +108,11 @@ class Answers:
         """What there is of the answer stays."""
         self.service.session(request).end_answer()
 
+    def settle(self, request: gr.Request) -> list:
+        """What there is when the browser has drawn an answer: it may have been cleared before."""
+        session = self.service.session(request)
+        return self._outputs(session) if session.idle.is_set() else [gr.skip()] * OUTPUTS
+
     # How an answer comes
 
     def _again(self, session, number, text, mode, settings):

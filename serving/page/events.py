@@ -34,18 +34,23 @@ def connect_dialogue(answers: Answers, layout: Layout, at_a_time: int) -> None:
         "concurrency_id": "answers",
         "show_progress": "hidden",
     }
-    gr.on(
-        [layout.send.click, layout.question.submit],
-        answers.answer,
-        [layout.question, *how],
-        api_name="answer",
-        **shared,
-    )
-    layout.chat.retry(answers.retry, how, api_visibility="private", **shared)
-    layout.chat.edit(answers.edit, how, api_visibility="private", **shared)
-    layout.chat.option_select(answers.option, how, api_visibility="private", **shared)
+    asking = [
+        gr.on(
+            [layout.send.click, layout.question.submit],
+            answers.answer,
+            [layout.question, *how],
+            api_name="answer",
+            **shared,
+        ),
+        layout.chat.retry(answers.retry, how, api_visibility="private", **shared),
+        layout.chat.edit(answers.edit, how, api_visibility="private", **shared),
+        layout.chat.option_select(answers.option, how, api_visibility="private", **shared),
+    ]
     for index, button in enumerate(layout.ready):
-        button.click(_ready(answers, index), how, api_visibility="private", **shared)
+        asking.append(button.click(_ready(answers, index), how, api_visibility="private", **shared))
+    # Trap: the browser may draw late pieces of an answer after what an event that ended it showed
+    for answered in asking:
+        answered.then(answers.settle, None, layout.dialogue_outputs, **QUIET)
     # They wait for the answer that they end
     waits = {"concurrency_limit": None, **QUIET}
     layout.stop.click(answers.stop, None, None, **waits)

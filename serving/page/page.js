@@ -24,14 +24,19 @@
 
   // Gradio's own way down comes late and takes a person along who has scrolled up
   const scrolledUp = new WeakSet();
+  const tops = new WeakMap();
+  const rest = (log) => log.scrollHeight - log.scrollTop - log.clientHeight;
   document.addEventListener("scroll", ({ target }) => {
     if (!target.matches?.("[role=log]")) return;
-    const rest = target.scrollHeight - target.scrollTop - target.clientHeight;
-    if (rest > 60) scrolledUp.add(target);
+    if (rest(target) > 60) scrolledUp.add(target);
     else scrolledUp.delete(target);
   }, true);
   new MutationObserver(() => {
-    for (const log of document.querySelectorAll("[role=log]"))
+    for (const log of document.querySelectorAll("[role=log]")) {
+      // A busy browser tells of scrolling only after the next piece
+      if (log.scrollTop < tops.get(log) - 1 && rest(log) > 60) scrolledUp.add(log);
       if (!scrolledUp.has(log)) log.scrollTop = log.scrollHeight;
+      tops.set(log, log.scrollTop);
+    }
   }).observe(document.documentElement, { childList: true, subtree: true, characterData: true });
 })();

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from model.errors import UserError
 from serving.page.dialogue import Dialogue, Message
 
+PERIOD = 0.1  # seconds between two views of an answer: a browser draws no more of them
+
 
 @dataclass
 class Stream:
@@ -67,14 +69,17 @@ def _short(number: float) -> str:
 
 
 def together(streams: Sequence[Stream], stopping: threading.Event) -> Generator[None, None, None]:
-    """Advance all until they have ended or are to; yields whenever something may have changed."""
+    """Advance all until they have ended or are to; yields when there may be more to show."""
     running = list(streams)
+    shown = 0.0
     try:
         while running and not stopping.is_set():
             for stream in running:
                 stream.advance()
             running = [stream for stream in running if stream.ended is None]
-            yield
+            if time.monotonic() - shown >= PERIOD:
+                yield
+                shown = time.monotonic()
     finally:
         for stream in streams:
             if stream.ended is None:
