@@ -1,6 +1,8 @@
 """The page's tab for maps of large scenes: the form, how far a map is, and the map."""
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -96,15 +98,14 @@ def scene_tab(maps: Maps, english: bool = False) -> None:
 
     quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
     tab = MapTab(maps, words, english)
-    making = start.click(
+    start.click(
         tab.make,
         form,
         [status, shown, summary, files],
         concurrency_limit=None,
         **quiet,
     )
-    stopped = stop.click(None, cancels=[making])
-    stopped.then(tab.stopped, status, status, **quiet)
+    stop.click(tab.stop, None, None, **quiet)
 
 
 def _sources(maps, words):
@@ -163,9 +164,12 @@ class MapTab:
         self.maps = maps
         self.words = words
         self.english = english
+        # Of the map that each open page makes
+        self._stopping: dict[str, threading.Event] = {}
 
     def make(
         self,
+        request: gr.Request,
         scene: str | None,
         scene_name: str,
         before: str | None,
@@ -175,6 +179,7 @@ class MapTab:
         """Streams (how far it is, the map, its summary, its files)."""
         nothing = gr.HTML(visible=False), gr.Textbox(visible=False), gr.File(visible=False)
         sources = [path for path in (scene, before) if path]
+        stopping = self._stopping[str(request.session_hash)] = threading.Event()
         try:
             yield _bar(self.words["opening"]), *nothing
             asked = self._asked(*settings)
@@ -183,8 +188,14 @@ class MapTab:
             if asked["scene"] is None:
                 raise UserError(self.words["no scene"])
             run: MapRun | None = None
-            for run in self.maps.make(asked):
-                yield self._progress(run), gr.skip(), gr.skip(), gr.skip()
+            with closing(self.maps.make(asked)) as making:
+                for run in making:
+                    if stopping.is_set():
+                        break
+                    yield self._progress(run), gr.skip(), gr.skip(), gr.skip()
+            if stopping.is_set() and not (run and run.summary):
+                yield _line(self.words["stopped"]), gr.skip(), gr.skip(), gr.skip()
+                return
             if run and run.error:
                 raise UserError(run.error)
             if run and run.summary:
@@ -192,9 +203,13 @@ class MapTab:
         except UserError as error:
             yield _line(self.words["error"] + self._plain(error, sources)), *nothing
 
-    def stopped(self, status: str) -> Any:
-        """What the button to stop leaves in the place of how far it was; nothing else changes."""
-        return _line(self.words["stopped"]) if "<progress" in status else gr.skip()
+    def stop(self, request: gr.Request) -> None:
+        """The map that this page makes ends by itself: what Gradio cancels cannot be started again
+        in every case.
+        """
+        stopping = self._stopping.get(str(request.session_hash))
+        if stopping:
+            stopping.set()
 
     def _source(self, upload, name):
         """The file that somebody uploaded or chose; None: neither."""

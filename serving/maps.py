@@ -5,7 +5,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,9 @@ class Maps:
         text = json.dumps(key, sort_keys=True, default=str)
         return Path(self._folder.name) / hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def make(self, asked: dict[str, Any], look: float = 0.5) -> Iterator[MapRun | None]:
+    def make(
+        self, asked: dict[str, Any], look: float = 0.5
+    ) -> Generator[MapRun | None, None, None]:
         """Make the map with these Options (but output and batch_size).
 
         Yields every `look` seconds, and once more at the end; None while others' maps are made.

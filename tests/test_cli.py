@@ -1,5 +1,6 @@
 """The terminal chat and the evaluation as a user starts them."""
 
+import argparse
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -903,9 +905,13 @@ def example_value(action):
     """A word that an option accepts."""
     if action.choices:
         return str(next(iter(action.choices)))
-    if action.metavar == "JSON":
-        return '{"x": 7}'
-    return {int: "7", float: "0.5"}.get(action.type, "x")
+    if action.type in (int, float):
+        return {int: "7", float: "0.5"}[action.type]
+    for word in ("x", "7", '{"x": 7}'):
+        with suppress(ValueError, argparse.ArgumentTypeError):
+            (action.type or str)(word)
+            return word
+    raise AssertionError(f"no word for {action.dest}")
 
 
 @pytest.mark.parametrize("script", [cli_demo, evaluate_RemoteGLM, export_RemoteGLM, web_demo])

@@ -4,6 +4,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import write_random
@@ -219,13 +220,16 @@ class TestMaps:
             without.path_of("2024/b.tif")
 
 
+ME = SimpleNamespace(session_hash="me")
+
+
 class TestForm:
     @pytest.fixture
     def tab(self):
         return MapTab(Maps(ColorBulk(), "colors"), WORDS, english=False)
 
     def last(self, tab, scene, settings, before=None, names=("", "")):
-        *_, shown = tab.make(scene and str(scene), names[0], before, names[1], *settings)
+        *_, shown = tab.make(ME, scene and str(scene), names[0], before, names[1], *settings)
         return shown
 
     @pytest.mark.parametrize(
@@ -268,15 +272,35 @@ class TestForm:
 
     def test_stop_says_nothing_of_a_map_that_is_done(self, tab, scene_file):
         status, *_ = self.last(tab, scene_file, SETTINGS)
-        assert "已停止" not in str(tab.stopped(status))
-        first, *_ = next(tab.make(str(scene_file), "", None, "", *SETTINGS))
-        assert "已停止" in tab.stopped(first)
+        tab.stop(ME)
+        again, *_ = self.last(tab, scene_file, SETTINGS)
+        assert "完成" in status and "完成" in again
+
+    def test_who_stops_ends_the_own_map_which_then_goes_on(self, scene_file, monkeypatch):
+        bulk = ColorBulk(hold=1)
+
+        def stop(run):
+            run.progress.stopping.set()
+            bulk.go.set()
+            run.wait(30)
+
+        monkeypatch.setattr("serving.maps.MapRun.stop", stop)
+        tab = MapTab(Maps(bulk, "colors"), WORDS, english=False)
+        making = tab.make(ME, str(scene_file), "", None, "", *SETTINGS)
+        for status, *_ in making:
+            if "2 / 6 块" in status:
+                break
+        tab.stop(SimpleNamespace(session_hash="somebody else"))
+        assert "块" in next(making)[0]
+        tab.stop(ME)
+        assert "已停止" in [shown[0] for shown in making][-1]
+        assert "完成" in self.last(tab, scene_file, SETTINGS)[0]
 
     def test_it_says_how_far_it_is(self, scene_file):
         bulk = ColorBulk(hold=1)
         tab = MapTab(Maps(bulk, "colors"), WORDS, english=False)
         seen = []
-        for status, *_ in tab.make(str(scene_file), "", None, "", *SETTINGS):
+        for status, *_ in tab.make(ME, str(scene_file), "", None, "", *SETTINGS):
             seen.append(status)
             if "2 / 6 块" in status:
                 bulk.go.set()
