@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=2 python benchmarks/quantized_layers.py
 
-One 4096 x 4096 layer (VisualGLM-6B's width); inputs of 1 row (a token) and of 64 rows (a prompt).
+One 4096 x 4096 layer (VisualGLM-6B's width); inputs of 1 row (a token), of 64 rows (a prompt) and
+of 257 rows (an image in VisualGLM-6B's vision tower).
 Each way has as many copies of the layer as fill --megabytes, and each call takes the next copy, so
 that no cache holds the weights. All ways take turns and each number is a median, so that other
-load falls on all alike. The error is that of the 64 rows against the float32 product, relative, in
+load falls on all alike. The error is that of the 257 rows against the float32 product, relative, in
 the L2 norm.
 
 A library that is missing has "not installed" in its rows, a kernel that this CPU or this build
@@ -27,11 +28,12 @@ import torch.nn.functional as F
 from networks import machine, table
 
 from command_line import Parser
+from model.float_products import widen_products
 from model.quantization import GROUP, Dequantized, TorchInt4, TorchInt8, quantize
 from model.visualglm.packing import PackedLinear
 
 SIZE = 4096  # inputs and outputs
-ROWS = (1, 64)
+ROWS = (1, 64, 257)
 
 
 class Way(NamedTuple):
@@ -50,6 +52,13 @@ def linear(weight, dtype=torch.float32):
     layer = torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype)
     layer.weight.data.copy_(weight)
     return layer.requires_grad_(False).eval()
+
+
+def widened(weight):
+    """The bfloat16 layer of a CPU without instructions for it."""
+    layer = linear(weight, torch.bfloat16)
+    widen_products(layer)
+    return layer
 
 
 def packed(weight, dtype):
@@ -120,6 +129,7 @@ def all_ways():
         Way("float32: F.linear", single, 4, linear),
         Way("float32: packed (ours)", single, 4, partial(packed, dtype=single)),
         Way("bfloat16: F.linear", half, 2, partial(linear, dtype=half)),
+        Way("bfloat16: widened (ours)", half, 2, widened),
         Way("int8: TorchInt8 (ours)", half, 1, partial(ours, kernel=TorchInt8, bits=8)),
         Way("int8: dequantized", half, 1, partial(ours, kernel=Dequantized, bits=8)),
         Way("int8: torchao", half, 1, partial(torchao_layer, config=torchao_int8), ao),
@@ -241,8 +251,8 @@ def main():
         for _ in range(args.readings):
             for layers in built:
                 if isinstance(layers, Layers):
-                    layers.time(1, repeats=4)
-                    layers.time(64, repeats=1)
+                    for rows in ROWS:
+                        layers.time(rows, repeats=4 if rows == 1 else 1)
 
     print(f"{machine()}; {SIZE} x {SIZE}, {args.readings} readings\n")
     table([row_of(way, layers, built[0], wanted) for way, layers in zip(ways, built)])

@@ -8,9 +8,7 @@ question at a time. Every answer is compared with the one that the question got 
 """
 
 import argparse
-import base64
 import http.client
-import io
 import json
 import random
 import signal
@@ -26,6 +24,7 @@ import numpy as np
 from networks import TINY_BASE, kernel_bytes, machine, mid_size, random_base, table
 
 from command_line import Parser
+from model.images.encoding import data_uri
 
 WAYS = ("one at a time", "together")
 QUESTIONS = ("这张遥感图像展现了什么场景？", "有几条船？", "图中有没有飞机？请说明理由。", "你好")
@@ -49,11 +48,9 @@ def questions():
 def image_uri(color):
     from PIL import Image
 
-    file = io.BytesIO()
     image = Image.new("RGB", (256, 256), color)
     image.paste((40, 90, 200), (color[0] // 2, 20, 200, 60 + color[1] // 2))
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(image)
 
 
 # The server, in a process of its own

@@ -7,7 +7,7 @@ was made just before a kill is found again by its metadata.
 import time
 
 from data.connection import check_settings
-from data.endpoint import SECRET_LENGTH
+from data.endpoint import without_key
 from model.errors import UserError
 from model.files import replacing, sha256
 
@@ -72,9 +72,7 @@ class BatchApi:
         try:
             return request()
         except self.api_error as error:
-            text = " ".join(str(error).split())[:300]
-            if len(self.key) >= SECRET_LENGTH:
-                text = text.replace(self.key, "***")
+            text = without_key(" ".join(str(error).split())[:300], self.key)
             raise UserError(
                 f"the Batch API: {type(error).__name__}: {text}; what is handed in is kept, the "
                 "same command goes on"

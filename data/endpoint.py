@@ -172,11 +172,16 @@ def open_client(make, key, base_url, **options):
         raise UserError(f"cannot start the client: {error}") from None
 
 
-def connect(args, key, **options):
-    """An Endpoint for Settings and a key; options: see there. Raises UserError."""
+def without_key(text, key):
+    """A text that may quote a key; short ones are words for servers without keys."""
+    return text.replace(key, "***") if len(key) >= SECRET_LENGTH else text
+
+
+def connect(args, key):
+    """An Endpoint for Settings and a key. Raises UserError."""
     # no timeout, no retries: both are kept here
     client = open_client("AsyncOpenAI", key, args.base_url, timeout=None, max_retries=0)
-    return Endpoint(client, args, key, **options)
+    return Endpoint(client, args, key)
 
 
 def explained(error, base_url):
@@ -199,9 +204,8 @@ def explained(error, base_url):
 class Endpoint:
     """`answer` asks for one answer; many may run at a time.
 
-    client: an AsyncOpenAI that neither retries nor times out; args: see Settings; take: Reply ->
-    what `answer` gives, may raise NoAnswer and Refused; what: a word for what is asked; options:
-    where a user can mend key, address and model.
+    client: an AsyncOpenAI that neither retries nor times out; args: see Settings; what: a word for
+    what is asked; options: where a user can correct key, address and model.
     """
 
     def __init__(
@@ -209,12 +213,11 @@ class Endpoint:
         client,
         args,
         key,
-        take=usable_text,
         what="captions",
         options="OPENAI_API_KEY, --base-url and --model",
     ):
         self.client, self.args, self.key = client, args, key
-        self.take, self.what, self.options = take, what, options
+        self.what, self.options = what, options
         self.requests = self.retries = self.tokens_in = self.tokens_out = 0
         self.cost = 0.0
         # (tokens in, tokens out) that each request in flight is expected to take
@@ -228,9 +231,17 @@ class Endpoint:
         self.stopped = None
         self.stop_event = asyncio.Event()
 
+    @property
+    def used(self):
+        """In words."""
+        return (
+            f"{self.requests} requests ({self.retries} of them retries), "
+            f"{self.tokens_in} tokens in, {self.tokens_out} out"
+        )
+
     def hide(self, text):
         """Endpoints quote the key in their messages: it must reach neither screen nor file."""
-        return text.replace(self.key, "***") if len(self.key) >= SECRET_LENGTH else text
+        return without_key(text, self.key)
 
     def cost_at_most(self, tokens_in, expected):
         """By what the answers so far have shown: each one revalues the requests in flight."""
@@ -269,13 +280,13 @@ class Endpoint:
             # not all at the same moment
             await self.pause(left + random.uniform(0, 0.1 * left))
 
-    async def answer(self, messages, expected, fields=None, take=None):
+    async def answer(self, messages, expected, fields=None, take=usable_text):
         """What `take` makes of the reply, and (tokens in, tokens out).
 
         expected: tokens that the answer is expected to have; fields: sent along, unless extra_body
-        has another value for them or None; take: of this request, else the endpoint's. Raises
-        Refused where a filter refuses, Failed after the last retry or where none helps, Stopped
-        where the run has to end.
+        has another value for them or None; take: Reply -> what is returned, may raise NoAnswer and
+        Refused. Raises Refused where a filter refuses, Failed after the last retry or where none
+        helps, Stopped where the run has to end.
         """
         request = (prompt_tokens(messages), expected)
         for attempt in range(self.args.max_retries + 1):
@@ -286,7 +297,7 @@ class Endpoint:
             self.requests += 1
             self.retries += attempt > 0
             try:
-                return await self.ask(messages, fields or {}, take or self.take, *request)
+                return await self.ask(messages, fields or {}, take, *request)
             except (Failed, Refused, Stopped):
                 raise
             # openai.APIError, NoAnswer, whatever the client makes of a reply: it is this request's

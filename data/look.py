@@ -6,9 +6,7 @@ the image. All is kept in the journal of captions, by the bytes of the image.
 """
 
 import argparse
-import base64
 import hashlib
-import io
 import re
 
 from data import quality, seen_questions
@@ -75,12 +73,11 @@ class Pictures:
     def part(self, key):
         """An image as a part of a message: a data: URI of JPEG. Raises UserError."""
         from model.images import read_image
+        from model.images.encoding import data_uri
 
         image = read_image(self.files[key])
         image.thumbnail((SIDE, SIDE))
-        content = io.BytesIO()
-        image.save(content, "JPEG", quality=90)
-        uri = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+        uri = data_uri(image, "JPEG", quality=90)
         return {"type": "image_url", "image_url": {"url": uri}}
 
 

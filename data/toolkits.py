@@ -7,9 +7,7 @@ hf           a folder for datasets.load_dataset("imagefolder"): train/metadata.j
 Images of tars are written out: no toolkit reads members of a tar.
 """
 
-import base64
 import csv
-import io
 import itertools
 import shutil
 from contextlib import ExitStack, contextmanager
@@ -27,18 +25,12 @@ METADATA = "metadata.jsonl"
 HF_SPLITS = {"train": "train", "val": "validation", "test": "test", None: "train"}
 
 
-def data_uri(file):
-    """An image as a data address: PNG, as training reads it. Raises UserError."""
-    return f"data:image/png;base64,{_png(file)}"
-
-
-def _png(file):
+def _png(file, encode="as_base64"):
+    """An image as training reads it, as PNG by a function of model.images.encoding. UserError."""
     # only here: it loads numpy
-    from model.images import read_image
+    from model.images import encoding, read_image
 
-    buffer = io.BytesIO()
-    read_image(file).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return getattr(encoding, encode)(read_image(file))
 
 
 @contextmanager
@@ -47,7 +39,7 @@ def evalscope(path):
     with record_writer(path) as write:
 
         def write_row(img, file, rounds, split):
-            url = str(file.absolute()) if file.is_file() else data_uri(file)
+            url = str(file.absolute()) if file.is_file() else _png(file, "data_uri")
             *history, (question, answer) = rounds
             messages = turns_of([*history, (question, answer)])[:-1]
             shown = {"type": "image_url", "image_url": {"url": url}}

@@ -278,8 +278,7 @@ def ask_what_is_left(texts, args, journal):
     key = key_of_environment(left)
     endpoint, failures = asyncio.run(ask_all(texts, args, key, journal))
     print(
-        f"{endpoint.requests} requests ({endpoint.retries} of them retries), "
-        f"{endpoint.tokens_in} tokens in, {endpoint.tokens_out} out{spent(args, endpoint)}",
+        f"{endpoint.used}{spent(args, endpoint)}",
         flush=True,
     )
 

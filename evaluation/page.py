@@ -1,9 +1,9 @@
 """report.html: one HTML page that holds everything, images included."""
 
-import base64
-import io
 from html import escape
 from pathlib import Path
+
+from model.images.encoding import data_uri
 
 from .hallucination import Truth, hallucinated
 from .score import ClassShares, Scores, worst_first
@@ -133,9 +133,7 @@ def thumbnail(image) -> str:
     """PIL RGB image -> data URI of a small JPEG."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(small, "JPEG", quality=85)
 
 
 def marked(text: str, image_truth: Truth) -> str:

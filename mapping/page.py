@@ -1,14 +1,10 @@
 """map.html: one file with the scene, its regions and what was answered about each tile."""
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from mapping.changes import Change
 from mapping.colors import hex_color
@@ -16,6 +12,7 @@ from mapping.naming import object_word, scene_word, window_of
 from mapping.regions import Region, answered, sure_scene
 from mapping.summary import in_words
 from model.images import ImageError
+from model.images.encoding import data_uri
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # Pixels of a tile on the page, and tiles beyond which it shows them from the overview instead
@@ -73,7 +70,7 @@ def html_page(
     data = {
         "width": scene.width,
         "height": scene.height,
-        "overview": _as_url(scene.overview, 85),
+        "overview": data_uri(scene.overview, "JPEG", quality=85),
         "tiles": tiles,
         "regions": [_region(region) for region in regions],
         "legend": _legend(summary, english),
@@ -125,10 +122,4 @@ def _thumbnail(scene, line):
     except ImageError:
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _as_url(image, 80)
-
-
-def _as_url(image: Image.Image, quality: int) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(image, "JPEG", quality=80)

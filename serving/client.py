@@ -5,8 +5,6 @@ with those of the protocol.
 """
 
 import asyncio
-import base64
-import io
 import json
 import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
@@ -29,10 +27,12 @@ from data.endpoint import (
     Stopped,
     explained,
     open_client,
+    without_key,
 )
 from data.peel import without_thoughts
 from data.replies import Reply
 from model.errors import NoAnswerError, UserError
+from model.images.encoding import data_uri
 from model.questions import DEFAULT_PROMPT, first_question
 from model.sampling import Sampling
 from serving.protocol import BASE, OWNER
@@ -111,7 +111,7 @@ class RemoteAssistant:
         text = " ".join(explained(error, self._settings.base_url).split())[:300]
         if getattr(error, "status_code", None) in (401, 403):
             text += f"; check {self._options}"
-        return NoAnswerError(text.replace(self._key, "***") if len(self._key) >= 8 else text)
+        return NoAnswerError(without_key(text, self._key))
 
     def first_question(self, english: bool | None = None) -> str:
         """As Assistant.first_question."""
@@ -202,24 +202,16 @@ class RemoteAssistant:
     async def _ask(self, messages, expected, fields):
         if self._endpoint is None:
             client = self._open("AsyncOpenAI", timeout=None, max_retries=0)
-            self._endpoint = Endpoint(
-                client, self._settings, self._key, _taken, "questions", self._options
-            )
+            self._endpoint = Endpoint(client, self._settings, self._key, "questions", self._options)
         if self._endpoint.stopped:
             raise Stopped(self._endpoint.stopped)
-        answer, _ = await self._endpoint.answer(messages, expected, fields)
+        answer, _ = await self._endpoint.answer(messages, expected, fields, _taken)
         return answer
 
     @property
     def spent(self) -> str:
         """One line about what answer_batch has used."""
-        endpoint = self._endpoint
-        if endpoint is None:
-            return "0 requests"
-        return (
-            f"{endpoint.requests} requests ({endpoint.retries} of them retries), "
-            f"{endpoint.tokens_in} tokens in, {endpoint.tokens_out} out"
-        )
+        return self._endpoint.used if self._endpoint else "0 requests"
 
     def close(self) -> None:
         """End what is under way."""
@@ -251,7 +243,7 @@ class RemoteAssistant:
             messages.append({"role": "assistant", "content": answer})
         messages.append({"role": "user", "content": question})
         if image is not None:
-            shown = {"type": "image_url", "image_url": {"url": data_uri(image, self._max_pixels)}}
+            shown = {"type": "image_url", "image_url": {"url": sent_image(image, self._max_pixels)}}
             parts = [shown, {"type": "text", "text": messages[0]["content"]}]
             messages[0]["content"] = parts
         return messages
@@ -345,12 +337,10 @@ def _is_connection_error(error):
     return isinstance(error, openai.APIConnectionError)
 
 
-def data_uri(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str:
+def sent_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str:
     """An image as PNG in a data: URI, shrunk to at most so many pixels."""
     scale = (max_pixels / (image.width * image.height)) ** 0.5
     if scale < 1:
         size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
         image = image.resize(size, Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(image)

@@ -202,6 +202,8 @@ class MapTab:
                 yield self._result(run)
         except UserError as error:
             yield _line(self.words["error"] + self._plain(error, sources)), *nothing
+        finally:
+            self._stopping.pop(str(request.session_hash), None)
 
     def stop(self, request: gr.Request) -> None:
         """The map that this page makes ends by itself: what Gradio cancels cannot be started again

@@ -25,7 +25,7 @@ from data.endpoint import Settings
 from model import Sampling, UserError, load_assistant, read_image
 from model.errors import NoAnswerError
 from model.rows import load_rows
-from serving.client import RemoteAssistant, api_address, data_uri
+from serving.client import RemoteAssistant, api_address, sent_image
 
 GREEDY = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=12)
 MOST = 16  # tokens of the server's answers
@@ -148,9 +148,9 @@ def test_addresses(url, expected):
 
 def test_an_image_arrives_as_it_is_unless_it_is_large():
     noise = Image.effect_noise((60, 50), 90).convert("RGB")
-    sent = Image.open(io.BytesIO(base64.b64decode(data_uri(noise).split(",")[1])))
+    sent = Image.open(io.BytesIO(base64.b64decode(sent_image(noise).split(",")[1])))
     assert np.array_equal(np.array(sent), np.array(noise))
-    small = Image.open(io.BytesIO(base64.b64decode(data_uri(noise, 1000).split(",")[1])))
+    small = Image.open(io.BytesIO(base64.b64decode(sent_image(noise, 1000).split(",")[1])))
     assert small.width * small.height <= 1000 and abs(small.width / small.height - 1.2) < 0.05
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from model.images.facts import Facts
 from serving.page.sessions import Refused
-from serving.page.view import View, data_uri
+from serving.page.view import View, preview
 
 METRES = {"metre": 1.0, "meter": 1.0, "m": 1.0}
 
@@ -53,7 +53,7 @@ def as_seen(image: Image.Image, words: dict[str, str]) -> str:
 def _figure(image, alt, note, attributes, inside=""):
     caption = f"<figcaption>{escape(note)}</figcaption>" if note else ""
     return (
-        f"<figure{attributes}><div class='frame'><img src='{data_uri(image)}' draggable='false' "
+        f"<figure{attributes}><div class='frame'><img src='{preview(image)}' draggable='false' "
         f"alt='{escape(alt, quote=True)}'>{inside}</div>{caption}</figure>"
     )
 

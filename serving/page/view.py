@@ -1,7 +1,5 @@
 """One image as a person looks at it: its file, the part that is asked about, how it is shown."""
 
-import base64
-import io
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -10,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from model.errors import UserError
+from model.images.encoding import data_uri
 from model.images.facts import Facts, facts_of
 from model.images.part import Box, full_size, read_part
 from model.images.rgb import PERCENTILES
@@ -88,13 +87,12 @@ def box_of(fractions: Sequence[float], size: tuple[int, int]) -> Box | None:
     return Box(left, top, right - left, bottom - top)
 
 
-def data_uri(image: Image.Image) -> str:
+def preview(image: Image.Image) -> str:
     """An image for the browser, reduced to PREVIEW; no file is left on the server."""
     shown = image
     if max(image.size) > PREVIEW:
         shown = image.copy()
         shown.thumbnail((PREVIEW, PREVIEW))
-    kind, options = ("png", {}) if max(shown.size) <= SMALL else ("jpeg", {"quality": 88})
-    content = io.BytesIO()
-    shown.save(content, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+    if max(shown.size) <= SMALL:
+        return data_uri(shown)
+    return data_uri(shown, "JPEG", quality=88)
