@@ -411,7 +411,7 @@ def test_a_kernel_is_tried_on_a_part_of_many_outputs(monkeypatch):
 @pytest.mark.parametrize("with_bfloat16", [True, False])
 def test_lora_in_bfloat16_on_any_cpu(with_bfloat16, nf4, monkeypatch):
     """The gradients of float32, by float32 products exactly where a CPU needs them."""
-    from model.family import open_checkpoint
+    from model.opening import open_checkpoint
 
     monkeypatch.setattr(float_products, "bfloat16_products", lambda: with_bfloat16)
     method = {"name": "lora", "rank": 2, "alpha": 1.0, "layers": None, "dropout": 0.0}
