@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from model import Sampling, UserError, float_products, load_assistant, quantization
 from model.visualglm import checkpoint
 from model.visualglm.answer_text import stable_prefix, tidy
+from model.visualglm.attention import positions_and_blocks, prefix_mask
 from model.visualglm.decoder import Decoder
 from model.visualglm.generate import filter_logits, generate
 from model.visualglm.lora import adapter_names, add_method, without_adapter
-from model.visualglm.network import VisualGLM, positions_and_blocks, prefix_mask
+from model.visualglm.network import VisualGLM
 from model.visualglm.packing import PackedLinear, pack
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
