@@ -1,6 +1,6 @@
 """How fast the data stages are, and how much memory they take: a table in Markdown.
 
-    python benchmarks/data.py [translation transform stream images ...] [--images DIR]
+    python benchmarks/data.py [translation transform stream tars rows ...] [--images DIR]
 
 Measured on this machine: stages run as a user runs them, each in a process of its own, start
 included, on files written to a temporary folder. The time is the best of several runs, the memory
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +33,8 @@ WORDS = (
 CAPTIONS = 2713
 # of these, how many one by one
 SAMPLE = 100
+# steps of a training
+STEPS = 40
 
 
 def run(*command):
@@ -215,20 +218,67 @@ def batches(folder, args):
             file.write(json.dumps(row) + "\n")
     script, output = DATA / "translation_en2zh.py", folder / "zh.jsonl"
     files = ("--input", source, "--output", output)
-    requests, results = folder / "requests.jsonl", folder / "results.jsonl"
-    seconds, memory = run(script, *files, "--export-batch", requests)
+    seconds, memory = run(script, *files, "--export-batch", folder / "requests.jsonl")
     yield f"batch export, {count:,} captions", f"{seconds:.1f} s, {memory:.0f} MB", ""
 
-    with open(results, "w") as file:
-        for path in (requests, folder / "requests-2.jsonl"):
-            for line in open(path) if path.exists() else ():
-                number = json.loads(line)["custom_id"]
-                message = {"role": "assistant", "content": "图中有一座机场，停着飞机。"}
-                choice = {"index": 0, "finish_reason": "stop", "message": message}
-                response = {"status_code": 200, "body": {"choices": [choice]}}
-                file.write(json.dumps({"custom_id": number, "response": response}) + "\n")
-    seconds, memory = run(script, *files, "--import-batch", results)
+    results, journal = folder / "results.jsonl", output.with_name("zh.jsonl.journal.jsonl")
+    write_results(sorted(folder.glob("requests*.jsonl")), results)
+    exported = journal.read_bytes()
+    importing = (script, *files, "--import-batch", results)
+    seconds, memory = run(*importing)
     yield f"batch import, {count:,} answers", f"{seconds:.1f} s, {memory:.0f} MB", ""
+
+    whole = output.read_bytes()
+    output.unlink()
+    journal.write_bytes(exported)
+    killed_at = kill_half_way(importing, journal, count // 2)
+    seconds, memory = run(*importing)
+    ids = Counter(answered(journal))
+    lost, twice = count - len(ids), sum(ids.values()) - len(ids)
+    same = "the same" if output.read_bytes() == whole else "ANOTHER"
+    yield (
+        f"import killed (-9) after {killed_at:,} answers, then repeated",
+        f"{seconds:.1f} s, {memory:.0f} MB; {lost} answers lost, {twice} stored twice, "
+        f"{same} output",
+        "0 lost, 0 twice",
+    )
+
+
+def write_results(requests, path):
+    """An answer to every request of these files, in the form of the Batch API."""
+    message = {"role": "assistant", "content": "图中有一座机场，停着飞机。"}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    response = {"status_code": 200, "body": {"choices": [choice]}}
+    with open(path, "w") as file:
+        for source in requests:
+            for line in open(source):
+                number = json.loads(line)["custom_id"]
+                file.write(json.dumps({"custom_id": number, "response": response}) + "\n")
+
+
+def kill_half_way(command, journal, answers):
+    """Kill a stage (-9) once its journal has so many answers; returns how many it then has."""
+    before = journal.stat().st_size
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    with open(journal, "rb") as file:
+        file.seek(before)
+        seen = 0
+        while seen < answers and process.poll() is None:
+            time.sleep(0.01)
+            seen += file.read().count(b"\n")
+    process.kill()
+    process.wait()
+    return len(answered(journal))
+
+
+def answered(journal):
+    """The ids of the requests that a journal has answers to, once for each line."""
+    ids = []
+    for line in open(journal, "rb"):
+        # a kill may have torn the last line
+        if b'"target"' in line and line.endswith(b"}\n"):
+            ids.append(json.loads(line)["id"])
+    return ids
 
 
 # argv: a tar; prints nothing, so that the time of `run` is its own
@@ -269,20 +319,48 @@ def tars(folder, args):
     yield f"members read at random, {count:,}", f"{rate:,.0f} members/s, {memory:.0f} MB", ""
 
 
+# argv: a .jsonl; prints nothing, so that the time of `run` is its own
+INDEX_ROWS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from model.row_store import StoredSamples
+from model.training.sampler import plan_epoch
+samples = StoredSamples(sys.argv[2])
+if sys.argv[3] == "plan":
+    plan_epoch(samples.characters, 4, 0, 0)
+"""
+
+
+def rows(folder, args):
+    """The index of rows that stay on the disk, and the plan of an epoch: what a training holds."""
+    for count in (10_000, args.records):
+        path = write_rows(folder, count)
+        start, _ = run("-c", INDEX_ROWS, DATA.parent, write_rows(folder, 1), "plan")
+        seconds, memory = run("-c", INDEX_ROWS, DATA.parent, path, "index")
+        each = 1000 * (seconds - start) / count
+        yield (
+            f"index of {count:,} rows (JSONL)",
+            f"{seconds:.1f} s, {each:.3f} ms a row, {memory:.0f} MB",
+            "",
+        )
+        seconds, memory = run("-c", INDEX_ROWS, DATA.parent, path, "plan")
+        yield f"index and plan of an epoch, {count:,} rows", f"{memory:.0f} MB", "<= 2,000 MB"
+        path.unlink()
+
+
 def training(folder, args):
     """The tiny base on rows in memory and on rows that stay on the disk: start, rate, memory."""
-    steps = 40
     for count, more in ((10_000, ()), (10_000, ("--stream",)), (args.records, ("--stream",))):
         name = f"{count}{''.join(more)}"
         files = ("--train-data", write_rows(folder, count), "--save", folder)
         options = ("--experiment-name", name, "--vision_cache", "off", "--device", "cpu")
-        options += ("--train-iters", steps, "--log-interval", 1, *more)
+        options += ("--train-iters", STEPS, "--log-interval", 1, *more)
         base = ("--from_pretrained", DATA.parent / "model" / "tiny" / "base")
         _, memory = run(DATA.parent / "finetune_RemoteGLM.py", *base, *files, *options)
 
         lines = (folder / name / "metrics.jsonl").read_text().splitlines()
         seconds = [json.loads(line)["seconds"] for line in lines if '"loss"' in line]
-        rate = (steps - 1) / (seconds[-1] - seconds[0])
+        rate = (STEPS - 1) / (seconds[-1] - seconds[0])
         where = "from the disk" if more else "in memory"
         yield (
             f"training of {count:,} rows {where}",
@@ -324,6 +402,7 @@ BENCHMARKS = {
     "images": images,
     "batches": batches,
     "tars": tars,
+    "rows": rows,
     "training": training,
 }
 
@@ -346,7 +425,7 @@ def main():
         "--records",
         type=int,
         default=1_000_000,
-        help="of stream and training, and members of tars (default: %(default)s)",
+        help="of stream, rows and training, and members of tars (default: %(default)s)",
     )
     args = parser.parse_args()
     names = args.names or [name for name in BENCHMARKS if name != "images" or args.images]
