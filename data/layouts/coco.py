@@ -1,7 +1,7 @@
 """COCO captions: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}."""
 
+from data.faults import Fault, got, no_key
 from data.layouts.content import named_image, sentences_in, stated_split
-from data.records import Fault, got, no_key
 from model.errors import UserError
 
 

@@ -4,8 +4,8 @@ The inverse of exports.row: what an image is asked stays as it is, so nothing is
 """
 
 from data.conversation import has_system, rounds_of, turns_of
+from data.faults import Fault, got, has_words
 from data.layouts.content import named_image, stated_split
-from data.records import Fault, got, has_words
 
 IMAGE_KEYS = ("img", "image", "images")
 DIALOGUE_KEYS = ("conversations", "messages")

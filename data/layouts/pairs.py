@@ -3,8 +3,8 @@
 HarMA's RSITMD and RSICD, ALBEF and BLIP style sets.
 """
 
+from data.faults import Fault, got, no_key
 from data.layouts.content import by_image, named_image, with_captions
-from data.records import Fault, got, no_key
 
 
 def recognises(content):

@@ -2,9 +2,10 @@
 
 import csv
 
+from data.faults import got
 from data.layouts.content import by_image
 from data.layouts.pairs import image_of
-from data.records import got, text_file
+from data.records import text_file
 from model.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -25,17 +26,7 @@ def read(content):
             f"{content.path} has no columns: it is empty, or its first line is, where their names "
             "stand"
         )
-    image_key, caption_keys = content.keys(names)
-    missing = []
-    if not image_key:
-        missing.append(f"images by --image-column {content.image_key or ''}".rstrip())
-    if not caption_keys:
-        missing.append(f"captions by --caption-column {content.caption_key or ''}".rstrip())
-    if missing:
-        raise UserError(
-            f"{content.path}: its columns are {', '.join(names)}; name the one of "
-            f"{' and of '.join(missing)}"
-        )
+    image_key, caption_keys = checked_columns(content, names, *content.keys(names))
     columns = [image_key, *caption_keys]
     if "split" in names:
         columns.append("split")
@@ -47,6 +38,21 @@ def read(content):
             yield where, record
 
     return by_image(rows)
+
+
+def checked_columns(content, names, image_key, caption_keys):
+    """(column of the images, those of the captions). Raises UserError where one is not known."""
+    missing = []
+    if not image_key:
+        missing.append(f"images by --image-column {content.image_key or ''}".rstrip())
+    if not caption_keys:
+        missing.append(f"captions by --caption-column {content.caption_key or ''}".rstrip())
+    if missing:
+        raise UserError(
+            f"{content.path}: its columns are {', '.join(names)}; name the one of "
+            f"{' and of '.join(missing)}"
+        )
+    return image_key, caption_keys
 
 
 def _csv(path):

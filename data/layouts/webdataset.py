@@ -6,10 +6,10 @@ dialogue, or {"rows": [dialogue, ...]} as generate_prompt.py --pack writes it.
 
 from itertools import groupby
 
+from data.faults import Fault, no_key
 from data.layouts import conversations
 from data.layouts.classes import IMAGES
 from data.layouts.content import Content, with_captions
-from data.records import Fault, no_key
 from model.errors import UserError
 from model.files import parse_json
 
