@@ -83,6 +83,15 @@ def got(expected, value):
     return Fault(f"expected {expected}", f", got {reprlib.repr(value)}")
 
 
+def object_problem(record):
+    """The Fault of a record that is no object, itself perhaps a Fault; or None."""
+    if isinstance(record, Fault):
+        return record
+    if not isinstance(record, dict):
+        return got("an object", record)
+    return None
+
+
 def text_problem(record, key):
     """What is wrong with the text under `key`, or None."""
     if key not in record:

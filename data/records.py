@@ -19,7 +19,7 @@ def read_records(path):
     """Yield (where, record) of a JSON array, of {"images": [...]}, or of a .jsonl line by line.
 
     UTF-8, UTF-16, a BOM and CRLF are allowed; NaN is null. The record of a line that is not JSON is
-    the exception, so that one bad line does not hide the next. Raises UserError.
+    its Fault, so that one bad line does not hide the next. Raises UserError.
     """
     if path.suffix == ".jsonl":
         with text_file(path) as file:
@@ -86,9 +86,10 @@ def _lines(file):
             if number == 1:
                 error.lineno = number
                 raise
-            record = error
+            seen = f" from column {error.colno}: {error.msg}"
             if not text.endswith("\n"):
-                error.msg += "; the file ends in the middle: copy or download it again"
+                seen += "; the file ends in the middle: copy or download it again"
+            record = Fault("not JSON", seen)
         yield f"line {number}", record
 
 
@@ -125,8 +126,6 @@ def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None, r
     problems, good, names = _Problems(path), 0, set()
 
     def problem_with(record):
-        if isinstance(record, json.JSONDecodeError):
-            return Fault("not JSON", f" from column {record.colno}: {record.msg}")
         if isinstance(record, Fault):
             return record
         if not isinstance(record, dict):

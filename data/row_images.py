@@ -104,7 +104,8 @@ def convert(sources, folders, dropped, args):
         for img, _, record in source.records():
             if img in dropped or img in names:
                 continue
-            name = prefix + str(Path(record["imged_id"]).with_suffix(".png"))
+            png = Path(record["imged_id"]).with_suffix(".png")
+            name = prefix + "/".join(exports.inside(png.as_posix()))
             file = find(img, folders)
             other = images.setdefault(folder / name, file)
             if other != file:

@@ -713,3 +713,86 @@ def test_sets_that_datasets_has_saved(tmp_path):
     ]
     with Image.open(tmp_path / "out" / "images" / made[2]["imged_id"]) as shown:
         assert shown.size == (20, 30) and shown.getpixel((0, 0)) == (0, 0, 255)
+
+
+# ---- what else is wrong with files
+
+
+def test_tables_lose_no_line_to_a_quote_and_no_column_to_its_name(tmp_path, capsys):
+    source = tmp_path / "in.csv"
+    long = "lake " * 30_000
+    text = f'image,caption\na.jpg,a lake\nb.jpg,{long}\nc.jpg\nd.jpg,x\0y\ne.jpg,"a boat\nf.jpg,z\n'
+    source.write_text(text)
+    message = faults(source, tmp_path, capsys)
+    assert "4 bad records: line 2: not CSV: field larger than" in message
+    assert (
+        "line 4: expected 2 columns, got 1; line 5: expected a text in 'caption', no zero"
+        in message
+    )
+    assert "line 5: not CSV: unexpected end of data" in message
+    source.write_text("image,caption,caption\na.jpg,a lake,a boat\n")
+    assert "columns of the same name, rename one: caption" in faults(source, tmp_path, capsys)
+
+
+def test_lines_that_are_no_json_are_named_in_every_layout(tmp_path, capsys):
+    for good in ('{"image": "a.jpg", "caption": "A lake ."}',
+                 '{"img": "a.jpg", "prompt": "q?", "label": "a"}',
+                 '{"filename": "a.jpg", "sentences": [{"raw": "A lake ."}]}'):  # fmt: skip
+        source = tmp_path / "in.jsonl"
+        source.write_text(f"{good}\n{{bad\n[5]\n{good[:-9]}")
+        message = faults(source, tmp_path, capsys)
+        assert "3 bad records: line 2: not JSON from column 2" in message
+        assert "line 3: expected an object, got" in message
+        assert "line 4: not JSON from column" in message
+        assert "the file ends in the middle: copy or download it again" in message
+
+
+def test_all_tars_of_a_folder_are_said(tmp_path, capsys):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    shard(folder / "a.tar", [("a.jpg", b"x"), ("b.jpg", b"x"), ("b.txt", b"A lake .")])
+    (folder / "b.tar").write_text("<html>")
+    whole = shard(folder / "c.tar", [("a.jpg", b"x" * 900), ("a.txt", b"A lake .")])
+    whole.write_bytes(whole.read_bytes()[:1800])
+    message = faults(folder, tmp_path, capsys)
+    assert "a.tar member 1: no .json or .txt with the caption beside an image" in message
+    assert "b.tar: no tar that can be read" in message and "an HTML page of 6 bytes" in message
+    assert "c.tar member 2: a member that the tar is damaged or cut short" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "Il y a plusieurs avions sur la piste .",
+        "Viele Flugzeuge stehen neben dem Gebäude auf dem Flughafen .",
+        "Hay muchos aviones en el aeropuerto .",
+        "空港に飛行機があります。",
+        "Много самолётов .",
+    ),
+)
+def test_captions_in_another_language_are_named(tmp_path, capsys, text):
+    rows = [
+        {"imged_id": "a.jpg", "caption": "La Paz stadium"},
+        {"imged_id": "b.jpg", "caption": text},
+    ]
+    rows += [{"imged_id": "c.jpg", "caption": "Die casting plants , no planes"}]
+    source = save(tmp_path / "en.json", rows)
+    assert call(translation_en2zh, "--input", source, "--dry-run") == 1
+    message = capsys.readouterr().err
+    assert "1 of 3 captions are neither English nor Chinese: record 1 (b.jpg: " in message
+
+
+def test_converted_images_stay_in_their_folder(tmp_path):
+    (tmp_path / "x").mkdir()
+    save_images(tmp_path / "x", "a.png")
+    turns = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "a"}]
+    rows = [{"imged_id": str(tmp_path / "x" / "a.png"), "conversations": turns}]
+    rows += [{"imged_id": "../x/a.png", "conversations": turns}]
+    for number, row in enumerate(rows):
+        out = tmp_path / f"out{number}" / "rows.json"
+        options = ("--image-root", ".", "--png", "png")
+        files = ("--input", save(tmp_path / "own.json", [row]), "--output", out)
+        assert call(generate_prompt, *files, *options) == 0
+        [made] = out.parent.glob("png/**/*.png")
+        assert [row["img"] for row in load(out)] == [made.relative_to(out.parent).as_posix()]
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a.png"]
