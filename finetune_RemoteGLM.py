@@ -17,18 +17,20 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
+from command_line import Parser
+from model.training.arguments import read_arguments
 from model.training.signals import leave_on_signals
 
 if __name__ == "__main__":
-    leave_on_signals("finetune_RemoteGLM.py")  # also while the imports below take their seconds
+    # The imports below take seconds: signals, --help and wrong options are answered before
+    leave_on_signals("finetune_RemoteGLM.py")
+    read_arguments(Parser(__doc__))
 
 import torch
 
-from command_line import Parser
 from model.devices import choose_device
 from model.errors import UserError
 from model.family import Limits
-from model.training.arguments import read_arguments
 from model.training.base import as_resolved, open_base, training_dtype
 from model.training.dataset import StreamedDataset, make_loader, rendered_dataset
 from model.training.engine import (

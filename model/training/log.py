@@ -6,13 +6,9 @@ import sys
 import time
 from contextlib import contextmanager
 
-import matplotlib
 import torch
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
-
-from model.files import parse_json, write_text  # noqa: E402
+from model.files import parse_json, write_text
 
 # key of a validation loss in metrics.jsonl -> style of its line, label
 CURVES = {
@@ -20,12 +16,16 @@ CURVES = {
     "blank": ("C1s--", "validation, blank images"),
     "shuffled": ("C3^--", "validation, shuffled images"),
 }
+DRAW_INTERVAL = 10  # seconds: a plot takes longer than many a step
 OLD_KEYS = {"swapped": "shuffled"}  # of runs by an earlier version
 
 
 def plot(entries, path):
     """loss.png: training loss, and validation loss with its images, blank and shuffled ones."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+    from matplotlib.figure import Figure  # its import takes a second
+
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     train = [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
     if train:
         axes.plot(*zip(*train), color="0.7", label="train")
@@ -36,9 +36,7 @@ def plot(entries, path):
     axes.set(xlabel="step", ylabel="loss per answer token")
     if axes.has_data():
         axes.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _entry(line):
@@ -69,6 +67,7 @@ class Log:
         self.say = say
         self._told = set()
         self._file = None
+        self._drawn = time.monotonic()
 
     def open(self, step):
         """Continue the metrics up to this step: a resumed run drops what came after it."""
@@ -109,8 +108,11 @@ class Log:
             with self._not_fatal(f"tracker {number} of --report"):
                 tracker(step, metrics)
 
-    def draw(self):
-        """Write loss.png. Not at every reading: a plot takes longer than a small step."""
+    def draw(self, is_last=False):
+        """Write loss.png, unless that was less than DRAW_INTERVAL ago and more is to come."""
+        if not is_last and time.monotonic() - self._drawn < DRAW_INTERVAL:
+            return
+        self._drawn = time.monotonic()
         with self._not_fatal("loss.png"):
             plot(self.entries, self.folder / "loss.png")
 

@@ -179,7 +179,7 @@ class Trainer:
         if self.processes.is_main:
             self.run.drop(set(self.run.replaced()) - {step})
             self.run.replace([])
-            self.log.draw()
+            self.log.draw(is_last=self.is_finished or self.is_stopping)
             if best and best["step"] == step:
                 self.run.point("best", step)
             if self.options.keep:
