@@ -9,10 +9,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
+import fork_server
 import pytest
 from conftest import PROJECT, TEXTS
 from mean_color import write_base
@@ -65,13 +65,7 @@ def train(*args):
         "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}",
         "OMP_NUM_THREADS": "1",
     }
-    result = subprocess.run(
-        [sys.executable, "-c", TRAIN, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
+    result = fork_server.run([sys.executable, "-c", TRAIN, *args], env=environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

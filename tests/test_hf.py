@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 
+import fork_server
 import numpy as np
 import peft
 import pytest
@@ -763,9 +764,12 @@ def python(*args):
     )
 
 
-def finetune(base, rows, save, name, *more, ends=0, start=(PROJECT / "finetune_RemoteGLM.py",)):
-    result = python(
-        *start,
+SCRIPT = (PROJECT / "finetune_RemoteGLM.py",)
+
+
+def finetune(base, rows, save, name, *more, ends=0, start=SCRIPT, ranks=1):
+    command = [
+        *(sys.executable, *start),
         *("--from_pretrained", base),
         *("--train-data", rows / "rows-train.json"),
         *("--save", save, "--experiment-name", name),
@@ -774,7 +778,8 @@ def finetune(base, rows, save, name, *more, ends=0, start=(PROJECT / "finetune_R
         *("--vision_cache", save / "features"),
         *("--lora_rank", 8, "--lora_alpha", 32, "--lora_targets", "attention", "mlp"),
         *more,
-    )
+    ]
+    result = fork_server.run(command, ranks, env=environment())
     assert result.returncode == ends, result.stderr[-2000:]
     return result.stdout
 
@@ -837,7 +842,7 @@ def test_resuming_is_exact(trained, colors, tmp_path):
         assert file.read_bytes() == (again / "30" / "state" / file.name).read_bytes()
 
 
-# All of them in the processes of one launch
+# All of them in the same two processes
 STAGES = """import json, sys, finetune_RemoteGLM
 finetune_RemoteGLM.leave_process_group = lambda *_: None
 for stage in range(4):
@@ -857,8 +862,7 @@ def test_several_processes_train_the_same(checkpoints, colors, tmp_path):
     expected, _ = readings(tmp_path / "one")
     script = tmp_path / "stages.py"
     script.write_text(STAGES)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    finetune(base, colors, tmp_path, "", *SHORT, "--batch-size", 2, start=[*launcher, script])
+    finetune(base, colors, tmp_path, "", *SHORT, "--batch-size", 2, start=[script], ranks=2)
     for stage in range(4):
         assert readings(tmp_path / str(stage))[0] == pytest.approx(expected, abs=1e-4)
         tensors = load_file(tmp_path / str(stage) / "6" / PEFT_ADAPTER)

@@ -3,11 +3,11 @@ terminal and in the page.
 """
 
 import json
-import subprocess
 import sys
 from itertools import product
 from types import SimpleNamespace
 
+import fork_server
 import pytest
 import torch
 from conftest import load
@@ -92,7 +92,7 @@ def kinds(wide, tiny_checkpoint, rows, tmp_path_factory):
     ]
     runs = [[*map(str, common), kind, *options.split()] for kind, options in TRAINED.items()]
     command = [sys.executable, "-c", SCRIPT, json.dumps(runs)]
-    trained = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    trained = fork_server.run(command, cwd=PROJECT)
     assert trained.returncode == 0, trained.stderr
     for form, kind in (EXPORTED | {"peft": "lora"}).items():
         export_RemoteGLM.main(

@@ -6,11 +6,11 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -785,15 +785,15 @@ class TestCommand:
         command += ["--device", "cpu", "--max_length", "50"]
         known = 0
         for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-                try:
-                    while not (tiles.exists() and tiles.stat().st_size > known):
-                        assert process.poll() is None
-                        time.sleep(0.01)
-                    process.send_signal(number)
-                    said = process.communicate(timeout=60)[1]
-                finally:
-                    process.kill()
+            process = fork_server.Popen(command)
+            try:
+                while not (tiles.exists() and tiles.stat().st_size > known):
+                    assert process.poll() is None
+                    time.sleep(0.01)
+                process.send_signal(number)
+                said = process.communicate(timeout=60)[1]
+            finally:
+                process.kill()
             assert process.returncode == status and "Traceback" not in said
             known = tiles.stat().st_size
             assert known < (tmp_path / "whole" / "tiles.jsonl").stat().st_size

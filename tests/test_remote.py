@@ -11,6 +11,7 @@ import time
 from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
+import fork_server
 import numpy as np
 import pytest
 from conftest import PROJECT
@@ -430,12 +431,12 @@ def test_ctrl_c_keeps_what_was_answered(stub, rows, tmp_path):
     stub.answer = answer
     argv = evaluation(rows, tmp_path, "--api", stub.url, "--model", "m")
     command = [sys.executable, PROJECT / "evaluate_RemoteGLM.py", *argv]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: len(stub.asked) > 2, 60)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        begun = time.monotonic()
-        error_text = process.communicate()[1]
+    process = fork_server.Popen(command)
+    wait_for(lambda: len(stub.asked) > 2, 60)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    error_text = process.communicate()[1]
     hang.set()
     assert process.returncode == 130 and time.monotonic() - begun < 10
     assert "Traceback" not in error_text

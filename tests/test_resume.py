@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +13,6 @@ from model.files import PROJECT
 from model.weight_files import ADAPTER
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-TORCHRUN = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node"]
 # Every kind of optimizer that DeepSpeed wraps around ours: name -> options
 KINDS = {
     "float32": "",
@@ -24,7 +22,7 @@ KINDS = {
     "stage-3": "--zero-stage 3",
     "stage-3-bf16": "--zero-stage 3 --bf16 --offload",
 }
-# All of them in the processes of one launch; each is copied as a crash after step 3 leaves it
+# All of them in the same two processes; each is copied as a crash after step 3 leaves it
 SCRIPT = """import json, shutil, sys, torch, finetune_RemoteGLM
 from pathlib import Path
 finetune_RemoteGLM.leave_process_group = lambda *_: None
@@ -55,8 +53,8 @@ def resumed(tiny_checkpoint, rows, tmp_path_factory):
     runs = {}
     for kind, options in KINDS.items():
         runs[kind] = train_argv(tiny_checkpoint, rows, save, *options.split())
-    command = [*TORCHRUN, "2", str(save / "script.py"), str(save), json.dumps(runs)]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    command = [sys.executable, save / "script.py", save, json.dumps(runs)]
+    result = fork_server.run(command, ranks=2, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("resumed at step 3") == len(KINDS)
     return save

@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import fork_server
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_resume import ENVIRONMENT, logged, train_argv
 
@@ -78,7 +81,7 @@ def series(tiny_checkpoint, rows, tmp_path_factory):
         "unused": argv("u", "--method", "ptuning", "--lora_rank", "3", train_iters=1),
     }
     command = [sys.executable, "-c", SERIES, json.dumps(list(runs.values()))]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    result = fork_server.run(command, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     results = json.loads(result.stdout)
     ends = {name: end for name, (end, _) in zip(runs, results)}
@@ -162,22 +165,23 @@ def test_a_replaced_run_is_not_resumed(series, tiny_checkpoint, rows, tmp_path):
 
 @pytest.fixture
 def started():
-    """Starts a training process and returns it once `ready(process)` says so; ends what is left."""
+    """Starts a training process and returns it once `ready(process)` says so; ends what is left.
+
+    Without a launcher its imports are done.
+    """
     processes = []
 
-    def start(*argv, ready, launcher=(sys.executable,), nohup=False, **how):
-        process = subprocess.Popen(
-            [*launcher, SCRIPT, *argv],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # whatever the tests themselves run under
-            preexec_fn=lambda: signal.signal(
-                signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL
-            ),
-            **how,
-        )
+    def start(*argv, ready, launcher=None, nohup=False, **how):
+        # whatever the tests themselves run under
+        action = signal.SIG_IGN if nohup else signal.SIG_DFL
+        before = partial(signal.signal, signal.SIGHUP, action)
+        how |= {"env": ENVIRONMENT}
+        if launcher:
+            how |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            words = [*launcher, SCRIPT, *argv]
+            process = subprocess.Popen(words, preexec_fn=before, **how)
+        else:
+            process = fork_server.Popen([sys.executable, SCRIPT, *argv], before=before, **how)
         processes.append(process)
         return wait_until(ready, process)
 
@@ -215,7 +219,8 @@ def test_a_signal_while_anything_loads_is_one_line(
         with open(f"/proc/{process.pid}/maps") as maps:
             return library in maps.read()
 
-    process = started(*endless(tiny_checkpoint, rows, tmp_path), ready=is_loading)
+    argv = endless(tiny_checkpoint, rows, tmp_path)
+    process = started(*argv, ready=is_loading, launcher=[sys.executable])
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -366,7 +371,7 @@ finetune_RemoteGLM.main(sys.argv[1:])
 def test_want_of_memory_while_training_names_the_estimate(tiny_checkpoint, rows, tmp_path):
     argv = train_argv(tiny_checkpoint, rows, tmp_path)
     command = [sys.executable, "-c", WITHOUT_MEMORY, *argv]
-    result = subprocess.run(command, env=ENVIRONMENT, cwd=PROJECT, capture_output=True, text=True)
+    result = fork_server.run(command, env=ENVIRONMENT, cwd=PROJECT)
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if "error:" in line]
     assert re.search(r"lower --batch-size .*; by the estimate weights 0\.0 GB", line)
@@ -384,13 +389,31 @@ def test_reports_never_stop_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr(training_log, "plot", broken)
     for step in (1, 2):
         log.note(step, loss=1.0)
-        log.draw()
+        log.draw(is_last=True)
     assert said == [
         "wandb left out (no network); the training goes on",
         "metrics.jsonl left out ([Errno 28] No space left on device); the training goes on",
         "tracker 1 of --report left out (no network); the training goes on",
         "loss.png left out (no network); the training goes on",
     ]
+
+
+def test_losses_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):
+    drawn, now = [], [0.0]
+    monkeypatch.setattr(training_log, "plot", lambda entries, path: drawn.append(now[0]))
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
+    log = Log(tmp_path)
+    for second in range(0, 34, 3):
+        now[0] = float(second)
+        log.draw()
+    log.draw(is_last=True)
+    assert drawn == [12, 24, 33]
+    monkeypatch.undo()
+    log.note(1, loss=1.0)
+    log.note(2, valid={"real": 1.0, "blank": 2.0})
+    log.draw(is_last=True)
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.size == (840, 480) and len(picture.convert("RGB").getcolors(2**16)) > 9
 
 
 def test_metrics_torn_anywhere_are_passed_over(tmp_path):
@@ -419,16 +442,27 @@ def test_a_file_size_limit_is_one_line_and_resumes(tiny_checkpoint, rows, tmp_pa
     argv = train_argv(tiny_checkpoint, rows, tmp_path, "--experiment-name", "x")
     command = [sys.executable, SCRIPT, *argv, "--vision_cache", "off"]
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    how = {"capture_output": True, "text": True, "env": ENVIRONMENT, "timeout": 90}
-    result = subprocess.run(command, preexec_fn=limit, **how)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    result = fork_server.run(command, env=ENVIRONMENT, before=limit)
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert re.search("checkpoint .*3 cannot be written: .*File too large", line)
-    again = subprocess.run([*command, "--resume"], **how)
+    again = fork_server.run([*command, "--resume"], env=ENVIRONMENT)
     assert again.returncode == 0 and RunFolder(tmp_path / "x").steps() == [3, 6]
+
+
+WITHOUT_TORCH = """import runpy, sys
+sys.modules["torch"] = None
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("options, status", [(["--help"], 0), (["--lr", "x"], 2)])
+def test_help_and_wrong_options_are_answered_before_the_imports(options, status):
+    command = [sys.executable, "-c", WITHOUT_TORCH, SCRIPT, *options]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == status and "Traceback" not in result.stderr
+    assert status == 0 or result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

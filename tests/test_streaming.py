@@ -1,16 +1,16 @@
 """Rows that stay on the disk: the same samples, the same training, in memory that stays flat."""
 
 import json
-import subprocess
 import sys
 import tarfile
 from io import BytesIO
 
+import fork_server
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from test_resume import ENVIRONMENT, TORCHRUN, logged
+from test_resume import ENVIRONMENT, logged
 from test_train import started
 
 from model.errors import UserError
@@ -168,10 +168,10 @@ def arguments(base, shards, save, *more):
     return [*argv.split(), *map(str, more)]
 
 
-def train(base, shards, save, *more, launcher=(sys.executable,)):
-    command = [*launcher, str(PROJECT / "finetune_RemoteGLM.py")]
+def train(base, shards, save, *more, ranks=1):
+    command = [sys.executable, PROJECT / "finetune_RemoteGLM.py"]
     command += arguments(base, shards, save, *more)
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    result = fork_server.run(command, ranks, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -213,8 +213,7 @@ def test_lines_and_rows_in_memory_train_alike(tiny_checkpoint, shards, tmp_path)
     more = (*common, "--vision_cache", "off", "--batch-size", 20)
     train(tiny_checkpoint, shards, tmp_path, *more, "--experiment-name", "memory")
     more = (*common, "--stream", "--batch-size", 10)
-    train(tiny_checkpoint, shards, tmp_path, *more, "--experiment-name", "disk",
-          launcher=(*TORCHRUN, "2"))  # fmt: skip
+    train(tiny_checkpoint, shards, tmp_path, *more, "--experiment-name", "disk", ranks=2)
     losses = [[loss for _, loss, _ in logged(tmp_path / name)] for name in ("memory", "disk")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and len(losses[0]) == 6
 
@@ -223,6 +222,6 @@ def test_rows_that_cannot_be_streamed_are_one_line(tiny_checkpoint, rows, tmp_pa
     command = [sys.executable, str(PROJECT / "finetune_RemoteGLM.py"), "--stream"]
     command += f"--from_pretrained {tiny_checkpoint} --train-data {rows}/rows-train.json".split()
     command += ["--save", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
+    result = fork_server.run(command, env=ENVIRONMENT)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "give data/generate_prompt.py an --output that ends in .jsonl" in result.stderr

@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
+import fork_server
 import psutil
 import pytest
 import torch
@@ -22,6 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import finetune_RemoteGLM as finetune
+from data.synthetic import make_tiny_base
 from model import UserError, load_assistant, read_image
 from model import rows as rows_module
 from model.family import FeatureSpec, Limits
@@ -74,15 +77,13 @@ def command(*args, launcher=(sys.executable,)):
     ]
 
 
-def run(*args, launcher=(sys.executable,), cwd=None, **env):
-    return subprocess.run(
-        command(*args, launcher=launcher),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT | env,
-        timeout=300,
-    )
+def run(*args, launcher=None, ranks=1, cwd=None, **env):
+    """By a launcher that is named, or at once by fork_server."""
+    how = {"cwd": cwd, "env": ENVIRONMENT | env, "timeout": 300}
+    if launcher:
+        words = command(*args, launcher=launcher)
+        return subprocess.run(words, capture_output=True, text=True, **how)
+    return fork_server.run(command(*args), ranks, **how)
 
 
 def losses(folder):
@@ -261,7 +262,7 @@ def test_processes_accumulation_and_zero_stages_do_not_change_the_result(
         ),
         "zero 3": (
             ["--batch-size", 1, "--gradient-accumulation-steps", 3, "--zero-stage", 3],
-            {"launcher": TORCHRUN},
+            {"ranks": 2},
         ),
     }
     found = {}
@@ -310,12 +311,11 @@ def test_processes_accumulation_and_zero_stages_do_not_change_the_result(
     )
 
 
-def started(*args, until, **how):
+def started(*args, until, ranks=1):
     """Start a run and kill it (-9, with all its processes) once its metrics have reached a step."""
     folder = Path(args[args.index("--save") + 1]) / args[args.index("--experiment-name") + 1]
-    process = subprocess.Popen(
-        command(*args, **how), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    processes = fork_server.start(command(*args), ranks, env=ENVIRONMENT)
+    process = processes[0]
     path, deadline = folder / "metrics.jsonl", time.time() + 120
     while time.time() < deadline and process.poll() is None:
         lines = path.read_text().splitlines() if path.is_file() else []
@@ -323,21 +323,23 @@ def started(*args, until, **how):
             break
         time.sleep(0.002)
     assert process.poll() is None, "it ended before it could be killed"
-    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+    workers = [psutil.Process(one.pid).children(recursive=True) for one in processes]
+    for victim in [*chain(*workers), *processes]:
         victim.kill()
-    process.wait()
+    for process in processes:
+        process.wait()
     return folder
 
 
 @pytest.mark.parametrize(
-    "launcher, batch, more",
+    "ranks, batch, more",
     [
-        ((sys.executable,), 4, ["--lora_dropout", 0.2, "--augment", 0.7, "--patch_dropout", 0.5]),
-        (TORCHRUN, 2, ["--zero-stage", 2]),
+        (1, 4, ["--lora_dropout", 0.2, "--augment", 0.7, "--patch_dropout", 0.5]),
+        (2, 2, ["--zero-stage", 2]),
     ],
     ids=["one process", "two processes"],
 )
-def test_resume_is_exact(pretrained, long_and_short, tmp_path, launcher, batch, more):
+def test_resume_is_exact(pretrained, long_and_short, tmp_path, ranks, batch, more):
     """40 steps at one go against kill -9 after step 23 and --resume: every later loss is equal, to
     the last bit.
     """
@@ -355,17 +357,17 @@ def test_resume_is_exact(pretrained, long_and_short, tmp_path, launcher, batch, 
         tmp_path,
         *more,
     ]
-    whole = run(*common, "--experiment-name", "whole", launcher=launcher)
+    whole = run(*common, "--experiment-name", "whole", ranks=ranks)
     assert whole.returncode == 0, whole.stderr
-    folder = started(*common, "--experiment-name", "killed", until=23, launcher=launcher)
+    folder = started(*common, "--experiment-name", "killed", until=23, ranks=ranks)
     assert (folder / "latest").read_text() in ("20", "30")
     assert "holds a run already, at step" in run(*common, "--experiment-name", "killed").stderr
-    again = run(*common, "--experiment-name", "killed", "--resume", launcher=launcher)
+    again = run(*common, "--experiment-name", "killed", "--resume", ranks=ranks)
     assert again.returncode == 0 and re.search("resumed at step [23]0", again.stdout), again.stderr
     assert losses(folder)[0] == losses(tmp_path / "whole")[0] and len(losses(folder)[0]) == 40
     ours, theirs = (load_file(tmp_path / name / "40" / ADAPTER) for name in ("killed", "whole"))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    done = run(*common, "--experiment-name", "killed", "--resume", launcher=launcher)
+    done = run(*common, "--experiment-name", "killed", "--resume", ranks=ranks)
     assert done.returncode == 0 and "is finished at step 40: nothing to do" in done.stdout
 
 
@@ -581,9 +583,7 @@ def test_signals_save_and_leave(pretrained, rows, tmp_path, number):
         "--experiment-name",
         "x",
     ]
-    process = subprocess.Popen(
-        command(*args), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = fork_server.Popen(command(*args), env=ENVIRONMENT)
     path = tmp_path / "x" / "metrics.jsonl"
     while process.poll() is None and not (path.is_file() and '"loss"' in path.read_text()):
         time.sleep(0.01)
@@ -1085,31 +1085,18 @@ def test_nf4_stays_near_full_precision(pretrained):
     assert len(four_bit) == 8 and all(name.startswith("transformer.layers.") for name in four_bit)
 
 
-def test_the_tiny_base_is_made_by_its_script(tmp_path, rows):
+def test_the_tiny_base_is_made_by_its_script(tmp_path, rows, monkeypatch):
     """data/synthetic/make_tiny_base.py from pictures to a base in half precision, with few of
     everything.
     """
-    result = subprocess.run(
-        [
-            sys.executable,
-            PROJECT / "data/synthetic/make_tiny_base.py",
-            "--work",
-            tmp_path,
-            "--output",
-            tmp_path / "base",
-            "--pictures",
-            "40",
-            "--iters",
-            "2",
-            "2",
-            "2",
-            "1",
-        ],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    assert result.returncode == 0, result.stderr
+
+    def at_once(command, check):
+        assert check
+        fork_server.run(command, env=ENVIRONMENT).check_returncode()
+
+    monkeypatch.setattr(make_tiny_base, "subprocess", SimpleNamespace(run=at_once))
+    few = "--pictures 40 --iters 2 2 2 1".split()
+    make_tiny_base.main(["--work", str(tmp_path), "--output", str(tmp_path / "base"), *few])
     made, committed = (
         load_file(folder / FULL) for folder in (tmp_path / "base", PROJECT / "model/tiny/base")
     )
