@@ -429,6 +429,7 @@ class TestPage:
         assert [url for url in asked_for if not url.startswith((address, "data:", "blob:"))] == []
         tab.click("#language")
         tab.get_by_role("tab", name="Scene map").wait_for()
+        assert "Click to Upload" in tab.inner_text("#before-file")
         assert wait_until(lambda: tab.inner_text("#scene-status") == "done")
         assert tab.inner_text("#scene-start") == "Start"
         assert tab.get_by_label("Tile (pixels)").input_value() == "64"
