@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from model import Sampling, UserError, float_products, load_assistant, quantization
 from model.visualglm import checkpoint
 from model.visualglm.answer_text import stable_prefix, tidy
+from model.visualglm.attention import positions_and_blocks, prefix_mask
 from model.visualglm.decoder import Decoder
 from model.visualglm.generate import filter_logits, generate
 from model.visualglm.lora import adapter_names, add_method, without_adapter
-from model.visualglm.network import VisualGLM, positions_and_blocks, prefix_mask
+from model.visualglm.network import VisualGLM
 from model.visualglm.packing import (
     LARGEST_FLOAT16,
     Float16Linear,
@@ -457,7 +458,7 @@ def test_a_kernel_is_tried_on_a_part_of_many_outputs(monkeypatch):
 @pytest.mark.parametrize("with_bfloat16", [True, False])
 def test_lora_in_bfloat16_on_any_cpu(with_bfloat16, nf4, monkeypatch):
     """The gradients of float32, by float32 products exactly where a CPU needs them."""
-    from model.family import open_checkpoint
+    from model.opening import open_checkpoint
 
     monkeypatch.setattr(float_products, "bfloat16_products", lambda: with_bfloat16)
     method = {"name": "lora", "rank": 2, "alpha": 1.0, "layers": None, "dropout": 0.0}

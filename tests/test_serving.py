@@ -133,7 +133,7 @@ def test_rows_that_join_and_leave_answer_as_alone(talkative, joins):
 )
 def test_slots_compute_what_the_decoder_does(wide, options):
     """Logits of rows of different lengths, one of which has been read with what it had said."""
-    from model.family import open_checkpoint
+    from model.opening import open_checkpoint
     from model.visualglm.decoder import Decoder
     from model.visualglm.lora import add_ptuning
     from model.visualglm.slots import Slots
@@ -251,7 +251,7 @@ def test_sampled_answers_depend_on_their_seed_alone(talkative):
 
 
 def test_tuned_and_untuned_side_by_side(tmp_path, tiny_checkpoint):
-    from model.family import open_checkpoint
+    from model.opening import open_checkpoint
     from model.visualglm.lora import lora_layers
 
     family = open_checkpoint(tiny_checkpoint, device="cpu")

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from model.errors import UserError
-from model.family import Family, FeatureSpec, Returning, open_checkpoint
+from model.family import Family, FeatureSpec, Returning
 from model.float_products import widen_products, widens
+from model.opening import open_checkpoint
 from model.sampling import Sampling
 from model.visualglm import export
 from model.visualglm.answer_text import AnswerText
