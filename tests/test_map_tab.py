@@ -443,7 +443,7 @@ class TestPage:
         address, bulk = page
         bulk.go.set()
         bulk.say = bulk.say | {"river": "<img src=x onerror=parent.document.title='河流'>河流"}
-        tab = browser.new_page()
+        tab = browser.new_page(locale="zh-CN")
         begin(tab, address, scene_file)
         frame = tab.locator("#scene-map iframe")
         frame.wait_for()
