@@ -58,15 +58,17 @@ class Llava(Bench):
         )
 
     def chosen(self, rows, count):
-        """The first rows of a file, by absolute paths of their images."""
-        from model.rows import load_rows
+        """The first rows of a file, their images as PNG, which all ways read alike."""
+        from model.rows import load_image, load_rows
 
         folder = self.folder / "rows"
         folder.mkdir()
         found = []
-        for sample in load_rows(rows)[:count]:
-            image = str(Path(sample.image).resolve())
-            found.append({"img": image, "prompt": sample.question, "label": sample.answer})
+        for index, sample in enumerate(load_rows(rows)[:count]):
+            image = folder / f"{index}.png"
+            load_image(sample.image).save(image)
+            row = {"img": image.name, "prompt": sample.question, "label": sample.answer}
+            found.append(row)
         file = folder / "rows.json"
         file.write_text(json.dumps(found))
         return file
@@ -153,12 +155,12 @@ def trainer_peft(bench, name):
     return run, json.loads(run.output.strip().splitlines()[-1])
 
 
-def conversations(bench):
-    """The rows as LLaMA-Factory and ms-swift read them."""
+def conversations(bench, image):
+    """The rows as LLaMA-Factory and ms-swift read them. image: what stands for it in a text."""
     found = []
     for row in json.loads(bench.ordered.read_text()):
         messages = [
-            {"role": "user", "content": "<image>" + row["prompt"]},
+            {"role": "user", "content": image + row["prompt"]},
             {"role": "assistant", "content": row["label"]},
         ]
         found.append({"messages": messages, "images": [row["img"]]})
@@ -168,7 +170,7 @@ def conversations(bench):
 def llamafactory(python, bench, name):
     folder = bench.folder / name
     folder.mkdir()
-    (folder / "rows.json").write_text(json.dumps(conversations(bench)))
+    (folder / "rows.json").write_text(json.dumps(conversations(bench, "<image>\n")))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user"}
     entry = {
         "file_name": "rows.json",
@@ -186,6 +188,7 @@ def llamafactory(python, bench, name):
         "dataset": "rows",
         "dataset_dir": str(folder),
         "template": "llava",
+        "default_system": "",  # it would be longer than the rows
         "cutoff_len": 2048,
         "disable_shuffling": True,
         "preprocessing_num_workers": 1,
@@ -200,6 +203,7 @@ def llamafactory(python, bench, name):
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
+        "disable_gradient_checkpointing": True,  # as the others
         "use_cpu": True,
         "overwrite_cache": True,
     }
@@ -214,7 +218,7 @@ def swift(python, bench, name):
     folder = bench.folder / name
     folder.mkdir()
     file = folder / "rows.jsonl"
-    lines = [json.dumps(row) for row in conversations(bench)]
+    lines = [json.dumps(row) for row in conversations(bench, "<image>")]
     file.write_text("\n".join(lines) + "\n")
     options = {
         "--model": bench.base,
