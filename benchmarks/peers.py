@@ -4,9 +4,10 @@
     python benchmarks/peers.py --rows data/UCM/UCM-prompt-train.json
     python benchmarks/peers.py --llamafactory /tmp/lf/bin/python --swift /tmp/swift/bin/python
 
-By transformers' Trainer with peft (trainer_peft.py); by LLaMA-Factory 0.9.5 and ms-swift 4.6.0
-where their Python is named, each in an environment of its own. All start from one adapter that peft
-wrote, take the same rows in the same order, and train in float32 on the CPU. The ways take turns
+By LLaMA-Factory 0.9.5 and ms-swift 4.6.0 where their Python is named, each in an environment of
+its own; where none is, by transformers' Trainer with peft (trainer_peft.py). All start from one
+adapter that peft wrote, take the same rows in the same order, and train in float32 on the CPU,
+without activation checkpointing; their templates of LLaVA differ by a space. The ways take turns
 --rounds times. Each is a process of its own, imports, loading and the end included. CPU seconds are
 those of all its threads, which other load changes less than the clock's.
 """
@@ -33,6 +34,7 @@ RANK = 8
 LR = 1e-4
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SEED = 1234  # finetune_RemoteGLM.py's own
+MOST_TOKENS = 2048  # of a row: none is cut
 COMPARED = 20  # first steps whose losses are compared
 # No network, no hub, and transformers' newest release although they ask for others
 ENVIRONMENT = {"DISABLE_VERSION_CHECK": "1", "USE_HF": "1", "HF_HUB_OFFLINE": "1"}
@@ -135,6 +137,7 @@ def remoteglm(bench, name):
         "--adam-beta2": 0.999,
         "--weight-decay": 0,
         "--clip-grad": 1,
+        "--max-target-length": MOST_TOKENS,
         "--log-interval": 1,
         "--save-interval": sys.maxsize,
         "--train-data": file,
@@ -189,7 +192,7 @@ def llamafactory(python, bench, name):
         "dataset_dir": str(folder),
         "template": "llava",
         "default_system": "",  # it would be longer than the rows
-        "cutoff_len": 2048,
+        "cutoff_len": MOST_TOKENS,
         "disable_shuffling": True,
         "preprocessing_num_workers": 1,
         "output_dir": str(folder / "out"),
@@ -207,7 +210,7 @@ def llamafactory(python, bench, name):
         "use_cpu": True,
         "overwrite_cache": True,
     }
-    file = folder / "settings.json"
+    file = folder / "settings.yaml"  # JSON is YAML as well
     file.write_text(json.dumps(settings))
     run = watch([python, "-m", "llamafactory.cli", "train", file], bench.threads)
     state = json.loads((folder / "out" / "trainer_state.json").read_text())
@@ -243,11 +246,12 @@ def swift(python, bench, name):
         "--save_strategy": "no",
         "--report_to": "none",
         "--gradient_checkpointing": "false",
+        "--max_length": MOST_TOKENS,
         "--dataset_num_proc": 1,
         "--dataloader_num_workers": 0,
         "--use_cpu": "true",
     }
-    command = [python, "-m", "swift.cli.main", "sft", *as_words(options)]
+    command = [python, "-m", "swift.cli.sft", *as_words(options)]
     run = watch(command, bench.threads)
     lines = (folder / "out" / "logging.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
@@ -324,11 +328,13 @@ def main():
     torch.set_num_threads(args.threads)
     os.environ.update(ENVIRONMENT)
     random.seed(0)
-    ways = {"RemoteGLM": remoteglm, "Trainer + peft": trainer_peft}
+    ways = {"RemoteGLM": remoteglm}
     if args.llamafactory:
         ways["LLaMA-Factory"] = partial(llamafactory, args.llamafactory)
     if args.swift:
         ways["ms-swift"] = partial(swift, args.swift)
+    if len(ways) == 1:
+        ways["Trainer + peft"] = trainer_peft
     with sigterm_cleans_up(), tempfile.TemporaryDirectory() as scratch:
         bench = Llava(Path(scratch), args.threads)
         bench.prepare(args.rows, args.count, args.batch_size, args.epochs)
