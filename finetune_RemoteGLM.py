@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from model.training.allocator import start_without_caches
 from model.training.signals import leave_on_signals
 
 if __name__ == "__main__":
+    start_without_caches()
     leave_on_signals("finetune_RemoteGLM.py")  # also while the imports below take their seconds
 
 import numpy as np
