@@ -18,7 +18,6 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from command_line import (
@@ -29,7 +28,7 @@ from command_line import (
     compares,
     loading,
 )
-from mapping.options import STRETCHES, TASKS, Options, problem_of
+from mapping.arguments import add_scene_options, check_scene_options, scene_options
 from model.errors import UserError
 from model.sampling import LIMITS, Sampling, limit_problem
 from serving.page.words import cut_note
@@ -46,8 +45,6 @@ OF_CHECKPOINT = (
 ANSWER_SECONDS = 600.0  # that a server may take for an answer, its queue included
 HISTORY = "~/.remoteglm_history"
 HISTORY_LINES = 1000
-# Options of a map that are for nothing else
-MAP_OPTIONS = ("tile", "overlap", "tasks", "stretch", "min_confidence")
 
 # What a person sees, by --english
 WORDS = {
@@ -151,46 +148,6 @@ def add_file_options(group):
     )
 
 
-def add_scene_options(group):
-    add = group.add_argument
-    add(
-        "--scene",
-        help="map this large image: its tiles are asked about and become polygons of one scene "
-        "(map.geojson, map.png, map.html, summary.txt in the folder --output); needs rasterio",
-    )
-    add(
-        "--before",
-        help="an earlier image of the same place, aligned by georeference: also says in which "
-        "tiles of --scene the scene or the objects changed (changes.geojson)",
-    )
-    add("--tile", type=int, help=f"side of a tile in pixels ({Options.tile})")
-    add(
-        "--overlap",
-        type=float,
-        help="share of a tile that its neighbour covers as well, 0 to 0.9; where tiles overlap "
-        f"they vote ({Options.overlap})",
-    )
-    add(
-        "--tasks",
-        nargs="+",
-        choices=TASKS,
-        help="what each tile is asked; the scene is read from its own answer or else from the "
-        f"description ({' '.join(Options.tasks)})",
-    )
-    add(
-        "--stretch",
-        choices=STRETCHES,
-        help="images of more than 8 bits are stretched alike in the whole scene, so that "
-        f"neighbours look alike, or each tile by itself ({Options.stretch})",
-    )
-    add(
-        "--min-confidence",
-        type=float,
-        help="tiles below it are left undecided: the probability of the scene's word against "
-        f"those of all other scenes, 0 to 1 ({Options.min_confidence})",
-    )
-
-
 def add_sampling_options(group):
     add = group.add_argument
     add(
@@ -240,12 +197,9 @@ def parse(argv=None):
         parser.error(f"--batch-size {args.batch_size}: must be at least 1")
 
     check_server_options(parser, args)
+    check_scene_options(parser, args)
     if args.scene:
-        check_scene_options(parser, args)
         return args
-    for name in (*MAP_OPTIONS, "before"):
-        if getattr(args, name) is not None:
-            parser.error(f"--{name.replace('_', '-')} is for a map: name its --scene")
     one_of_two = bool(args.input) != bool(args.output)
     if one_of_two or args.input and (args.image or args.json):
         parser.error("--input and --output go together, and without --image and --json")
@@ -270,22 +224,6 @@ def check_server_options(parser, args):
         parser.error(f"{', '.join(given)}: not with --serve, whose server has loaded its own")
     if not is_header(args.api_key or "x"):
         parser.error("--api-key (or REMOTEGLM_API_KEY): expected a key in ASCII without spaces")
-
-
-def check_scene_options(parser, args):
-    """Fill in the defaults of a map's options; ends the script where they are contradictory."""
-    for name in MAP_OPTIONS:
-        if getattr(args, name) is None:
-            setattr(args, name, getattr(Options, name))
-        value = getattr(args, name)
-        problem = problem_of(name, value)
-        if problem:
-            parser.error(f"--{name.replace('_', '-')} {value}: {problem}")
-    if not args.output:
-        parser.error("--scene needs --output, the folder of the map")
-    for name in ("image", "input", "json", "base"):
-        if getattr(args, name):
-            parser.error(f"--scene and --{name} exclude each other")
 
 
 def sampling_of(args):
@@ -457,15 +395,7 @@ def map_scene(args):
     from mapping.run import make_map, prepared
     from model import load_assistant
 
-    options = Options(
-        scene=args.scene,
-        output=Path(args.output),
-        before=args.before,
-        prompt=args.prompt,
-        bands=args.bands,
-        batch_size=args.batch_size,
-        **{name: getattr(args, name) for name in MAP_OPTIONS},
-    )
+    options = scene_options(args)
     # What can be wrong with the user's files shows before the weights are read.
     with prepared(options) as job:
         assistant = load_assistant(args.from_pretrained, **loading(args))

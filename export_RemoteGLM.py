@@ -49,7 +49,7 @@ def parse(argv=None):
 
 def export(args):
     """Write the folder -> what the user should know of it. Raises UserError."""
-    from model.family import export_checkpoint
+    from model.opening import export_checkpoint
 
     return export_checkpoint(args.from_pretrained, args.format, args.output, **loading(args))
 

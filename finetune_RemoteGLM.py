@@ -14,9 +14,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from model.training.allocator import start_without_caches
@@ -26,27 +24,14 @@ if __name__ == "__main__":
     start_without_caches()
     leave_on_signals("finetune_RemoteGLM.py")  # also while the imports below take their seconds
 
-import numpy as np
 import torch
 
 from command_line import Parser
+from model.devices import choose_device
 from model.errors import UserError
-from model.family import (
-    Limits,
-    adapter_card,
-    adapter_tensors,
-    base_of_adapter,
-    check_base,
-    choose_device,
-    family_of,
-    named_dtype,
-    portable_path,
-)
-from model.files import PROJECT, sha256
-from model.find import find_checkpoint
-from model.row_store import StoredSamples, is_shards, sample_keys
-from model.rows import Sample, load_rows
+from model.family import Limits
 from model.training.arguments import read_arguments
+from model.training.base import as_resolved, open_base, training_dtype
 from model.training.dataset import StreamedDataset, make_loader, rendered_dataset
 from model.training.engine import (
     deepspeed,
@@ -55,16 +40,16 @@ from model.training.engine import (
     make_engine,
     start_processes,
 )
-from model.training.feature_cache import open_feature_cache, uses_feature_cache
+from model.training.feature_cache import open_feature_cache
+from model.training.inputs import read_inputs, say_overlap
 from model.training.log import Log
 from model.training.loop import Plan, Trainer
 from model.training.memory import estimated_memory, memory_problem
-from model.training.options import IGNORED, layers, like_adapter, without_effect
+from model.training.options import IGNORED, without_effect
 from model.training.resume import Progress, resume, step_bytes
 from model.training.run_folder import RunFolder
 from model.training.sampler import DistributedBatchSampler, plan_epoch
 from model.training.validation import make_validation, shuffled_rows
-from model.weight_files import adapter_file
 
 QUESTIONS = 10_000  # rows among which the most frequent question is looked for
 
@@ -72,69 +57,6 @@ QUESTIONS = 10_000  # rows among which the most frequent question is looked for
 def parse(argv=None):
     """Command line -> (Options, flags without effect). Contradictions end it in one message."""
     return read_arguments(Parser(__doc__), argv)
-
-
-@dataclass
-class Inputs:
-    """What a run reads, checked before anything heavy."""
-
-    train_file: Path
-    samples: Sequence[Sample]
-    valid_samples: list[Sample]
-    fingerprints: list[str | None]  # of the rows of both
-    notes: list[str]  # what was not read of the files
-
-    @property
-    def is_streamed(self):
-        return isinstance(self.samples, StoredSamples)
-
-    @cached_property
-    def keys(self):
-        """Of training and validation samples, see sample_keys."""
-        return sample_keys(self.samples), sample_keys(self.valid_samples)
-
-    @property
-    def images(self):
-        """How many different ones."""
-        shown = np.concatenate([keys[:, 0] for keys in self.keys])
-        return np.unique(shown[shown != 0]).size
-
-
-def read_inputs(options):
-    """The row files that the options name. Raises UserError."""
-    default = PROJECT / "data" / options.dataset / f"{options.dataset}-prompt-train.json"
-    train_file = Path(options.train_data or default)
-    beside = train_file.with_name(train_file.name.replace("-train", "-val"))
-    valid_file = None
-    if options.valid_data:
-        valid_file = Path(options.valid_data)
-    elif beside != train_file and (beside.is_file() or any(beside.parent.glob(beside.name))):
-        valid_file = beside
-    notes = []
-    samples, fingerprint = read_samples(train_file, options, notes, options.stream)
-    valid_samples, valid_fingerprint = [], None
-    if valid_file:
-        valid_samples, valid_fingerprint = read_samples(valid_file, options, notes)
-    if isinstance(samples, StoredSamples):
-        notes.append(
-            "training rows stay on the disk: their images are read and encoded in every step, and "
-            "not opened before"
-        )
-    if options.early_stopping and not valid_samples:
-        raise UserError(
-            f"--early-stopping {options.early_stopping} needs validation rows: name them with "
-            "--valid-data"
-        )
-    fingerprints = [fingerprint, valid_fingerprint]
-    return Inputs(train_file, samples, list(valid_samples), fingerprints, notes)
-
-
-def read_samples(path, options, notes, stream=False):
-    """(the samples of a row file or of shards, hash of the rows). Raises UserError."""
-    if stream or is_shards(path):
-        samples = StoredSamples(path, options.image_root, notes)
-        return samples, samples.fingerprint[:16]
-    return load_rows(path, options.image_root, notes=notes), sha256(path)[:16]
 
 
 def prepare_run(options):
@@ -153,122 +75,6 @@ def prepare_run(options):
             "--resume, name another --experiment-name, or start again with --overwrite"
         )
     return run, existing_steps
-
-
-def training_dtype(options, device):
-    """torch.dtype of weights and activations."""
-    if device.type != "cuda":
-        if options.dtype == "float16":
-            print("--dtype float16 needs a GPU: training in float32 on the CPU", file=sys.stderr)
-            return torch.float32
-        return named_dtype(options.dtype or "float32")
-    if options.dtype:
-        return named_dtype(options.dtype)
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def open_base(options, device, dtype):
-    """The network to train, with its method added -> (Family, what its card says of both)."""
-    adapter = None
-    if options.model_config:
-        family = family_of(options.model_config).from_config(
-            options.model_config, tokenizer=options.tokenizer, device=device, dtype=dtype
-        )
-        base = None
-    else:
-        folder = find_checkpoint(options.from_pretrained, options.download or None)
-        named = options.from_pretrained
-        if adapter_file(folder):
-            adapter = folder
-            base_path, download = options.base_path or None, options.download or None
-            named = folder = base_of_adapter(adapter, base_path, download)
-        kind = family_of(folder)
-        family = kind.open(
-            folder,
-            tokenizer=options.tokenizer or adapter,
-            # 4-bit weights are made on the CPU and moved: the GPU never holds the full ones
-            device=torch.device("cpu") if options.method == "qlora" else device,
-            dtype=dtype,
-            vision_on_cpu=uses_feature_cache(options, kind),
-        )
-        refuse_finished(folder, family)
-        if options.max_pixels or options.min_pixels:
-            family.limit_pixels(options.min_pixels or None, options.max_pixels or None)
-        path = portable_path(folder) if Path(named).is_dir() else named
-        base = {"path": path, "fingerprint": family.base_fingerprint}
-
-    check_choices(options, family)
-    method = requested_method(options, adapter)
-    method = family.add_method(method, device=device, nf4=options.method == "qlora")
-    if adapter:
-        check_base(adapter, family, folder)
-        family.start_from(adapter_tensors(adapter), f"adapter {adapter}")
-    family.configure_training(
-        activation_checkpointing=options.checkpoint_activations,
-        patch_dropout=options.patch_dropout,
-        label_smoothing=options.label_smoothing,
-        compile_layers=options.compile,
-    )
-    return family, {"base": base, "method": method}
-
-
-def refuse_finished(folder, family):
-    """UserError for a folder that is no base to train on."""
-    if family.has_adapter:
-        raise UserError(
-            f"{folder} is no base to train on: it holds {family.card['method']['name']}; merge it "
-            "first (export_RemoteGLM.py --format sat), or name the base itself"
-        )
-    if "quantization" in family.card:
-        raise UserError(
-            f"{folder} is no base to train on: its weights are quantized; name the checkpoint "
-            "they were made from (--method qlora trains in 4 bits)"
-        )
-
-
-def check_choices(options, family):
-    """UserError for methods, parts or LoRA targets that this family of networks does not have."""
-    for name, chosen, known in (
-        ("--method", [options.method], family.methods),
-        ("--trainable", options.trainable, family.parts),
-        ("--lora_targets", options.lora_targets, family.lora_targets),
-    ):
-        unknown = [value for value in chosen if value not in known]
-        if unknown:
-            raise UserError(f"{name} {unknown[0]}: expected {', '.join(known)}")
-
-
-def requested_method(options, adapter=None):
-    """The options as a method of family.add_method; adapter: folder of one to start from."""
-    own = adapter_card(adapter)["method"] if adapter else {}
-    if "peft" in own:  # it says itself where its modules are, see options.like_adapter
-        return own | {"dropout": options.lora_dropout}
-    if options.method == "full":
-        return {"name": "full", "parts": options.trainable}
-    if options.method == "ptuning":
-        return {"name": "ptuning", "length": options.pre_seq_len, "parts": options.trainable}
-    return {
-        "name": "lora",
-        "rank": options.lora_rank,
-        "alpha": options.lora_alpha,
-        "layers": layers(options.layer_range) if options.layer_range else None,
-        "dropout": options.lora_dropout,
-        "targets": options.lora_targets,
-        "parts": options.trainable,
-    }
-
-
-def say_overlap(inputs, say):
-    """Say how many validation rows also are training rows, which makes their loss too low."""
-    keys, valid_keys = inputs.keys
-    same = int(np.isin(valid_keys[:, 1], keys[:, 1]).sum())
-    shown = keys[keys[:, 0] != 0, 0]
-    seen = int(np.isin(valid_keys[:, 0], shown).sum())
-    if seen or same:
-        say(
-            f"warning: of {len(inputs.valid_samples)} validation rows {same} are also training "
-            f"rows, and {seen} show a training image: the validation loss is too low by that"
-        )
 
 
 def say_plan(trainer, inputs, method, total_parameters, memory):
@@ -355,23 +161,6 @@ def train(options, ignored=()):
             error.add_note(memory.advice(options))
         raise
     return finish(trainer)
-
-
-def as_resolved(options, dtype):
-    """The options with what an empty one or an adapter to start from decides. Raises UserError."""
-    name = str(dtype).removeprefix("torch.")
-    options = dataclasses.replace(options, dtype=name)
-    if options.model_config:
-        return options
-    try:
-        folder = find_checkpoint(options.from_pretrained)
-    except UserError:
-        if Path(options.from_pretrained).expanduser().is_dir():
-            raise
-        return options  # open_base fetches it, or says that it is not there
-    if not adapter_file(folder):
-        return options
-    return like_adapter(options, adapter_card(folder)["method"], folder)
 
 
 def begin(run, existing_steps, options, say):

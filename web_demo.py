@@ -28,6 +28,7 @@ from command_line import (
 )
 from model.errors import UserError
 from serving.page.words import WORDS
+from serving.space import GB, USUAL, Space
 
 # Folders of what people upload: one for each process, by its number
 UPLOADS = "remoteglm-{}-"
@@ -65,6 +66,13 @@ def parse(argv=None):
         help="let people vote on answers, and append every vote with its question and answer to "
         "this file, a JSON object a line (default: nobody votes)",
     )
+    add(
+        "--upload-space",
+        type=float,
+        metavar="GB",
+        default=USUAL / GB,
+        help="disk that uploads and maps may take, those of one page a quarter of it (%(default)s)",
+    )
     add_access_options(parser.add_argument_group("who may ask").add_argument)
     add_engine_options(parser.add_argument_group("answers to many people").add_argument)
 
@@ -77,7 +85,7 @@ def parse(argv=None):
         parser.error(f"--scenes {args.scenes}: no such folder")
     args.host = args.host.strip("[]")
     check_access(parser, args)
-    for name in ("rows", "waiting", "answer_seconds", "answer_tokens", "kv_memory"):
+    for name in ("rows", "waiting", "answer_seconds", "answer_tokens", "kv_memory", "upload_space"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             parser.error(f"--{name.replace('_', '-')} {value}: must be more than 0")
@@ -172,7 +180,19 @@ def serve(assistant, host, port, english=None, bands=None, **options):
         listener.close()
 
 
-def serve_app(
+def serve_app(app, listener, assistant, english=None, bands=None, *, trusted=(), **options):
+    """Serve an app and behind its routes the page -> serving.server.Server.
+
+    trusted: see serving.guard; options: see add_page.
+    """
+    from serving.guard import Guard
+    from serving.server import Server
+
+    add_page(app, listener, assistant, english, bands, **options)
+    return Server(Guard(app, trusted), listener).start()
+
+
+def add_page(
     app,
     listener,
     assistant,
@@ -181,24 +201,24 @@ def serve_app(
     *,
     root_path="",
     auth=None,
-    trusted=(),
+    upload_space=USUAL / GB,
     **options,
 ):
-    """Serve an app and behind its routes the page -> serving.server.Server.
+    """Put the page behind the routes of an app that has not started.
 
-    root_path: the path or address under which a proxy shows it; trusted: see serving.guard;
-    options: see serving.page.app.build.
+    root_path: the path or address under which a proxy shows it; auth: (user, password);
+    upload_space: GB of the disk for people's files; options: see serving.page.app.build.
     """
     # Nothing of Gradio asks the outside; its client finds this server without a proxy.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", no_proxy="*")
-    from serving.guard import Guard
-    from serving.page.app import mount
-    from serving.server import Server
+    from gradio.utils import get_upload_folder
 
+    from serving.page.app import mount
+
+    space = Space(Path(get_upload_folder()), int(upload_space * GB))
+    page = build(assistant, english, bands, space=space, **options)
     host, port = listener.getsockname()[:2]
-    page = build(assistant, english, bands, **options)
-    mount(app, page, host, port, root_path, auth)
-    return Server(Guard(app, trusted), listener).start()
+    mount(app, page, space, host, port, root_path, auth, english)
 
 
 def check_port(host, port):
@@ -278,14 +298,13 @@ def serve_until_stopped(args, listener):
     trusted = [*args.trusted_host, urlsplit(args.root_path).hostname or "localhost"]
     server = Server(Guard(create_app(api), trusted), listener).start()
     with ExitStack() as ends:
-        ends.callback(lambda: server.close())
+        ends.callback(server.close)
         assistant, scheduler = open_engine(args)
         ends.callback(scheduler.close)
         served = Served(assistant, scheduler)
         if not args.api_only:
             maps = maps_for(args, api.name, assistant, scheduler)
-            loading_server, server = server, serve_page(args, api, served, listener, trusted, maps)
-            loading_server.close()
+            server.show(Guard(app_with_page(args, api, served, listener, maps), trusted))
         api.served = served
         announce(args, api.name, server)
         server.wait()
@@ -295,29 +314,32 @@ def maps_for(args, name, assistant, scheduler):
     from serving.bulk import Bulk
     from serving.maps import Maps
 
-    return Maps(Bulk(assistant, scheduler), name, args.english, args.scenes)
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+    return Maps(Bulk(assistant, scheduler), name, args.english, args.scenes, uploads)
 
 
-def serve_page(args, api, served, listener, trusted, maps):
+def app_with_page(args, api, served, listener, maps):
     """The page behind the API's routes."""
     from serving.api import create_app
     from serving.page.about import about
     from serving.page.votes import Votes
 
-    return serve_app(
-        create_app(api, with_page=True),
+    app = create_app(api, with_page=True)
+    add_page(
+        app,
         listener,
         served,
         args.english,
         args.bands,
         root_path=args.root_path,
         auth=tuple(args.auth.split(":", 1)) if args.auth else None,
-        trusted=trusted,
         at_a_time=args.rows + args.waiting,
         about=about(served.family, api.name, args.from_pretrained),
         votes=Votes(args.votes) if args.votes else None,
+        upload_space=args.upload_space,
         maps=maps,
     )
+    return app
 
 
 def announce(args, name, server):

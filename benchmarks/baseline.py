@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from networks import folder_config, load_tokenizer, rendered
 
 from command_line import Parser
-from model.family import DTYPES
+from model.devices import DTYPES
 from model.visualglm.sat import BaseMixin, BaseModel, LoraMixin, ensure_model_parallel_group
 
 # isort: split

@@ -1,6 +1,6 @@
 """How fast the data stages are, and how much memory they take: a table in Markdown.
 
-    python benchmarks/data.py [translation transform stream images ...] [--images DIR]
+    python benchmarks/data.py [translation transform stream tars rows ...] [--images DIR]
 
 Measured on this machine: stages run as a user runs them, each in a process of its own, start
 included, on files written to a temporary folder. The time is the best of several runs, the memory
@@ -17,8 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import Parser
@@ -32,10 +34,24 @@ WORDS = (
 CAPTIONS = 2713
 # of these, how many one by one
 SAMPLE = 100
+# steps of a training
+STEPS = 40
+
+
+class Run(NamedTuple):
+    """What a process took; on a busy machine its CPU time says more."""
+
+    seconds: float
+    cpu: float
+    # peak resident MB
+    memory: float
+
+    def __str__(self):
+        return f"{self.seconds:.1f} s ({self.cpu:.1f} s of CPU), {self.memory:.0f} MB"
 
 
 def run(*command):
-    """Run a stage; returns (seconds, peak resident MB). Exits where the stage fails."""
+    """Run a stage; returns a Run. Exits where the stage fails."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE)
     process.stdout.read()
@@ -43,7 +59,8 @@ def run(*command):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command[0]} ended with {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    seconds = time.perf_counter() - start
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def image_objects(count):
@@ -66,7 +83,7 @@ def transform(folder, args):
     runs = []
     for _ in range(3):
         runs.append(run(DATA / "transform.py", "--input", source, "--output", output))
-    best, memory = min(seconds for seconds, _ in runs), max(memory for _, memory in runs)
+    best, memory = min(run.seconds for run in runs), max(run.memory for run in runs)
     yield "transform, 10,921 images (JSON)", f"{best:.2f} s, {memory:.0f} MB", "<= 1 s"
 
 
@@ -77,19 +94,19 @@ def stream(folder, args):
         for image in image_objects(count):
             file.write(json.dumps(image) + "\n")
     size = source.stat().st_size / 1e9
-    seconds, memory = run(DATA / "transform.py", "--input", source, "--output", english)
+    took = run(DATA / "transform.py", "--input", source, "--output", english)
     yield (
         f"transform, {count:,} images (JSONL, {size:.1f} GB)",
-        f"{seconds:.0f} s, {memory:.0f} MB",
+        str(took),
         "<= 150 MB",
     )
 
     source.unlink()
     files = ("--input", english, "--output", folder / "rows.jsonl")
-    seconds, memory = run(DATA / "generate_prompt.py", *files, "--no-image-check")
+    took = run(DATA / "generate_prompt.py", *files, "--no-image-check")
     yield (
         f"generate_prompt, {count:,} records (JSONL)",
-        f"{seconds:.0f} s, {memory:.0f} MB",
+        str(took),
         "<= 150 MB",
     )
 
@@ -185,13 +202,13 @@ def translation(folder, args):
         files = ("--input", source, "--output", folder / name)
         return run(DATA / "translation_en2zh.py", *files, "--concurrency", concurrency, *more)
 
-    start, _ = translate(1, "start.json", "--limit", 1)
-    alone, _ = translate(1, "alone.json", "--limit", SAMPLE + 1)
+    start = translate(1, "start.json", "--limit", 1).seconds
+    alone = translate(1, "alone.json", "--limit", SAMPLE + 1).seconds
     each = (alone - start) / SAMPLE
     runs = [translate(64, f"together{k}.json") for k in range(3)]
     server.terminate()
 
-    best, memory = min(seconds for seconds, _ in runs), max(memory for _, memory in runs)
+    best, memory = min(run.seconds for run in runs), max(run.memory for run in runs)
     faster = (start + each * (CAPTIONS - 1)) / best
     yield (
         f"translation one by one, 200 ms server, {SAMPLE} captions",
@@ -215,20 +232,65 @@ def batches(folder, args):
             file.write(json.dumps(row) + "\n")
     script, output = DATA / "translation_en2zh.py", folder / "zh.jsonl"
     files = ("--input", source, "--output", output)
-    requests, results = folder / "requests.jsonl", folder / "results.jsonl"
-    seconds, memory = run(script, *files, "--export-batch", requests)
-    yield f"batch export, {count:,} captions", f"{seconds:.1f} s, {memory:.0f} MB", ""
+    took = run(script, *files, "--export-batch", folder / "requests.jsonl")
+    yield f"batch export, {count:,} captions", str(took), ""
 
-    with open(results, "w") as file:
-        for path in (requests, folder / "requests-2.jsonl"):
-            for line in open(path) if path.exists() else ():
+    results, journal = folder / "results.jsonl", output.with_name("zh.jsonl.journal.jsonl")
+    write_results(sorted(folder.glob("requests*.jsonl")), results)
+    exported = journal.read_bytes()
+    importing = (script, *files, "--import-batch", results)
+    yield f"batch import, {count:,} answers", str(run(*importing)), ""
+
+    whole = output.read_bytes()
+    output.unlink()
+    journal.write_bytes(exported)
+    killed_at = kill_half_way(importing, journal, count // 2)
+    took = run(*importing)
+    ids = Counter(answered(journal))
+    lost, twice = count - len(ids), sum(ids.values()) - len(ids)
+    same = "the same" if output.read_bytes() == whole else "ANOTHER"
+    yield (
+        f"import killed (-9) after {killed_at:,} answers, then repeated",
+        f"{took}; {lost} answers lost, {twice} stored twice, {same} output",
+        "0 lost, 0 twice",
+    )
+
+
+def write_results(requests, path):
+    """An answer to every request of these files, in the form of the Batch API."""
+    message = {"role": "assistant", "content": "图中有一座机场，停着飞机。"}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    response = {"status_code": 200, "body": {"choices": [choice]}}
+    with open(path, "w") as file:
+        for source in requests:
+            for line in open(source):
                 number = json.loads(line)["custom_id"]
-                message = {"role": "assistant", "content": "图中有一座机场，停着飞机。"}
-                choice = {"index": 0, "finish_reason": "stop", "message": message}
-                response = {"status_code": 200, "body": {"choices": [choice]}}
                 file.write(json.dumps({"custom_id": number, "response": response}) + "\n")
-    seconds, memory = run(script, *files, "--import-batch", results)
-    yield f"batch import, {count:,} answers", f"{seconds:.1f} s, {memory:.0f} MB", ""
+
+
+def kill_half_way(command, journal, answers):
+    """Kill a stage (-9) once its journal has so many answers; returns how many it then has."""
+    before = journal.stat().st_size
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    with open(journal, "rb") as file:
+        file.seek(before)
+        seen = 0
+        while seen < answers and process.poll() is None:
+            time.sleep(0.01)
+            seen += file.read().count(b"\n")
+    process.kill()
+    process.wait()
+    return len(answered(journal))
+
+
+def answered(journal):
+    """The ids of the requests that a journal has answers to, once for each line."""
+    ids = []
+    for line in open(journal, "rb"):
+        # a kill may have torn the last line
+        if b'"target"' in line and line.endswith(b"}\n"):
+            ids.append(json.loads(line)["id"])
+    return ids
 
 
 # argv: a tar; prints nothing, so that the time of `run` is its own
@@ -261,32 +323,54 @@ def tars(folder, args):
     def read(number):
         return run("-c", READ_TAR, DATA.parent, path, count, number)
 
-    seconds, memory = read(0)
-    yield f"index of a tar of {count:,} members", f"{seconds:.0f} s, {memory:.0f} MB", ""
-    start, _ = read(0)
-    seconds, memory = read(reads)
-    rate = reads / (seconds - start)
-    yield f"members read at random, {count:,}", f"{rate:,.0f} members/s, {memory:.0f} MB", ""
+    yield f"index of a tar of {count:,} members", str(read(0)), ""
+    start, took = read(0), read(reads)
+    rate = reads / (took.cpu - start.cpu)
+    yield f"members read at random, {count:,}", f"{took}: {rate:,.0f} members/s of CPU", ""
+
+
+# argv: a .jsonl; prints nothing, so that the time of `run` is its own
+INDEX_ROWS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from model.row_store import StoredSamples
+from model.training.sampler import plan_epoch
+samples = StoredSamples(sys.argv[2])
+if sys.argv[3] == "plan":
+    plan_epoch(samples.characters, 4, 0, 0)
+"""
+
+
+def rows(folder, args):
+    """The index of rows that stay on the disk, and the plan of an epoch: what a training holds."""
+    for count in (10_000, args.records):
+        path = write_rows(folder, count)
+        start = run("-c", INDEX_ROWS, DATA.parent, write_rows(folder, 1), "index")
+        took = run("-c", INDEX_ROWS, DATA.parent, path, "index")
+        each = 1000 * (took.cpu - start.cpu) / count
+        yield f"index of {count:,} rows (JSONL)", f"{took}: {each:.3f} ms of CPU a row", ""
+        took = run("-c", INDEX_ROWS, DATA.parent, path, "plan")
+        yield f"the same and the plan of an epoch, {count:,} rows", str(took), "<= 2,000 MB"
+        path.unlink()
 
 
 def training(folder, args):
     """The tiny base on rows in memory and on rows that stay on the disk: start, rate, memory."""
-    steps = 40
     for count, more in ((10_000, ()), (10_000, ("--stream",)), (args.records, ("--stream",))):
         name = f"{count}{''.join(more)}"
         files = ("--train-data", write_rows(folder, count), "--save", folder)
         options = ("--experiment-name", name, "--vision_cache", "off", "--device", "cpu")
-        options += ("--train-iters", steps, "--log-interval", 1, *more)
+        options += ("--train-iters", STEPS, "--log-interval", 1, *more)
         base = ("--from_pretrained", DATA.parent / "model" / "tiny" / "base")
-        _, memory = run(DATA.parent / "finetune_RemoteGLM.py", *base, *files, *options)
+        took = run(DATA.parent / "finetune_RemoteGLM.py", *base, *files, *options)
 
         lines = (folder / name / "metrics.jsonl").read_text().splitlines()
         seconds = [json.loads(line)["seconds"] for line in lines if '"loss"' in line]
-        rate = (steps - 1) / (seconds[-1] - seconds[0])
+        rate = (STEPS - 1) / (seconds[-1] - seconds[0])
         where = "from the disk" if more else "in memory"
         yield (
             f"training of {count:,} rows {where}",
-            f"first step after {seconds[0]:.0f} s, {rate:.1f} steps/s, {memory:.0f} MB",
+            f"first step after {seconds[0]:.0f} s, {rate:.1f} steps/s; {took}",
             "",
         )
 
@@ -324,6 +408,7 @@ BENCHMARKS = {
     "images": images,
     "batches": batches,
     "tars": tars,
+    "rows": rows,
     "training": training,
 }
 
@@ -346,7 +431,7 @@ def main():
         "--records",
         type=int,
         default=1_000_000,
-        help="of stream and training, and members of tars (default: %(default)s)",
+        help="of stream, rows and training, and members of tars (default: %(default)s)",
     )
     args = parser.parse_args()
     names = args.names or [name for name in BENCHMARKS if name != "images" or args.images]

@@ -140,7 +140,7 @@ class Baseline:
         import baseline
         from sat.model.cached_autoregressive_model import CachedAutoregressiveMixin
 
-        from model.family import DTYPES
+        from model.devices import DTYPES
 
         self.device = device
         self.network = baseline.network(folder_config(folder), device, DTYPES[dtype])

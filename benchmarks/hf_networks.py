@@ -83,7 +83,7 @@ def write_base(folder, size, device, dtype):
     from hf_checkpoints import write_checkpoint
 
     import model.hf.loading  # noqa: F401  (turns transformers' progress bars off)
-    from model.family import DTYPES
+    from model.devices import DTYPES
 
     configure = partial(configuration, size)
     write_checkpoint("qwen3_vl", folder, configure, DTYPES[dtype], device)

@@ -89,7 +89,7 @@ def bin_name(shard):
 
 def load(way, folder, dtype):
     """Runs in its own process: load once and print what it took."""
-    from model.family import DTYPES
+    from model.devices import DTYPES
     from model.visualglm.checkpoint import load_base
 
     target = DTYPES[dtype]

@@ -121,7 +121,7 @@ def random_base(folder, config, device="cpu", dtype="float32"):
     """Write a checkpoint folder of random weights. Returns its tokenizer."""
     import torch
 
-    from model.family import DTYPES
+    from model.devices import DTYPES
     from model.visualglm.network import VisualGLM
 
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from processes import Failed, gigabytes, readings
 from without_gpu import answers
 
 from command_line import Parser, sigterm_cleans_up
-from model.family import DTYPES
+from model.devices import DTYPES
 
 # Products in bfloat16 without sparsity, operations/s, by the vendor's data sheets
 PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}

@@ -158,14 +158,22 @@ def right_tiles(lines, fields, tile):
     return right
 
 
+def within_fields(edges, tile):
+    """(index of a cell, begin, end) of its parts that each lie on one field."""
+    for index, (begin, end) in enumerate(zip(edges, edges[1:])):
+        borders = range((begin // tile + 1) * tile, end, tile)
+        for part in zip([begin, *borders], [*borders, end]):
+            yield index, *part
+
+
 def overlap_by_area(grid, lines, fields, tile, min_confidence):
     """Intersection over union, of all scenes together, of what the map says and what is there."""
     names = [*scene_names(), None]
     count = round(len(fields) ** 0.5)
     winners = vote(grid, lines, min_confidence)
     common = named = 0
-    for row, (top, bottom) in enumerate(zip(grid.ys, grid.ys[1:])):
-        for column, (left, right) in enumerate(zip(grid.xs, grid.xs[1:])):
+    for row, top, bottom in within_fields(grid.ys, tile):
+        for column, left, right in within_fields(grid.xs, tile):
             scene = names[winners[row, column]]
             if scene is None:
                 continue
@@ -232,7 +240,13 @@ def main(argv=None):
     add("--device", help="cuda, mps or cpu; default: the first that works")
     add("--size", type=int, default=4096, help="side of the scene in pixels (%(default)s)")
     add("--tile", type=int, default=256, help="side of a field and of a tile (%(default)s)")
-    add("--overlap", type=float, nargs="+", default=[0.0, 0.5], help="of the tiles (0 0.5)")
+    add(
+        "--overlap",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.25, 0.5],
+        help="of the tiles (0 0.25 0.5)",
+    )
     add("--sparse", type=int, help="instead map a sparse scene of this side, without a network")
     add("--folder", type=Path, help="keep the scene and its maps here (default: nowhere)")
     add("--seed", type=int, default=1, help="another seed draws other fields (%(default)s)")

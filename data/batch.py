@@ -11,10 +11,12 @@ import hashlib
 import json
 from contextlib import ExitStack
 
-from data.endpoint import NoAnswer, Refused, reported_tokens, usable_text
+from data.answers import NoAnswer, Refused, usable_text
+from data.faults import Fault, Tally, got
 from data.journal import Answer
-from data.records import Fault, Tally, checked_records, got, read_records
+from data.records import checked_records, read_records
 from data.replies import FILTERED, UnusableReply, parse
+from data.usage import reported_tokens
 from model.files import replacing
 
 URL = "/v1/chat/completions"

@@ -2,7 +2,7 @@
 
 import re
 
-from data.records import Fault, got, has_words
+from data.faults import Fault, got, has_words
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 SYSTEM = "system"

@@ -11,15 +11,15 @@ reply has reported.
 import asyncio
 import email.utils
 import json
-import math
 import random
 import re
 import time
 from dataclasses import dataclass
 
+from data.answers import NoAnswer, Refused, usable_text
 from data.connection import check_settings, reach, without_markup
-from data.peel import peel
 from data.replies import FILTERED, UnusableReply, parse
+from data.usage import cost_of, estimated_tokens, prompt_tokens, reported_tokens
 from model.errors import UserError
 
 # 401 key, 402 balance (DeepSeek), 403 permission or region, 404 model or URL: no request would do
@@ -39,12 +39,6 @@ MAX_RETRY_AFTER = 600
 SECRET_LENGTH = 8
 # requests in a row that fail until the run stops, or as many as there are workers
 BREAKER = 10
-# tokens that a message has beside its text
-TOKENS_PER_MESSAGE = 4
-# of an image of 768 pixels a side, as GPT-4o and Qwen2.5-VL count about, before a reply has told
-TOKENS_PER_IMAGE = 800
-# a number of tokens above it is no count
-MOST_TOKENS = 10**7
 
 
 class Stopped(Exception):
@@ -53,41 +47,6 @@ class Stopped(Exception):
 
 class Failed(Exception):
     """One request was given up, for the reason that is the message."""
-
-
-class Refused(Exception):
-    """A filter of the endpoint refuses this request; the message says what it said."""
-
-
-class NoAnswer(Exception):
-    """The endpoint replied, but with no usable text, or not in time."""
-
-
-def estimated_tokens(text):
-    """About as many as common tokenizers make of it.
-
-    One per Chinese character, four per three English words.
-    """
-    chinese = len(re.findall("[\u4e00-\u9fff，。：、；“”]", text))
-    return chinese + math.ceil(4 / 3 * len(re.findall(r"[A-Za-z0-9]+", text)))
-
-
-def prompt_tokens(messages):
-    """Estimated tokens of a request's messages."""
-    return sum(_content_tokens(m["content"]) + TOKENS_PER_MESSAGE for m in messages)
-
-
-def _content_tokens(content):
-    """Of a text, or of a list of parts: {"type": "text" or "image_url", ...}."""
-    if isinstance(content, str):
-        return estimated_tokens(content)
-    texts = [part["text"] for part in content if part["type"] == "text"]
-    return sum(map(estimated_tokens, texts)) + TOKENS_PER_IMAGE * (len(content) - len(texts))
-
-
-def cost_of(args, tokens_in, tokens_out):
-    """By args.price_in and args.price_out, per million tokens or None."""
-    return (tokens_in * (args.price_in or 0) + tokens_out * (args.price_out or 0)) / 1e6
 
 
 def asked_pause(headers):
@@ -106,33 +65,6 @@ def asked_pause(headers):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
-
-
-def usable_text(reply, bare=peel):
-    """The answer in a Reply, without what bare(text) takes off.
-
-    Raises Refused where a filter refuses, NoAnswer.
-    """
-    text = bare(reply.text)
-    if reply.is_filtered:
-        raise Refused(f"finish_reason {reply.ending}")
-    if not text and reply.text.strip():
-        raise NoAnswer("thoughts and no answer; --extra-body may turn thinking off")
-    if not text or not reply.is_whole:
-        raise NoAnswer(f"empty or cut answer (finish_reason {reply.ending or 'not given'})")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise NoAnswer("half a surrogate pair, which no file can store") from None
-    return text
-
-
-def reported_tokens(usage):
-    """(tokens in, tokens out) as a reply reports them; (0, 0) where it does not, or nonsense."""
-    used = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
-    if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in used):
-        return 0, 0
-    return tuple(used)
 
 
 @dataclass

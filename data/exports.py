@@ -119,6 +119,11 @@ def to_png(source, target, made_before, bands=None):
     return True
 
 
+def inside(img):
+    """The parts of a path that lead down: the name of a copy within a folder."""
+    return [part for part in img.split("/") if part not in ("", ".", "..")]
+
+
 def _made_of(target):
     """What an earlier run wrote into its PNG; None where there is none."""
     try:

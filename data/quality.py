@@ -133,16 +133,47 @@ def chinese_characters(text):
     return len(re.findall("[\u4e00-\u9fff]", text))
 
 
+# what hardly a sentence lacks: in English; in French, German, Spanish, Italian, Portuguese, Dutch
+ENGLISH_WORDS = set(
+    "the of are is there this that to by near some many it has have its from next around beside "
+    "and with two three several on at green white trees buildings parked".split()
+)
+# none that is English as well, such as die, as, no and con
+FOREIGN_WORDS = set(
+    "le la les des du une est sont sur dans avec et il y plusieurs près "
+    "der das und ist sind ein eine auf im mit neben dem viele gibt es "
+    "el los las hay un una en muchos muchas junto del al "
+    "lo gli uno sono nel nella sul sulla ci molti di "
+    "os um uma há na com muitos perto "
+    "het een zijn er op naast veel de".split()
+)
+ACCENTED = "àâäáãåæçéèêëíìîïñóòôöõøœúùûüßý¿¡"
+
+
 def written_in(text):
     """ "zh" of a text that is Chinese for the most part, "other" of neither Chinese nor Latin
-    letters, else "en".
+    letters or of French, German and the like, else "en".
     """
     letters = re.findall(r"[^\W\d_]", text)
     chinese = chinese_characters(text)
     if letters and chinese >= CHINESE_SHARE * len(letters):
         return "zh"
     latin = sum(letter < "\u0250" for letter in letters)
-    return "other" if chinese + latin < len(letters) / 2 else "en"
+    if chinese + latin < len(letters) / 2 or is_foreign(text):
+        return "other"
+    return "en"
+
+
+def is_foreign(text):
+    """Whether a text is in another language of Latin letters, by the words that all texts have.
+
+    One English word among them is enough for no: names and loan words are no language.
+    """
+    words = set(re.findall(r"[^\W\d_]+", text.lower()))
+    if words & ENGLISH_WORDS:
+        return False
+    accented = any(letter in ACCENTED for letter in text.lower())
+    return len(words & FOREIGN_WORDS) + accented >= 2
 
 
 def as_description(caption):

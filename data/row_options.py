@@ -110,8 +110,21 @@ def contradictions(args):
     for option, text in texts:
         if text is not None and not text.strip():
             problems.append(f"{option} is empty")
+    problems += _input_problems(args) + _image_problems(args) + _form_problems(args)
 
-    inputs = len(args.input or [None])
+    if args.prompt is not None and args.tasks:
+        problems.append(
+            "--prompt is the question of every row, --tasks asks many: leave one of them out"
+        )
+    try:
+        args.tasks = task_shares(args.tasks)
+    except UserError as error:
+        problems.append(f"--tasks {error}")
+    return problems
+
+
+def _input_problems(args):
+    problems, inputs = [], len(args.input or [None])
     if inputs > 1 and args.dataset:
         problems.append(
             f"--dataset {args.dataset} names one set, --input {inputs} files: leave one of them out"
@@ -121,11 +134,11 @@ def contradictions(args):
     for option, given in (("--image-root", args.image_root), ("--captions", args.captions)):
         if given and len(given) != inputs:
             problems.append(f"{option}: expected one per input, {inputs}, got {len(given)}")
+    return problems
 
-    if args.prompt is not None and args.tasks:
-        problems.append(
-            "--prompt is the question of every row, --tasks asks many: leave one of them out"
-        )
+
+def _image_problems(args):
+    problems = []
     if args.bands and not args.png:
         problems.append("--bands chooses what --png writes: give --png as well")
     opening = {
@@ -137,6 +150,11 @@ def contradictions(args):
     option = next((option for option, given in opening.items() if given), None)
     if args.no_image_check and option:
         problems.append(f"{option} opens the images: leave --no-image-check out")
+    return problems
+
+
+def _form_problems(args):
+    problems = []
     suffix = SUFFIXES.get(args.format, args.output.suffix if args.output else "")
     if args.output and args.output.suffix != suffix:
         name = args.output.with_suffix(suffix)
@@ -145,10 +163,6 @@ def contradictions(args):
         problems.append(f"--pack writes rows of its own: leave --format {args.format} out")
     if args.shards and not args.pack:
         problems.append("--shards is of --pack: give it as well")
-    try:
-        args.tasks = task_shares(args.tasks)
-    except UserError as error:
-        problems.append(f"--tasks {error}")
     return problems
 
 

@@ -9,11 +9,50 @@ from tqdm import tqdm
 
 from data.caption_sets import SPLITS
 from data.image_check import digest_of, find
+from data.layouts.arrow import Embedded
+from data.sentences import images_of, sentences_of
 from data.stage import listed
 from model.errors import UserError
 
 # threads that read images
 READERS = 8
+
+
+class Choice:
+    """What --sample and --split make of a set: read once before, to know all its images."""
+
+    def __init__(self, opened, args):
+        self.names = self.splits = None
+        if not args.sample and not args.split:
+            return
+        files = opened()
+        # {name: its bytes where the set holds them, None}
+        names, with_split = {}, []
+        for image in images_of(files):
+            if files.has_captions and not sentences_of(image):
+                continue
+            names[image["filename"]] = image.get("content")
+            if "split" in image:
+                with_split.append(image["filename"])
+        if args.split and with_split:
+            raise UserError(
+                f"{files.name} has splits of its own ({len(with_split)} images, such as "
+                f"{with_split[0]}): leave --split out"
+            )
+        if args.sample:
+            self.names = sampled(names, args.sample, args.seed)
+            names = {name: names[name] for name in names if name in self.names}
+        if args.split:
+            folder = args.images or files.folder
+            self.splits = split_by_content(names, folder, args.split, args.seed)
+
+    def keeps(self, image):
+        return self.names is None or image["filename"] in self.names
+
+    def with_split(self, image):
+        if self.splits is None:
+            return image
+        return {**image, "split": self.splits[image["filename"]]}
 
 
 def _place(seed, name):
@@ -25,12 +64,13 @@ def sampled(names, number, seed):
     return set(heapq.nsmallest(number, set(names), key=lambda name: _place(seed, name)))
 
 
-def split_by_content(names, folder, shares, seed):
-    """{name: split} of images in this folder; those with the same bytes are in one split.
+def split_by_content(images, folder, shares, seed):
+    """{name: split} of images; those with the same bytes are in one split.
 
-    shares: of train, val and test, in percent. Raises UserError naming images that are missing.
+    images: {name: Embedded, None: a file in this folder}; shares: of train, val and test, in
+    percent. Raises UserError naming images that are missing.
     """
-    files = {name: find(name, [folder]) for name in names}
+    files = {name: content or find(name, [folder]) for name, content in images.items()}
     missing = [name for name, file in files.items() if file is None]
     if missing:
         raise UserError(
@@ -38,7 +78,7 @@ def split_by_content(names, folder, shares, seed):
             f"{len(files)} are not in {folder}: {listed(missing)}; name their folder by --images"
         )
     with ThreadPoolExecutor(READERS) as pool:
-        digests = pool.map(digest_of, files.values())
+        digests = pool.map(_digest, files.values())
         digests = tqdm(digests, total=len(files), unit="image", disable=None)
         copies = defaultdict(list)
         for name, digest in zip(files, digests):
@@ -46,6 +86,10 @@ def split_by_content(names, folder, shares, seed):
 
     groups = sorted(copies.values(), key=lambda group: _place(seed, min(group)))
     return _assigned(groups, len(files), shares)
+
+
+def _digest(image):
+    return image.digest() if isinstance(image, Embedded) else digest_of(image)
 
 
 def _assigned(groups, total, shares):

@@ -3,10 +3,12 @@
 from functools import partial
 
 from data import quality
-from data.endpoint import Failed, Refused, usable_text
+from data.answers import Refused, usable_text
+from data.endpoint import Failed
+from data.faults import text_problem
 from data.journal import Answer, normalized
 from data.peel import peel
-from data.records import checked_records, text_problem
+from data.records import checked_records
 from model.errors import UserError
 
 TASK = (

@@ -13,7 +13,7 @@ import shutil
 from contextlib import ExitStack, contextmanager
 
 from data.conversation import turns_of
-from data.exports import row
+from data.exports import inside, row
 from data.records import record_writer
 from model.errors import UserError
 from model.files import replacing, replacing_folder
@@ -99,7 +99,7 @@ def hf(folder):
 
 def _inside(img):
     """The path of an image within the folder: no folder above it, no tar."""
-    parts = [part for part in img.split("/") if part not in ("", ".", "..")]
+    parts = inside(img)
     return "/".join([*(part.replace(".tar", "") for part in parts[:-1]), parts[-1]])
 
 

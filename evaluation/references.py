@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.generate_prompt import read_captions
 from data.instructions import QUESTIONS
 from data.lexicon import language
+from data.row_sources import read_captions
 from model.errors import UserError
 from model.rows import Sample, load_rows
 

@@ -21,7 +21,7 @@ class Options:
     output: Path
     before: str | None = None
     tile: int = 256
-    overlap: float = 0.25
+    overlap: float = 0.5
     tasks: tuple[str, ...] = TASKS[:1]
     prompt: str | None = None
     bands: list[int] | None = None

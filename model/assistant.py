@@ -2,7 +2,8 @@
 
 from contextlib import contextmanager
 
-from model.family import Returning, open_checkpoint
+from model.family import Returning
+from model.opening import open_checkpoint
 from model.questions import DEFAULT_PROMPT, first_question
 from model.rows import Sample
 from model.sampling import Sampling
@@ -132,7 +133,7 @@ class Assistant:
 def load_assistant(name, **options):
     """A checkpoint (base, full or adapter; a folder or a name to look up) -> Assistant.
 
-    options: as for model.family.open_checkpoint. Raises UserError.
+    options: as for model.opening.open_checkpoint. Raises UserError.
     """
     family = open_checkpoint(name, **options)
     return Assistant(family, family.prepare_to_answer())

@@ -1,49 +1,25 @@
-"""A family of networks: what the rest of the house knows of one, and which a folder belongs to.
+"""A family of networks: what the rest of the house knows of one.
 
 The trainer and the assistant hold a `Family` and nothing of its inside; batch answers, evaluation
-and pages hold an assistant. A new family is a subclass of it and one line in FAMILIES; what is not
-listed there belongs to the family on transformers, which knows a hundred types of networks.
+and pages hold an assistant. A new family is a subclass of it and one line in model/opening.py.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from model.errors import UserError
-from model.files import PROJECT, read_json, sha256
-from model.find import find_checkpoint
 from model.rows import Sample
 from model.sampling import Sampling
-from model.weight_files import (
-    ADAPTER,
-    CARD,
-    CONFIG,
-    PEFT_CONFIG,
-    adapter_file,
-    read_card,
-)
 
 if TYPE_CHECKING:
     from model.running_batch import RunningBatch
-
-# model_type in a folder's configuration -> "module:class", imported when a folder asks for it
-FAMILIES = {
-    "visualglm": "model.visualglm.family:VisualGLMFamily",
-    "chatglm": "model.visualglm.family:VisualGLMFamily",  # as Hugging Face's folder calls it
-}
-DEFAULT_FAMILY = "visualglm"  # SwissArmyTransformer's folders name no model_type
-HF_FAMILY = "model.hf.family:HFFamily"
-MANIFEST = "complete.json"  # hashes of a saved training step, see training/run_folder.py
-EFFECT_RATIO = 4  # between an adapter's effect now and after training: dtype and bits change it
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -357,238 +333,3 @@ class Family(ABC):
 
         Returns what the user should know of what was written, line by line.
         """
-
-
-def family_of(folder: Path) -> type[Family]:
-    """The family that a checkpoint folder, or a configuration file, belongs to."""
-    path = Path(folder)
-    if path.is_dir():
-        path = path / (CONFIG if (path / CONFIG).is_file() else "config.json")
-    config = read_json(path, "network configuration", dict)
-    name = config.get("model_type", DEFAULT_FAMILY)
-    if not isinstance(name, str):
-        raise UserError(f"{path}: model_type {name!r}, expected a name; copy it again")
-    module, _, kind = FAMILIES.get(name, HF_FAMILY).partition(":")
-    family = getattr(import_module(module), kind)
-    family.check_config(config, path)
-    return family
-
-
-def open_checkpoint(
-    name: str | Path,
-    *,
-    base: str | Path | None = None,
-    tokenizer: str | Path | None = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    bits: int | None = None,
-    download: str | None = None,
-    pixels: tuple[int | None, int | None] = (None, None),
-) -> Family:
-    """A base, a full checkpoint or an adapter: a folder, or a name to look up. Raises UserError.
-
-    base: where an adapter's base lies, if it has moved; tokenizer: a vocabulary file; device:
-    "cuda", "mps", "cpu"; dtype: a name of DTYPES, or "stored"; bits: 8 or 4; download:
-    "huggingface" or "modelscope"; pixels: least and most of an image, see limit_pixels. None
-    chooses, or does without.
-    """
-    folder = find_checkpoint(name, download)
-    device = choose_device(device)
-    dtype = named_dtype(dtype)
-    if adapter_file(folder) is None:
-        family = family_of(folder).open(
-            folder, tokenizer=tokenizer, device=device, dtype=dtype, bits=bits
-        )
-    else:
-        family = _open_adapter(folder, base, tokenizer, device, dtype, bits, download)
-    if any(pixels):
-        family.limit_pixels(*pixels)
-    return family
-
-
-def _open_adapter(folder, base, tokenizer, device, dtype, bits, download):
-    card = adapter_card(folder)
-    base_folder = base_of_adapter(folder, base, download)
-    _check_manifest(folder)
-    family = family_of(base_folder).open(
-        base_folder, tokenizer=tokenizer or folder, device=device, dtype=dtype, bits=bits
-    )
-    check_base(folder, family, base_folder)
-    family.load_adapter(card["method"], adapter_tensors(folder), f"adapter {folder}")
-    family.card = card
-    _check_effect(family, f"adapter {folder}")
-    return family
-
-
-def _check_effect(family, source):
-    """UserError for an adapter that loads and yet does not do what it did after its training."""
-    effect = family.effect()
-    if effect is None:
-        return
-    if effect == 0:
-        raise UserError(
-            f"{source}: it changes no answer of its base: none of its weights is active; copy it "
-            "again, or name its own base with --base_path"
-        )
-    expected = family.card.get("effect")
-    if expected and not expected / EFFECT_RATIO < effect < expected * EFFECT_RATIO:
-        raise UserError(
-            f"{source}: it changes the logits of its base by {effect:.3g}, expected {expected:.3g} "
-            "as after training; its configuration or the base's is not the same: copy them again"
-        )
-
-
-def adapter_card(folder: Path) -> dict[str, Any]:
-    """The card of an adapter; of one that another program wrote as PEFT, what its files say.
-
-    Raises UserError.
-    """
-    card = read_card(folder)
-    peft = None
-    if (folder / PEFT_CONFIG).is_file():
-        peft = read_json(folder / PEFT_CONFIG, "adapter configuration", dict)
-    if peft is not None and not card:
-        card = _card_of_peft(folder, peft)
-    if not card.get("base") or not card.get("method"):
-        raise UserError(
-            f"adapter {folder}: {CARD} does not say what its base is; copy the folder again"
-        )
-    if peft is not None:
-        card["method"] = card["method"] | {"peft": peft}
-    return card
-
-
-def _card_of_peft(folder, peft):
-    """What adapter_config.json says, as a card."""
-    if peft.get("peft_type") != "LORA":
-        raise UserError(
-            f"adapter {folder}: {PEFT_CONFIG} has peft_type {peft.get('peft_type')!r}, expected "
-            "LORA"
-        )
-    method = {"name": "lora"}
-    for key, name in (("rank", "r"), ("alpha", "lora_alpha")):
-        if name in peft:
-            method[key] = peft[name]
-    base = {"path": peft.get("base_model_name_or_path"), "fingerprint": None}
-    return {"base": base, "method": method}
-
-
-def base_of_adapter(
-    folder: Path, given: str | Path | None = None, download: str | None = None
-) -> Path:
-    """The folder of an adapter's base: as given, else where the card says, from here or there.
-
-    Raises UserError.
-    """
-    base = given
-    if base is None:
-        base = adapter_card(folder)["base"]["path"]
-        if not base:
-            raise UserError(
-                f"adapter {folder}: it does not say what its base is; name it with --base_path"
-            )
-        for place in (PROJECT / base, folder / base):
-            if place.is_dir():
-                base = place
-                break
-    try:
-        found = find_checkpoint(base, download)
-    except UserError as error:
-        advice = "name it with --base_path. " if given is None else ""
-        raise UserError(f"adapter {folder}: its base is not at {base}; {advice}{error}") from None
-    if adapter_file(found):
-        raise UserError(f"adapter {folder}: {found} is an adapter, too, not its base")
-    return found
-
-
-def _check_manifest(folder):
-    """An adapter that a training run saved must be what the run wrote."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return
-    file = adapter_file(folder)
-    if read_json(manifest, "list of hashes", dict).get(file.name) != sha256(file):
-        raise UserError(
-            f"adapter {folder}: {file.name} is not what training wrote (its hash differs from "
-            f"{MANIFEST}); copy it again"
-        )
-
-
-def check_base(folder: Path, family: Family, base_folder: Path) -> None:
-    """UserError unless the family, opened from base_folder, is what an adapter was trained on."""
-    expected = adapter_card(folder)["base"]["fingerprint"]
-    if expected is not None and family.base_fingerprint != expected:
-        raise UserError(
-            f"adapter {folder}: {base_folder} is not the base it was trained on (fingerprint "
-            f"{family.base_fingerprint}, expected {expected}); name the right one with --base_path"
-        )
-
-
-def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """name -> tensor of an adapter, in its dtype. Raises UserError."""
-    path = adapter_file(folder) or folder / ADAPTER
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"adapter {folder}: {path.name} cannot be read ({error}); copy it again"
-        ) from None
-
-
-def export_checkpoint(name: str | Path, form: str, output: Path, **options) -> list[str]:
-    """`Family.export` of a checkpoint found by its name. Raises UserError."""
-    folder = find_checkpoint(name, options.get("download"))
-    configured = folder
-    if adapter_file(folder) and not (folder / CONFIG).is_file():
-        configured = base_of_adapter(folder, options.get("base"), options.get("download"))
-    family = family_of(configured)
-    if form not in family.formats:
-        known = ", ".join(family.formats)
-        raise UserError(f"--format {form}: this checkpoint can be written as {known}")
-    return family.export(folder, form, output, **options)
-
-
-def choose_device(name: str | torch.device | None = None) -> torch.device:
-    """torch.device of a name; None takes the first of cuda, mps, cpu that works."""
-    if name is None:
-        name = "cpu"
-        if torch.cuda.is_available():
-            name = "cuda"
-        elif torch.backends.mps.is_available():
-            name = "mps"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # `meta` has no values
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used here ({reason}); try cpu") from None
-    return device
-
-
-def named_dtype(name: str | torch.dtype | None) -> torch.dtype | str | None:
-    """torch.dtype of a name; None, "stored" and a torch.dtype as they are."""
-    if name is None or name == "stored" or isinstance(name, torch.dtype):
-        return name
-    if name not in DTYPES:
-        raise UserError(f"dtype {name!r}: expected one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def to_device(batch, device):
-    """A batch with its tensors, also those in lists, on the device."""
-    if torch.is_tensor(batch):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list):
-        return [to_device(value, device) for value in batch]
-    return batch
-
-
-def portable_path(folder: str | Path) -> str:
-    """How a card names a base: relative to the project if it lies inside; else its whole path."""
-    path = Path(folder).resolve()
-    if path.is_relative_to(PROJECT):
-        return str(path.relative_to(PROJECT))
-    return str(path)

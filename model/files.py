@@ -252,3 +252,11 @@ def impostor(start, size):
             "or wants a login"
         )
     return ""
+
+
+def portable_path(folder: str | Path) -> str:
+    """How a card names a base: relative to the project if it lies inside; else its whole path."""
+    path = Path(folder).resolve()
+    if path.is_relative_to(PROJECT):
+        return str(path.relative_to(PROJECT))
+    return str(path)

@@ -5,6 +5,7 @@ writes: tars of key.EXT and key.json, {"image": "key.EXT", "rows": [row without 
 """
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,10 +43,13 @@ class StoredSamples(Sequence):
             for offset, content, rows in _entries(file):
                 digest.update(content)
                 for index, (where, row) in enumerate(rows):
-                    for turn, sample in enumerate(check.samples(where, row)):
+                    image, rounds = check.read(where, row)
+                    length = 0
+                    for turn, (question, answer) in enumerate(rounds):
                         places.extend((number, offset, len(content), index, turn))
-                        keys.extend(_keys(sample))
-                        characters.append(_characters(sample))
+                        keys.extend(_keys(image, question, answer))
+                        length += len(question) + len(answer)
+                        characters.append(length)
         found = check.finish()
         if notes is not None:
             notes += found
@@ -99,17 +103,16 @@ def sample_keys(samples: Sequence[Sample]) -> np.ndarray:
     """[N, 2] int64: of each sample a hash of its image, 0 without one, and of all of it."""
     if isinstance(samples, StoredSamples):
         return samples.keys
-    return np.array([_keys(sample) for sample in samples], np.int64).reshape(-1, 2)
+    keys = []
+    for sample in samples:
+        image = os.fspath(sample.image) if sample.image else None
+        keys.append(_keys(image, sample.question, sample.answer))
+    return np.array(keys, np.int64).reshape(-1, 2)
 
 
-def _keys(sample: Sample) -> tuple[int, int]:
-    image = hash(sample.image) if sample.image else 0
-    return image, hash((sample.image, sample.question, sample.answer))
-
-
-def _characters(sample: Sample) -> int:
-    texts = [*sample.history, (sample.question, sample.answer)]
-    return sum(len(question or "") + len(answer or "") for question, answer in texts)
+def _keys(image: str | None, question: str | None, answer: str | None) -> tuple[int, int]:
+    """Of the text of an image's path, as a Path spells it: a Path itself takes much longer."""
+    return hash(image) if image else 0, hash((image, question, answer))
 
 
 def _entries(file: Path) -> Iterator[tuple[int, bytes, list[tuple[str, Any]]]]:

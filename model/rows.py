@@ -5,10 +5,13 @@ not trained), the loss is on its own answer. Images are read where a sample is u
 once.
 """
 
+import os
 import random
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from model.errors import UserError
@@ -21,6 +24,8 @@ QUESTION_FORMS = (
     '{"img", "prompt"}, {"img"} or {"img", "conversations": [{"role", "content"}, ...]}'
 )
 SHOWN = 5  # problems named in one message
+# What a Path spells otherwise: // and /./ and Windows' slashes
+ODD_PATH = re.compile(r"//|(?:^|/)\.(?:/|$)|/$" if os.sep == "/" else "/")
 BLANK = Path("<blank image>")  # a sample's image that `load_image` makes instead of reading it
 
 
@@ -78,19 +83,28 @@ class RowCheck:
 
     def samples(self, place, row):
         """The samples of a row, none where it is wrong. place: its name in a message."""
+        image, rounds = self.read(place, row)
+        return _samples(image, rounds, self.questions)
+
+    def read(self, place, row):
+        """(where its image is, as a text or None, rounds) of a row; (None, []) where it is wrong.
+
+        What its samples consist of, for who reads millions and keeps none.
+        """
         self.total += 1
         try:
             form = read_form(row, answered=not self.questions)
-            samples = samples_of(form, self.path, self.image_root, self.questions)
+            image = _place_of_image(form.image, self.path, self.image_root, self.questions)
         except ValueError as error:
             self.problems.add(f"{place}: {error}")
-            return []
+            return None, []
         self.without += form.image is None
-        self.unused.update(form.unused)
+        if form.unused:
+            self.unused.update(form.unused)
         if form.lost_image:
             self.lost = self.lost or [form.lost_image]
             self.lost_count += 1
-        return samples
+        return image, form.rounds
 
     def finish(self):
         """Lines about keys that were not read and about rows without an image.
@@ -134,17 +148,26 @@ def _read(path, forms):
     return rows
 
 
-def samples_of(form, path, image_root=None, questions=False):
-    """The samples of one row, read by row_forms. Raises ValueError."""
-    image = form.image
-    is_address = questions and image and "://" in image
-    if image and not is_address:
-        image = find_image(image, path, image_root, missing_ok=questions)
+def samples_of(form, path, image_root=None):
+    """The samples of one row to train on, read by row_forms. Raises ValueError."""
+    return _samples(_place_of_image(form.image, path, image_root), form.rounds)
 
+
+def _samples(image, rounds, questions=False):
+    """image: see _place_of_image; questions: see load_rows."""
+    if image and "://" not in image:
+        image = Path(image)
     samples = []
-    for index, (question, answer) in enumerate(form.rounds):
-        samples.append(Sample(image, question, answer, tuple(form.rounds[:index])))
+    for index, (question, answer) in enumerate(rounds):
+        samples.append(Sample(image, question, answer, tuple(rounds[:index])))
     return samples[-1:] if questions else samples
+
+
+def _place_of_image(image, path, image_root=None, questions=False):
+    """A row's image -> its address, the text of its path, or None. Raises ValueError."""
+    if not image or (questions and "://" in image):
+        return image
+    return find_image(image, path, image_root, missing_ok=questions)
 
 
 def _more(count):
@@ -152,15 +175,13 @@ def _more(count):
 
 
 def find_image(name, row_file, image_root=None, missing_ok=False):
-    """A row's `img` -> path.
+    """A row's `img` -> the text of its path.
 
     A relative one is looked for beside the rows, then under the project, or only under image_root
     where that is given. Raises ValueError that names the paths tried; with missing_ok, returns the
     first of them.
     """
-    name = Path(name)
-    roots = [Path(image_root)] if image_root else [Path(row_file).parent, PROJECT]
-    tried = [name] if name.is_absolute() else [root / name for root in roots]
+    tried = _places_of(name, row_file, image_root)
     for path in tried:
         try:
             if exists(path):
@@ -172,10 +193,25 @@ def find_image(name, row_file, image_root=None, missing_ok=False):
     if missing_ok:
         return tried[0]
     hint = ""
-    other = next(filter(None, map(nearby, tried)), None)
+    other = next(filter(None, (nearby(Path(path)) for path in tried)), None)
     if other:
         hint = f" (there is {other})"
-    raise ValueError(f"image not found at {' or '.join(map(str, tried))}{hint}")
+    raise ValueError(f"image not found at {' or '.join(tried)}{hint}")
+
+
+def _places_of(name, row_file, image_root):
+    """Where an `img` may be, as texts in the spelling of a Path, which takes longer than a stat."""
+    roots = ("",) if os.path.isabs(name) else _roots(row_file, image_root)
+    places = []
+    for root in roots:
+        place = os.path.join(root, name)
+        places.append(str(Path(place)) if ODD_PATH.search(place) else place)
+    return places
+
+
+@lru_cache(16)
+def _roots(row_file, image_root):
+    return (str(image_root),) if image_root else (os.path.dirname(row_file), str(PROJECT))
 
 
 def shuffle_images(samples, seed):

@@ -17,18 +17,9 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from data.answers import NoAnswer, Refused
 from data.connection import url_problem
-from data.endpoint import (
-    Endpoint,
-    Failed,
-    NoAnswer,
-    Refused,
-    Settings,
-    Stopped,
-    explained,
-    open_client,
-    without_key,
-)
+from data.endpoint import Endpoint, Failed, Settings, Stopped, explained, open_client, without_key
 from data.peel import without_thoughts
 from data.replies import Reply
 from model.errors import NoAnswerError, UserError

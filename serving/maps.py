@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -117,13 +118,20 @@ class MapRun:
 
 class Maps:
     """checkpoint: its name; english: as for Assistant.stream; scenes: a folder of this server whose
-    images may be mapped, None: only what people upload.
+    images may be mapped, None: only what people upload; beside: folder in which maps get one of
+    their own, None: the system's.
 
-    What one set of options has made stays until the server ends: asked for again, it goes on.
+    What one set of options has made stays until the server ends, or its room is needed: asked for
+    again, it goes on.
     """
 
     def __init__(
-        self, bulk: Bulk, checkpoint: str, english: bool | None = None, scenes: Path | None = None
+        self,
+        bulk: Bulk,
+        checkpoint: str,
+        english: bool | None = None,
+        scenes: Path | None = None,
+        beside: Path | None = None,
     ):
         self.bulk = bulk
         self.checkpoint = checkpoint
@@ -131,7 +139,8 @@ class Maps:
         self.scenes = scenes
         self.answers_in_english = bulk.english if english is None else english
         self._turn = threading.Semaphore(AT_A_TIME)
-        self._folder = tempfile.TemporaryDirectory(prefix="remoteglm-maps-")
+        self._folder = tempfile.TemporaryDirectory(prefix="remoteglm-maps-", dir=beside)
+        self._made: list[Path] = []  # at present
 
     def names(self) -> list[str]:
         """The images in `scenes` and the folders below it, by their paths there."""
@@ -164,16 +173,32 @@ class Maps:
         Leaving early stops it.
         """
         options = Options(output=self.folder_for(asked), batch_size=self.bulk.rows, **asked)
-        while not self._turn.acquire(timeout=look):
-            yield None
+        self._made.append(options.output)
         try:
-            run = MapRun(options, self)
+            while not self._turn.acquire(timeout=look):
+                yield None
             try:
-                while run.is_running:
-                    yield run
-                    run.wait(look)
+                run = yield from self._watched(MapRun(options, self), look)
             finally:
-                run.stop()
+                self._turn.release()
+            yield run
         finally:
-            self._turn.release()
-        yield run
+            self._made.remove(options.output)
+
+    def _watched(self, run, look):
+        try:
+            while run.is_running:
+                yield run
+                run.wait(look)
+        finally:
+            run.stop()
+        return run
+
+    def remove_oldest(self) -> bool:
+        """Of the maps that nobody makes remove the oldest; False: there is none."""
+        kept = [path for path in Path(self._folder.name).iterdir() if path not in self._made]
+        if not kept:
+            return False
+        oldest = min(kept, key=lambda path: path.stat().st_mtime)
+        shutil.rmtree(oldest, ignore_errors=True)
+        return not oldest.exists()

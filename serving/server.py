@@ -1,11 +1,13 @@
-"""Serve an app in the background, on a port that is taken from the beginning."""
+"""Serve an app in the background, and another one in its place when that is ready."""
 
+import asyncio
 import socket
 import threading
 import time
 from typing import Any
 
 import uvicorn
+from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 GRACE = 3  # seconds that requests under way have when the server ends
@@ -35,7 +37,11 @@ class PatientProtocol(H11Protocol):
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError where the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=128)
+    listener = socket.create_server((host, port), family=family, backlog=128)
+    # Trap: a copy of a blocking socket makes all others blocking, too, and an event loop that
+    # accepts connections then stands still until the next one comes.
+    listener.setblocking(False)
+    return listener
 
 
 def address(host: str, port: int) -> str:
@@ -54,12 +60,46 @@ def network_address(port: int) -> str | None:
         return address(probe.getsockname()[0], port)
 
 
+class _Stage:
+    """An ASGI app that plays others, one after another."""
+
+    def __init__(self, app):
+        self._app = app
+        self._lifespans = []
+        self._loop = None
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        self._loop = asyncio.get_running_loop()
+        await receive()  # the server starts
+        await self._begin(self._app)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()  # it ends
+        for lifespan in self._lifespans:
+            await lifespan.shutdown()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _begin(self, app):
+        lifespan = LifespanOn(uvicorn.Config(app, log_config=None))
+        await lifespan.startup()
+        if lifespan.should_exit:
+            raise RuntimeError("the app did not start; see above")
+        self._lifespans.append(lifespan)
+        self._app = app
+
+    def show(self, app):
+        asyncio.run_coroutine_threadsafe(self._begin(app), self._loop).result()
+
+
 class Server:
-    """An app in a thread; several may share a listening socket, which stays open."""
+    """An app in a thread; the listening socket stays open."""
 
     def __init__(self, app: Any, listener: socket.socket):
+        self._stage = _Stage(app)
         config = uvicorn.Config(
-            app,
+            self._stage,
             http=PatientProtocol,
             log_level="warning",
             timeout_graceful_shutdown=GRACE,
@@ -79,6 +119,13 @@ class Server:
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.01)
         return self
+
+    def show(self, app: Any) -> None:
+        """Answer by another app from now on. What is under way ends as it began.
+
+        Returns when that app has started; until then the one before answers.
+        """
+        self._stage.show(app)
 
     def close(self, verbose: bool = False) -> None:
         """End it, whatever is under way."""

@@ -83,7 +83,7 @@ def config_file(tmp_path_factory, tiny_config):
 
 def load(name, **options):
     """A checkpoint of VisualGLM, not yet packed for answering -> (network, tokenizer, card)."""
-    from model.family import open_checkpoint
+    from model.opening import open_checkpoint
 
     family = open_checkpoint(name, **options)
     return family.network, family.tokenizer, family.card

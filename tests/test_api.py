@@ -1,5 +1,6 @@
 """OpenAI's protocol: through the openai client, and as lines on the wire."""
 
+import asyncio
 import base64
 import http.client
 import io
@@ -622,6 +623,75 @@ def test_while_it_loads(assistant):
         assert "shutting down" in error_of(chat(server), 503)
 
 
+class Slow:
+    """An app that takes a while to start, and says its name."""
+
+    def __init__(self, name, seconds=0.0):
+        self.name = name.encode()
+        self.seconds = seconds
+        self.has_ended = False
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            await receive()
+            await asyncio.sleep(self.seconds)
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            self.has_ended = True
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        head = [(b"content-length", b"%d" % len(self.name))]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": self.name})
+
+
+def test_no_request_is_lost_while_one_app_takes_the_place_of_another():
+    first, second = Slow("first"), Slow("second", 0.5)
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(first, listener).start()
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        said = []
+
+        def ask_on():
+            while not said or said[-1] != "second" or len(said) < 10:
+                said.append(raw(server, "GET", "/")[2])
+
+        with ThreadPoolExecutor(2) as pool:
+            asking = [pool.submit(ask_on) for _ in range(2)]
+            server.show(second)
+            for one in asking:
+                one.result(20)
+        for _ in range(2):
+            kept.request("GET", "/")
+            assert kept.getresponse().read() == b"second"
+        kept.close()
+        server.close()
+    assert said == sorted(said) and {"first", "second"} == set(said)
+    assert first.has_ended and second.has_ended
+
+
+def test_a_copy_of_the_listening_socket_stops_no_server():
+    """Each makes one, and copies share what makes them wait."""
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(Slow("first"), listener).start()
+        Server(Slow("second"), listener)
+        assert raw(server, "GET", "/")[2] == "first"
+        server.close()
+
+
+def test_an_app_that_does_not_start_leaves_the_one_before():
+    async def broken(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no"})
+
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(Slow("first"), listener).start()
+        with pytest.raises(RuntimeError, match="did not start"):
+            server.show(broken)
+        assert raw(server, "GET", "/")[2] == "first"
+        server.close()
+
+
 # The page on the same port
 
 
@@ -687,6 +757,30 @@ def test_page_and_api_on_one_port(both, assistant):
     assert raw(server, "POST", "/gradio_api/call/answer", {"data": []}, **foreign)[0] == 403
 
 
+def post_file(server, size, **headers):
+    """(status, text) of an upload of so many bytes."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    body = head + bytes(size) + b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"} | headers
+    status, _, text = raw(server, "POST", "/gradio_api/upload", body, **headers)
+    return status, text
+
+
+def test_uploads_beyond_the_space_are_refused_in_the_pages_language(both, tmp_path):
+    server = both(upload_space=1e-3)  # a MB
+    assert post_file(server, 600_000)[0] == 200
+    status, text = post_file(server, 600_000, Cookie="remoteglm-language=zh-Hans")
+    assert (status, "空间（0.001 GB）满了" in text) == (507, True)
+    for language in ({"Cookie": "remoteglm-language=en"}, {"Accept-Language": "en-US,en"}):
+        assert "space for images (0.001 GB) is full" in post_file(server, 600_000, **language)[1]
+    assert post_file(server, 200_000)[0] == 200
+    chunked = {"Transfer-Encoding": "chunked", "Content-Type": "multipart/form-data; boundary=x"}
+    assert raw(server, "POST", "/gradio_api/upload", b"0\r\n\r\n", **chunked)[0] == 411
+    for path in tmp_path.rglob("a.png"):
+        path.unlink()
+    assert post_file(server, 600_000)[0] == 200
+
+
 def test_a_page_with_a_password(both):
     server = both(auth=("lab", "词语"))
     assert raw(server, "POST", "/gradio_api/call/answer", {"data": []})[0] == 401
@@ -703,6 +797,7 @@ def test_a_page_with_a_password(both):
         ("--auth lab", "--auth lab: expected USER:PASSWORD"),
         ("--rows 0", "--rows 0: must be more than 0"),
         ("--kv-memory nan", "--kv-memory nan: must be more than 0"),
+        ("--upload-space 0", "--upload-space 0.0: must be more than 0"),
     ],
 )
 def test_options_that_are_refused(words, says, capsys):

@@ -375,4 +375,8 @@ def test_a_map_of_known_fields_is_measured(tmp_path):
     assert scene.right_tiles(lines, fields, 64) == [True, True, True, False]
     # 3 of 4 + 4 - 3
     assert scene.overlap_by_area(grid, lines, fields, 64, 0) == pytest.approx(3 / 5)
+    # a cell that reaches over a border is cut there
+    assert list(scene.within_fields([48, 80, 192], 64)) == [
+        *((0, 48, 64), (0, 64, 80), (1, 80, 128), (1, 128, 192)),
+    ]
     assert scene.share([True] * 3 + [False]) == "75.0 ± 42.4"

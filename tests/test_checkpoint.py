@@ -12,7 +12,7 @@ from conftest import load
 from safetensors.torch import load_file, save_file
 
 from model import UserError, load_assistant
-from model.family import export_checkpoint
+from model.opening import export_checkpoint
 from model.quantization import QuantizedLinear
 from model.visualglm import checkpoint, export
 from model.visualglm.checkpoint import open_stored

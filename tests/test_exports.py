@@ -2,9 +2,13 @@
 
 import base64
 import csv
+import importlib.util
 import io
 import json
+import sys
 import tarfile
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -135,6 +139,34 @@ def test_datasets_loads_the_folder(described):
     }
     assert loaded["train"][1]["label"] == "湖泊，\td/b.tif。"
     assert loaded["train"][1]["image"].size == (16, 16)
+
+
+@pytest.mark.slow
+def test_vlmevalkit_loads_the_table(described, monkeypatch):
+    """By the toolkit's own reading code: its packages' __init__ load every model and judge."""
+    spec = importlib.util.find_spec("vlmeval")
+    if spec is None:
+        pytest.skip("vlmeval is not installed")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    for name, path in (("vlmeval", folder), ("vlmeval.dataset", folder / "dataset")):
+        package = ModuleType(name)
+        package.__path__ = [str(path)]
+        monkeypatch.setitem(sys.modules, name, package)
+    base = pytest.importorskip("vlmeval.dataset.image_base").ImageBaseDataset
+
+    folder = described.parent
+    options = ("--format", "vlmevalkit", "--tasks", "description=2")
+    generate(described, folder / "x.tsv", *options)
+    monkeypatch.setenv("LMUData", str(folder))
+    loaded = type("Own", (base,), {"TYPE": "VQA", "evaluate": None})("x")
+    assert len(loaded) == 8 and loaded[1]["answer"] == "湖泊，\ta.png。"
+    # the second row of an image names the first by its index
+    for number, name in ((1, "a.png"), (2, "d/b.tif")):
+        shown, asked = loaded.build_prompt(loaded.data.iloc[number])
+        with Image.open(shown["value"]) as image:
+            expected = read_image(folder / "images" / name)
+            assert image.convert("RGB").tobytes() == expected.tobytes()
+        assert asked == {"type": "text", "value": loaded[number]["question"]}
 
 
 # ---- shards

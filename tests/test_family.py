@@ -24,14 +24,14 @@ import evaluate_RemoteGLM
 import web_demo
 from model import UserError, load_assistant, read_image
 from model.answer_file import AnswerFile
-from model.family import FAMILIES, family_of
+from model.opening import FAMILIES, family_of
 from model.weight_files import ADAPTER, FULL
 
 COLORS = {"red": "红色的屋顶。", "green": "绿色的农田。", "blue": "蓝色的河流。"}
 QUESTION = TEXTS[0]
 TRAIN = """import sys
-import model.family
-model.family.FAMILIES["mean_color"] = "mean_color:MeanColorFamily"
+import model.opening
+model.opening.FAMILIES["mean_color"] = "mean_color:MeanColorFamily"
 import finetune_RemoteGLM
 finetune_RemoteGLM.main(sys.argv[1:])"""
 
@@ -234,7 +234,7 @@ ABOVE = [
 def test_nothing_above_the_line_knows_the_inside(path):
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        is_registry = path.name == "family.py" and "VisualGLMFamily" in line
+        is_registry = path.name == "opening.py" and "VisualGLMFamily" in line
         if INSIDE.search(line) and not is_registry:
             found.append(f"{number}: {line.strip()}")
     assert not found, found
@@ -282,6 +282,8 @@ OF_FAMILIES = (
     *("model.family", "model.errors", "model.files", "model.weight_files", "model.sampling"),
     *("model.next_token", "model.answer_text", "model.text_scores", "model.pieces"),
     *("model.nf4", "model.quantization", "model.float_products"),
+    # an export opens the checkpoint first
+    *("model.opening", "model.devices"),
 )
 # room -> the modules (and rooms) that it may import
 DOWNHILL = {
@@ -292,6 +294,7 @@ DOWNHILL = {
     "model.hf": ("model.hf", *OF_FAMILIES),
     "model.training": (
         *("model.training", "model.family", "model.images", "model.rows", "model.row_store"),
+        *("model.opening", "model.adapters", "model.devices", "model.find", "model.weight_files"),
         *("model.errors", "model.files"),
     ),
     "model": ("model",),

@@ -30,12 +30,13 @@ import export_RemoteGLM
 import finetune_RemoteGLM
 from mapping.naming import alternatives, window_of
 from model import Sampling, UserError, load_assistant, read_image
-from model.family import Limits, family_of, open_checkpoint
+from model.family import Limits
 from model.hf.adapter import linear_layers
 from model.hf.family import probe_image
 from model.hf.generate import generate
 from model.hf.types import part_of
 from model.images.tiles import open_scene
+from model.opening import family_of, open_checkpoint
 from model.pieces import Pieces
 from model.rows import Sample
 from model.weight_files import CARD, PEFT_ADAPTER, PEFT_CONFIG

@@ -7,9 +7,10 @@ import tarfile
 from collections import Counter
 
 import pytest
+from PIL import Image
 from test_data import call, image, load, save, save_images
 
-from data import exports, generate_prompt, transform, translation_en2zh
+from data import existing, exports, generate_prompt, transform, translation_en2zh
 from data.layouts import classes
 
 
@@ -185,7 +186,7 @@ def test_a_chinese_file_is_checked_against_a_set_in_its_layout(tmp_path, layout)
         source.mkdir()
         (source / "train_caps.txt").write_text("Two lakes .\nA boat .\n")
         (source / "train_filename.txt").write_text("a.jpg\na.jpg\n")
-    assert translation_en2zh.english_of(source) == {"a.jpg": "Two lakes .  A boat ."}
+    assert existing.english_of(source) == {"a.jpg": "Two lakes .  A boat ."}
     zh = save(tmp_path / "zh.json", [{"imged_id": "a.jpg", "caption": "两个湖泊，有一艘船。"}])
     assert call(translation_en2zh, "--check", zh, "--input", source) == 0
     assert len(load(tmp_path / "zh-checked.json")) == 1
@@ -565,3 +566,233 @@ def test_forcing_a_layout_names_what_is_missing(tmp_path, capsys):
     assert "is no folder" in message
     message = faults(source, tmp_path, capsys, "--layout", "webdataset")
     assert "is no plain tar" in message
+
+
+# ---- Arrow
+
+
+def picture(color):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_arrow(path, rows, form="new_stream"):
+    """Rows of XLRS-Bench_caption_zh's columns, as datasets saves them: images are structs."""
+    pyarrow = pytest.importorskip("pyarrow")
+    image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    columns = {"id": pyarrow.int64(), "path": pyarrow.string(), "image": image}
+    columns |= {"question": pyarrow.string(), "answer": pyarrow.list_(pyarrow.string())}
+    schema = pyarrow.schema(columns | {"category": pyarrow.string()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with getattr(pyarrow.ipc, form)(str(path), schema) as writer:
+        for start in range(0, len(rows), 2):
+            batch = pyarrow.RecordBatch.from_pylist(rows[start : start + 2], schema)
+            writer.write_batch(batch)
+    return path
+
+
+def xlrs_row(number, color, *answers):
+    return {
+        "id": number,
+        "path": f"DOTA/P{number:04d}.png",
+        "image": {"bytes": color if isinstance(color, bytes) else picture(color), "path": None},
+        "question": "Describe the image in detail.",
+        "answer": list(answers),
+        "category": "caption",
+    }
+
+
+@pytest.fixture
+def xlrs(tmp_path):
+    """Two Arrow files of three rows: the folder as it is downloaded."""
+    folder = tmp_path / "XLRS-Bench_caption_zh" / "train"
+    rows = [
+        xlrs_row(1, "red", "这幅图像展示了一座海港。", ""),
+        xlrs_row(2, "green", "图中有一片农田", "农田旁有一条道路。"),
+        xlrs_row(3, "blue", "图中有一条河流。"),
+    ]
+    write_arrow(folder / "data-00000-of-00002.arrow", rows[:2])
+    write_arrow(folder / "data-00001-of-00002.arrow", rows[2:], "new_file")
+    (folder / "state.json").write_text('{"_split": "train"}')
+    return folder.parent, rows
+
+
+@pytest.mark.parametrize("inside", ("", "train"))
+def test_arrow_files_become_evaluation_rows(xlrs, tmp_path, inside):
+    """Through all stages: the images are files, the captions as they are, none is to train on."""
+    folder, rows = xlrs
+    zh, out = tmp_path / "xlrs-zh.json", tmp_path / "out"
+    names = [f"XLRS-Bench_caption_zh/{number:06d}.png" for number in range(3)]
+    assert imported(folder / inside, out / "xlrs-en.json") == [
+        record(names[0], "这幅图像展示了一座海港。"),
+        record(names[1], "图中有一片农田", "农田旁有一条道路。"),
+        record(names[2], "图中有一条河流。"),
+    ]
+    for name, row in zip(names, rows):
+        assert (out / "images" / name).read_bytes() == row["image"]["bytes"]
+    files = ("--input", out / "xlrs-en.json", "--output", zh)
+    assert call(translation_en2zh, *files, "--no-gate") == 0
+    files = ("--input", zh, "--output", out / "xlrs-prompt.json")
+    assert call(generate_prompt, *files) == 0
+    labels = ["这幅图像展示了一座海港。", "图中有一片农田。农田旁有一条道路。", "图中有一条河流。"]
+    made = load(out / "xlrs-prompt.json")
+    assert [(row["img"], row["label"]) for row in made] == [
+        (f"images/{name}", label) for name, label in zip(names, labels)
+    ]
+    assert not list(out.glob("*-train.json"))
+
+
+def test_splits_of_arrow_files_and_drawn_ones(xlrs, tmp_path):
+    folder, rows = xlrs
+    write_arrow(folder / "test" / "data-00000-of-00001.arrow", [xlrs_row(4, "red", "一座海港。")])
+    made = imported(folder, tmp_path / "out" / "en.json")
+    assert [record["split"] for record in made] == ["test", "train", "train", "train"]
+    one = folder / "train" / "data-00000-of-00002.arrow"
+    made = imported(one, tmp_path / "one" / "en.json", "--split", "50/0/50", "--sample", "2")
+    assert sorted(record["split"] for record in made) == ["test", "train"]
+    copies = write_arrow(
+        tmp_path / "copies.arrow", [xlrs_row(k, "red", "海港。") for k in range(4)]
+    )
+    made = imported(copies, tmp_path / "four" / "en.json", "--split", "50/0/50")
+    assert len({record["split"] for record in made}) == 1
+
+
+def test_faults_of_arrow_files_write_nothing(xlrs, tmp_path, capsys):
+    folder, rows = xlrs
+    faulty = [rows[0], xlrs_row(5, b"<html>", "海港。"), rows[1]]
+    faulty.append({**rows[1], "image": {"bytes": None, "path": None}})
+    source = write_arrow(tmp_path / "faulty.arrow", faulty)
+    message = faults(source, tmp_path, capsys)
+    assert "faulty.arrow: 2 bad records" in message and not (tmp_path / "images").exists()
+    assert "row 1" in message and "the bytes of an image in 'image', got b'<html>'" in message
+    assert "row 3: expected a path or an address in 'image'" in message
+
+    (folder / "train" / "data-00001-of-00002.arrow").unlink()
+    write_arrow(folder / "train" / "data-00002-of-00003.arrow", rows)
+    words = "files of the set are missing (train/data-00001-of-00002.arrow): download them"
+    assert words in faults(folder, tmp_path, capsys)
+    cut = tmp_path / "cut.arrow"
+    whole = (folder / "train" / "data-00000-of-00002.arrow").read_bytes()
+    for content, words in (
+        (whole[:-500], "no Arrow file, or not whole: download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"", "no Arrow file"),
+    ):
+        cut.write_bytes(content)
+        assert words in faults(cut, tmp_path, capsys)
+    other = write_arrow(tmp_path / "other.arrow", rows)
+    options = ("--caption-column", "text")
+    assert "name the one of captions by --caption-column text" in faults(
+        other, tmp_path, capsys, *options
+    )
+
+
+@pytest.mark.slow
+def test_sets_that_datasets_has_saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    columns = {"image": [], "question": [], "answer": []}
+    for color in ("red", "green", "blue"):
+        columns["image"].append(Image.new("RGB", (20, 30), color))
+        columns["question"].append("Describe the image in detail.")
+        columns["answer"].append([f"一片{color}。"])
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "answer": datasets.List(datasets.Value("string")),
+        }
+    )
+    saved = datasets.Dataset.from_dict(columns, features=features)
+    saved.save_to_disk(tmp_path / "set" / "train", num_shards=2)
+    made = imported(tmp_path / "set", tmp_path / "out" / "en.json")
+    assert [record["caption"] for record in made] == [
+        "一片red。  ",
+        "一片green。  ",
+        "一片blue。  ",
+    ]
+    with Image.open(tmp_path / "out" / "images" / made[2]["imged_id"]) as shown:
+        assert shown.size == (20, 30) and shown.getpixel((0, 0)) == (0, 0, 255)
+
+
+# ---- what else is wrong with files
+
+
+def test_tables_lose_no_line_to_a_quote_and_no_column_to_its_name(tmp_path, capsys):
+    source = tmp_path / "in.csv"
+    long = "lake " * 30_000
+    text = f'image,caption\na.jpg,a lake\nb.jpg,{long}\nc.jpg\nd.jpg,x\0y\ne.jpg,"a boat\nf.jpg,z\n'
+    source.write_text(text)
+    message = faults(source, tmp_path, capsys)
+    assert "4 bad records: line 2: not CSV: field larger than" in message
+    assert (
+        "line 4: expected 2 columns, got 1; line 5: expected a text in 'caption', no zero"
+        in message
+    )
+    assert "line 5: not CSV: unexpected end of data" in message
+    source.write_text("image,caption,caption\na.jpg,a lake,a boat\n")
+    assert "columns of the same name, rename one: caption" in faults(source, tmp_path, capsys)
+
+
+def test_lines_that_are_no_json_are_named_in_every_layout(tmp_path, capsys):
+    for good in ('{"image": "a.jpg", "caption": "A lake ."}',
+                 '{"img": "a.jpg", "prompt": "q?", "label": "a"}',
+                 '{"filename": "a.jpg", "sentences": [{"raw": "A lake ."}]}'):  # fmt: skip
+        source = tmp_path / "in.jsonl"
+        source.write_text(f"{good}\n{{bad\n[5]\n{good[:-9]}")
+        message = faults(source, tmp_path, capsys)
+        assert "3 bad records: line 2: not JSON from column 2" in message
+        assert "line 3: expected an object, got" in message
+        assert "line 4: not JSON from column" in message
+        assert "the file ends in the middle: copy or download it again" in message
+
+
+def test_all_tars_of_a_folder_are_said(tmp_path, capsys):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    shard(folder / "a.tar", [("a.jpg", b"x"), ("b.jpg", b"x"), ("b.txt", b"A lake .")])
+    (folder / "b.tar").write_text("<html>")
+    whole = shard(folder / "c.tar", [("a.jpg", b"x" * 900), ("a.txt", b"A lake .")])
+    whole.write_bytes(whole.read_bytes()[:1800])
+    message = faults(folder, tmp_path, capsys)
+    assert "a.tar member 1: no .json or .txt with the caption beside an image" in message
+    assert "b.tar: no tar that can be read" in message and "an HTML page of 6 bytes" in message
+    assert "c.tar member 2: a member that the tar is damaged or cut short" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "Il y a plusieurs avions sur la piste .",
+        "Viele Flugzeuge stehen neben dem Gebäude auf dem Flughafen .",
+        "Hay muchos aviones en el aeropuerto .",
+        "空港に飛行機があります。",
+        "Много самолётов .",
+    ),
+)
+def test_captions_in_another_language_are_named(tmp_path, capsys, text):
+    rows = [
+        {"imged_id": "a.jpg", "caption": "La Paz stadium"},
+        {"imged_id": "b.jpg", "caption": text},
+    ]
+    rows += [{"imged_id": "c.jpg", "caption": "Die casting plants , no planes"}]
+    source = save(tmp_path / "en.json", rows)
+    assert call(translation_en2zh, "--input", source, "--dry-run") == 1
+    message = capsys.readouterr().err
+    assert "1 of 3 captions are neither English nor Chinese: record 1 (b.jpg: " in message
+
+
+def test_converted_images_stay_in_their_folder(tmp_path):
+    (tmp_path / "x").mkdir()
+    save_images(tmp_path / "x", "a.png")
+    turns = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "a"}]
+    rows = [{"imged_id": str(tmp_path / "x" / "a.png"), "conversations": turns}]
+    rows += [{"imged_id": "../x/a.png", "conversations": turns}]
+    for number, row in enumerate(rows):
+        out = tmp_path / f"out{number}" / "rows.json"
+        options = ("--image-root", ".", "--png", "png")
+        files = ("--input", save(tmp_path / "own.json", [row]), "--output", out)
+        assert call(generate_prompt, *files, *options) == 0
+        [made] = out.parent.glob("png/**/*.png")
+        assert [row["img"] for row in load(out)] == [made.relative_to(out.parent).as_posix()]
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a.png"]

@@ -17,12 +17,12 @@ from model import Sampling, UserError, load_assistant
 from model.rows import Sample
 from model.running_batch import Question
 from serving.bulk import Bulk
-from serving.map_tab import TABLE, MapTab
+from serving.map_tab import MapTab
 from serving.maps import Maps
+from serving.page.service import Service
 from serving.scheduler import QueueFull, Scheduler
 
 GREEDY = Sampling(max_new_tokens=12, top_k=1)
-WORDS = {key: pair[0] for key, pair in TABLE.items()}
 ASKED = {
     "before": None,
     "tile": 64,
@@ -223,10 +223,15 @@ class TestMaps:
 ME = SimpleNamespace(session_hash="me")
 
 
+def tab_of(bulk):
+    service = Service(SimpleNamespace(first_question=lambda english: "有什么？"))
+    return MapTab(Maps(bulk, "colors"), service)
+
+
 class TestForm:
     @pytest.fixture
     def tab(self):
-        return MapTab(Maps(ColorBulk(), "colors"), WORDS, english=False)
+        return tab_of(ColorBulk())
 
     def last(self, tab, scene, settings, before=None, names=("", "")):
         *_, shown = tab.make(ME, scene and str(scene), names[0], before, names[1], *settings)
@@ -285,7 +290,7 @@ class TestForm:
             run.wait(30)
 
         monkeypatch.setattr("serving.maps.MapRun.stop", stop)
-        tab = MapTab(Maps(bulk, "colors"), WORDS, english=False)
+        tab = tab_of(bulk)
         making = tab.make(ME, str(scene_file), "", None, "", *SETTINGS)
         for status, *_ in making:
             if "2 / 6 块" in status:
@@ -296,9 +301,51 @@ class TestForm:
         assert "已停止" in [shown[0] for shown in making][-1]
         assert "完成" in self.last(tab, scene_file, SETTINGS)[0]
 
+    def test_what_it_says_follows_the_language(self, tab, scene_file):
+        session = tab.service.session(ME)
+        assert "开始制图" in tab.arrive(ME)
+        session.english = True
+        assert "press Start" in tab.say_again(ME)
+        status, *_ = self.last(tab, scene_file, [3, *SETTINGS[1:]])
+        assert "error: Tile (pixels): 3 is not possible" in status
+        session.english = False
+        assert "错误：块边长（像素）：3，不对" in tab.say_again(ME)
+        self.last(tab, scene_file, SETTINGS)
+        session.english = True
+        assert "<p>done</p>" in tab.say_again(ME)
+        assert "press Start" in tab.arrive(ME) == tab.say_again(ME)
+
+    def test_a_page_keeps_the_scenes_of_its_last_map(self, tab, scene_file, tmp_path):
+        session = tab.service.session(ME)
+        copies = []
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            copies.append(tmp_path / name / "scene.tif")
+            copies[-1].write_bytes(scene_file.read_bytes())
+        self.last(tab, copies[0], SETTINGS, before=str(copies[1]))
+        assert all(path.exists() for path in copies)
+        self.last(tab, copies[1], SETTINGS)
+        assert not copies[0].exists() and session.uploads == {copies[1]}
+        tab.service.sessions.leave("me")
+        assert tab.service.sessions.end_oldest() and not copies[1].exists()
+
+    def test_a_map_that_finds_no_room_is_said_and_begins_later(self, tab, scene_file, monkeypatch):
+        """Older maps that nobody makes go for it."""
+        space, maps = tab.service.space, tab.maps
+        space.folder, space.most = Path(maps._folder.name), 10**8 + 1000
+        space.removers = [maps.remove_oldest]
+        assert "完成" in self.last(tab, scene_file, SETTINGS)[0]
+        (first,) = space.folder.iterdir()
+        assert "完成" in self.last(tab, scene_file, [32, *SETTINGS[1:]])[0]
+        assert not first.exists()
+        space.take(1001)
+        assert "空间（0.1 GB）满了" in self.last(tab, scene_file, SETTINGS)[0]
+        space.give_back(1001)
+        assert "完成" in self.last(tab, scene_file, SETTINGS)[0]
+
     def test_it_says_how_far_it_is(self, scene_file):
         bulk = ColorBulk(hold=1)
-        tab = MapTab(Maps(bulk, "colors"), WORDS, english=False)
+        tab = tab_of(bulk)
         seen = []
         for status, *_ in tab.make(ME, str(scene_file), "", None, "", *SETTINGS):
             seen.append(status)
@@ -380,6 +427,13 @@ class TestPage:
         content = json.loads(Path(download.value.path()).read_text())
         assert {f["properties"]["scene"] for f in content["features"]} == set(COLORS)
         assert [url for url in asked_for if not url.startswith((address, "data:", "blob:"))] == []
+        tab.click("#language")
+        tab.get_by_role("tab", name="Scene map").wait_for()
+        assert wait_until(lambda: tab.inner_text("#scene-status") == "done")
+        assert tab.inner_text("#scene-start") == "Start"
+        assert tab.get_by_label("Tile (pixels)").input_value() == "64"
+        tab.click("#scene-tab-button, [role=tab]:last-child")
+        assert frame.locator("svg").is_visible()
         assert not errors
         tab.close()
 

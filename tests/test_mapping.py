@@ -674,6 +674,7 @@ class TestCommand:
     def test_options_reach_the_tiles(self, scene_file, tmp_path, colors):
         folder = tmp_path / "map"
         options = ["--tasks", "scene", "description", "objects", "--prompt", "描述。"]
+        options += ["--overlap", "0.25"]
         options += [
             "--bands",
             3,

@@ -15,11 +15,18 @@ from safetensors.torch import load_file
 from model import Sampling, UserError, float_products, load_assistant, quantization
 from model.visualglm import checkpoint
 from model.visualglm.answer_text import stable_prefix, tidy
+from model.visualglm.attention import positions_and_blocks, prefix_mask
 from model.visualglm.decoder import Decoder
 from model.visualglm.generate import filter_logits, generate
 from model.visualglm.lora import adapter_names, add_method, without_adapter
-from model.visualglm.network import VisualGLM, positions_and_blocks, prefix_mask
-from model.visualglm.packing import PackedLinear, pack
+from model.visualglm.network import VisualGLM
+from model.visualglm.packing import (
+    LARGEST_FLOAT16,
+    Float16Linear,
+    PackedLinear,
+    has_float16_products,
+    pack,
+)
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
 from model.visualglm.tokenizer import Tokenizer, train_vocabulary
@@ -326,6 +333,46 @@ def test_packed_layers_compute_the_same(dtype, tolerance, monkeypatch):
     assert not any(isinstance(m, PackedLinear) for m in network.modules())
 
 
+def test_bfloat16_weights_are_the_same_in_float16():
+    if not has_float16_products():
+        pytest.skip("this build has no FBGEMM")
+    torch.manual_seed(6)
+    weight, bias = torch.randn(48, 64).bfloat16() / 8, torch.randn(48).bfloat16()
+    weight[0] = 0.9 * 2.0**-17 * torch.randn(64).sign()
+    weight[1] = 60000.0
+    for rows in (1, 7, 40):
+        x = torch.randn(2, rows, 64)
+        wanted = torch.nn.functional.linear(x, weight.float(), bias.float())
+        got = Float16Linear(weight, bias)(x)
+        assert got.dtype == torch.float32 and torch.allclose(got, wanted, rtol=1e-5, atol=1e-3)
+        assert Float16Linear(weight, None)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_the_language_model_takes_float16_products_and_images_do_not(monkeypatch):
+    """But for weights that float16 cannot hold, and where such products do not run."""
+    if not has_float16_products():
+        pytest.skip("this build has no FBGEMM")
+    monkeypatch.setattr("model.visualglm.packing.bfloat16_products", lambda: False)
+    network = checkpoint.load_base(TINY, dtype=torch.bfloat16)[0]
+    ids, prefix = torch.arange(10, 40)[None], torch.tensor([25])
+    large = network.transformer.layers[0].mlp.dense_h_to_4h
+    with torch.no_grad():
+        wanted, first = network(ids, prefix)[0], large.weight[0, 0].clone()
+        large.weight[0, 0] = 2 * LARGEST_FLOAT16
+        pack(network)
+        large.weight[0, 0] = first
+        assert largest_difference(network(ids, prefix)[0], wanted) <= 0.03 * wanted.abs().max()
+    packed = [path for path, m in network.named_modules() if isinstance(m, Float16Linear)]
+    assert len(packed) == 4 * len(network.transformer.layers) and packed[0].endswith("lm_head")
+    assert network.transformer.layers[0].mlp.dense_h_to_4h is large
+    assert decoder_error(network) <= 3e-2
+
+    monkeypatch.setattr("model.visualglm.packing.has_float16_products", lambda: False)
+    network = checkpoint.load_base(TINY, dtype=torch.bfloat16)[0]
+    pack(network)
+    assert not any(isinstance(m, Float16Linear) for m in network.modules())
+
+
 def test_the_decoder_reads_prompts_by_widened_products(monkeypatch):
     from model.visualglm.sat import ColumnParallelLinear, RowParallelLinear
 
@@ -411,7 +458,7 @@ def test_a_kernel_is_tried_on_a_part_of_many_outputs(monkeypatch):
 @pytest.mark.parametrize("with_bfloat16", [True, False])
 def test_lora_in_bfloat16_on_any_cpu(with_bfloat16, nf4, monkeypatch):
     """The gradients of float32, by float32 products exactly where a CPU needs them."""
-    from model.family import open_checkpoint
+    from model.opening import open_checkpoint
 
     monkeypatch.setattr(float_products, "bfloat16_products", lambda: with_bfloat16)
     method = {"name": "lora", "rank": 2, "alpha": 1.0, "layers": None, "dropout": 0.0}

@@ -24,7 +24,7 @@ from test_checkpoint import CPU, LORA, save_adapter
 
 import export_RemoteGLM
 from model import UserError
-from model.family import export_checkpoint, open_checkpoint
+from model.opening import export_checkpoint, open_checkpoint
 from model.sampling import Sampling
 from model.visualglm import checkpoint, official
 from model.visualglm.family import VisualGLMFamily

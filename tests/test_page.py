@@ -27,9 +27,10 @@ from serving.page.talk import Stream, together
 from serving.page.view import View, box_of, parse_box
 from serving.page.votes import Votes
 from serving.page.whole_page import WholePage
-from serving.page.words import TABLE, WORDS
+from serving.page.words import TABLE, WORDS, Word, WordedError
 from serving.scheduler import QueueFull
 from serving.served import Piece
+from serving.space import Space
 
 CHINESE = WORDS[False]
 PROMPT = "这张遥感图像展现了什么场景？"
@@ -458,7 +459,7 @@ def test_an_address_is_checked_before_it_is_fetched(images, monkeypatch):
 def test_an_address_gives_an_image(images, monkeypatch, tmp_path):
     content = (PROJECT / "images/examples/harbour.png").read_bytes()
     monkeypatch.setattr("model.images.reading.fetch", lambda url, public_only: content)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    images.service.space = Space(tmp_path)
     shown = images.fetch(me(), "https://example.org/a/%E6%B8%AF.png?x=1")
     assert "港.png" in shown[1] and len(list(tmp_path.glob("*/image"))) == 1
     images.remove(me())
@@ -506,6 +507,88 @@ def test_a_file_that_two_sessions_show_stays_for_the_other(tmp_path):
     sessions.of("three")
     sessions.of("four")  # more than there may be: `two` goes
     assert not path.exists()
+
+
+# The disk
+
+
+def stored(path, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+    return path
+
+
+def test_what_is_needed_least_goes_first_and_a_full_disk_is_said(tmp_path):
+    things = {name: stored(tmp_path / name, 100) for name in ("a", "b", "c")}
+
+    def remover(name):
+        def remove():
+            there = things[name].exists()
+            things[name].unlink(missing_ok=True)
+            return there
+
+        return remove
+
+    space = Space(tmp_path, 400, [remover("b"), remover("a")])
+    space.take(100)
+    assert all(path.exists() for path in things.values())
+    space.take(100)
+    assert not things["b"].exists() and things["a"].exists()
+    space.give_back(100)
+    with pytest.raises(WordedError) as full:
+        space.take(301)
+    assert not things["a"].exists() and things["c"].exists()
+    assert full.value.said(CHINESE) == "服务器放图像的空间（4e-07 GB）满了，请过一会儿再试。"
+    assert "is full; try again" in full.value.said(WORDS[True])
+    assert WordedError("size", Word("red"), 3).said(CHINESE) == "红×3 像素"
+
+
+def test_a_disk_that_others_have_filled_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=50))
+    space = Space(tmp_path)
+    space.take(50)
+    with pytest.raises(WordedError):
+        space.take(1)
+
+
+def test_closed_pages_go_in_the_order_in_which_they_were_closed(tmp_path):
+    sessions = Sessions()
+    paths = {key: upload(tmp_path, sessions.of(key), key) for key in "abc"}
+    sessions.leave("b")
+    sessions.leave("a")
+    assert sessions.end_oldest() and not paths["b"].exists() and paths["a"].exists()
+    assert sessions.end_oldest() and not paths["a"].exists()
+    assert not sessions.end_oldest() and paths["c"].exists()
+
+
+def test_of_uploads_that_no_page_shows_the_oldest_goes_first(tmp_path, monkeypatch):
+    sessions = Sessions()
+    shown = upload(tmp_path, sessions.of("one"), "shown")
+    left = [stored(tmp_path / name / "x.png", 5) for name in ("first", "second")]
+    uploaded = {str(path) for path in (shown, *left, tmp_path / "gone")}
+    assert not sessions.remove_unclaimed(uploaded)  # they have just come
+    later = time.time() + 100
+    monkeypatch.setattr("serving.page.sessions.time.time", lambda: later)
+    assert sessions.remove_unclaimed(uploaded)
+    assert not left[0].parent.exists() and left[1].exists()
+    assert sessions.remove_unclaimed(uploaded) and not sessions.remove_unclaimed(uploaded)
+    assert shown.exists()
+
+
+def test_a_page_with_too_much_is_told_so_in_its_language(images, tmp_path):
+    images.service.space = Space(tmp_path, 4000)
+    small = stored(tmp_path / "a" / "a.png", 600)
+    session = images.service.session(me())
+    session.scenes = session.uploads = {small}
+    big = stored(tmp_path / "b" / "b.png", 900)
+    shown = images.upload(me(), {"path": str(big), "orig_name": "b.png"})
+    assert "这个页面的图像共 1.5e-06 GB，最多 1e-06 GB" in shown[0] and not big.exists()
+    session.english = True
+    big = stored(tmp_path / "b" / "b.png", 1100)
+    images.upload_other(me(), {"path": str(big), "orig_name": "b.png"})
+    remark = session.main.messages[-1].text
+    assert "images of this page take 1.7e-06 GB" in remark and not big.exists()
+    assert session.other is None
 
 
 def test_sessions_do_not_mix(answers, assistant):

@@ -469,7 +469,7 @@ def test_options_of_the_evaluation(argv, says, capsys):
 
 def test_the_folder_of_a_servers_results():
     argv = ["--data", "a/rows-val.json", "--api", "http://a", "--model", "Qwen/Qwen3-VL:4B"]
-    args = evaluate_RemoteGLM.parse(argv)
+    args = evaluate_RemoteGLM.parse("", argv)
     expected = PROJECT / "checkpoints/eval-Qwen-Qwen3-VL-4B-rows-val"
     assert evaluate_RemoteGLM.output_folder(args) == expected
     assert "api_key" not in evaluate_RemoteGLM.recorded(SimpleNamespace(api_key="x", a=1))

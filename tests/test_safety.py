@@ -20,10 +20,12 @@ from data.journal import Journal
 from data.records import read_records
 from evaluation.predictions import read_predictions
 from model import UserError
+from model.adapters import MANIFEST
 from model.answer_file import AnswerFile
-from model.family import MANIFEST, choose_device, open_checkpoint
+from model.devices import choose_device
 from model.files import PROJECT, is_inside, parse_json, read_json
 from model.find import find_checkpoint
+from model.opening import open_checkpoint
 from model.rows import Sample, load_rows
 from model.training.log import Log
 from model.training.resume import read_progress, resume

@@ -133,7 +133,7 @@ def test_rows_that_join_and_leave_answer_as_alone(talkative, joins):
 )
 def test_slots_compute_what_the_decoder_does(wide, options):
     """Logits of rows of different lengths, one of which has been read with what it had said."""
-    from model.family import open_checkpoint
+    from model.opening import open_checkpoint
     from model.visualglm.decoder import Decoder
     from model.visualglm.lora import add_ptuning
     from model.visualglm.slots import Slots
@@ -158,13 +158,10 @@ def test_slots_compute_what_the_decoder_does(wide, options):
             logits += [decoder.step(torch.tensor([token])) for token in tokens]
             expected.append(torch.cat(logits).float())  # [5, V]
 
-        got = [
-            slots.join(prompts[1], len(prompts[1]) - 1),
-            slots.join(prompts[0], len(prompts[0]) - 1),
-        ]
+        got = slots.join([prompts[1], prompts[0]], [len(prompts[1]) - 1, len(prompts[0]) - 1])
         compare(got, [expected[1][0], expected[0][0]])
         compare(slots.step([said[1][0], said[0][0]]), [expected[1][1], expected[0][1]])
-        resumed = slots.join(prompts[2] + said[2][:1], len(prompts[2]) - 1)
+        resumed = slots.join([prompts[2] + said[2][:1]], [len(prompts[2]) - 1])
         compare(resumed, [expected[2][1]])
         slots.leave(0)  # the last row takes its place
         compare(slots.step([said[2][1], said[0][1]]), [expected[2][2], expected[0][2]])
@@ -225,11 +222,12 @@ def test_out_of_memory_shrinks_the_batch_and_goes_on(talkative, where):
     real = getattr(slots, where)
     failures = []
 
-    def limited(*arguments, **options):
-        if len(slots.lengths) >= 3 and len(failures) < 4:
+    def limited(rows, *arguments, **options):
+        more = len(rows) if where == "join" else 1
+        if len(slots.lengths) + more > 3 and len(failures) < 4:
             failures.append(len(slots.lengths))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*arguments, **options)
+        return real(rows, *arguments, **options)
 
     setattr(slots, where, limited)
     assert run_batch(batch, asked, [0] * 5) == [alone(talkative, one) for one in asked]
@@ -253,7 +251,7 @@ def test_sampled_answers_depend_on_their_seed_alone(talkative):
 
 
 def test_tuned_and_untuned_side_by_side(tmp_path, tiny_checkpoint):
-    from model.family import open_checkpoint
+    from model.opening import open_checkpoint
     from model.visualglm.lora import lora_layers
 
     family = open_checkpoint(tiny_checkpoint, device="cpu")

@@ -1,6 +1,7 @@
 """Images inside tars: read without unpacking, and what is refused."""
 
 import io
+import json
 import os
 import tarfile
 import threading
@@ -13,6 +14,7 @@ from test_data import call, load, save
 from data import generate_prompt
 from model.errors import UserError
 from model.images import exists, open_file, read_image, stamp, tars
+from model.row_store import StoredSamples
 from model.rows import check_images, load_rows
 
 
@@ -195,3 +197,35 @@ def test_features_of_images_in_a_tar_are_cached_by_their_bytes(packed):
     assert _bytes_of(packed) == packed.read_bytes()
     names = np.load(path.with_name("s.tar.index"))[0, 1:]
     assert len(names) == 3 and (names[:-1] < names[1:]).all()
+
+
+def test_a_folder_that_is_called_like_a_tar_is_a_folder(tmp_path):
+    folder = tmp_path / "s.tar"
+    folder.mkdir()
+    write_tar(folder / "t.tar", [member("a.png", b"x")])
+    (folder / "b.png").write_bytes(b"y")
+    assert open_file(folder / "t.tar" / "a.png").read() == b"x"
+    assert open_file(folder / "b.png").read() == b"y" and exists(folder / "b.png")
+    assert (
+        not exists(folder / "c.png") and not exists(folder) and not exists(folder / "t.tar" / "b")
+    )
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    assert not exists(tmp_path / "circle.png") and not exists(f"{tmp_path}/zero\0byte.png")
+    with pytest.raises(OSError, match="too long"):
+        exists(tmp_path / ("long" * 99))
+
+
+def test_one_image_in_several_spellings_is_one_image(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.png").write_bytes(png("red"))
+    write_tar(tmp_path / "s.tar", [member("a.png", png("red"))])
+    rows = []
+    for image in ("d/a.png", "./d/a.png", "d//a.png", "d/./a.png", "s.tar/a.png", "s.tar/./a.png"):
+        rows.append({"img": image, "prompt": "x", "label": "y"})
+    save(tmp_path / "rows.json", rows)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = load_rows(tmp_path / "rows.json")
+    paths = [tmp_path / "d" / "a.png"] * 4 + [tmp_path / "s.tar" / "a.png"] * 2
+    assert [sample.image for sample in samples] == paths
+    stored = StoredSamples(tmp_path / "rows.jsonl")
+    assert list(stored) == samples and len(set(map(tuple, stored.keys.tolist()))) == 2

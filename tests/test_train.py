@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 import finetune_RemoteGLM as finetune
 from model import UserError, load_assistant, read_image
 from model import rows as rows_module
-from model.family import FeatureSpec, Limits, export_checkpoint, open_checkpoint
+from model.family import FeatureSpec, Limits
+from model.opening import export_checkpoint, open_checkpoint
 from model.rows import Sample, check_images, load_rows, shuffle_images
 from model.training import feature_cache, run_folder, slurm
 from model.training.dataset import COLOR, DIRECTION, rendered_dataset

@@ -15,7 +15,7 @@ import pytest
 from stub_endpoint import KEY, chinese, completion, error
 from test_data import DATA, call, english, load, no_key, save  # noqa: F401  (no_key is a fixture)
 
-from data import endpoint, translation_en2zh
+from data import endpoint, existing, texts, translation_en2zh
 
 
 def translate(source, target, *options):
@@ -318,7 +318,7 @@ def test_trim_keeps_the_sentences_that_pass_of_what_stays_bad(tmp_path, stub, ca
 
 
 def test_check_finds_the_captions_of_a_set_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(translation_en2zh, "DATA", tmp_path)
+    monkeypatch.setattr(existing, "DATA", tmp_path)
     monkeypatch.setattr("data.stage.DATA", tmp_path)
     images = [{"filename": "0.png", "sentences": [{"raw": "There is a lake ."}]}]
     save(tmp_path / "UCM" / "dataset.json", {"images": images})
@@ -356,7 +356,7 @@ def test_dry_run_counts_and_prices_without_key_network_or_file(tmp_path, capsys)
     tokens_in, tokens_out = map(
         int, re.search(r"about (\d+) tokens in and (\d+) out", printed).groups()
     )
-    instruction = translation_en2zh.STYLES["detailed"][0]
+    instruction = texts.STYLES["detailed"][0]
     assert "4 records, 3 distinct captions, 1 known, 2 to ask" in printed
     assert (
         2 * 0.5 * len(instruction) < tokens_in < 2 * (1.2 * len(instruction) + 20)

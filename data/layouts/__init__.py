@@ -5,13 +5,16 @@ of this layout, and `read(content)`, which yields (where, image), or (where, Fau
 that is wrong, so that all faults of a file are named at once. An image is
 
     {"filename", "sentences": [{"raw": text}, ...], "split" optional}     captions
+    (with "content" where the set holds the image itself, see arrow.py)
     {"filename", "conversations": [{"role", "content"}, ...], "split"}    a dialogue
     {"filename", "scene": Chinese, "split"}                               a scene
 """
 
 from dataclasses import dataclass
 
+from data.faults import Tally
 from data.layouts import (
+    arrow,
     classes,
     coco,
     conversations,
@@ -22,13 +25,13 @@ from data.layouts import (
     webdataset,
 )
 from data.layouts.content import Content
-from data.records import Tally
 from model.errors import UserError
 
 # in the order in which they are tried: the last takes whatever is left
 LAYOUTS = {
     "texts": texts,
     "webdataset": webdataset,
+    "arrow": arrow,
     "table": table,
     "classes": classes,
     "coco": coco,
@@ -39,7 +42,7 @@ LAYOUTS = {
     "nwpu": karpathy,
 }
 # those of which a folder may be
-FOLDERS = (texts, webdataset, classes)
+FOLDERS = (texts, webdataset, arrow, classes)
 
 
 @dataclass
@@ -59,6 +62,11 @@ class CaptionFiles:
         if self.layout is webdataset:
             return webdataset.has_captions(self.contents[0])
         return self.layout not in (conversations, classes)
+
+    @property
+    def holds_images(self):
+        """Whether the images are inside, to be written as files."""
+        return self.layout is arrow
 
     @property
     def folder(self):
@@ -103,7 +111,7 @@ def _recognised(content):
     """The name of its layout. Raises UserError."""
     if content.path.is_dir() and not any(layout.recognises(content) for layout in FOLDERS):
         raise UserError(
-            f"cannot read {content.path}: a directory without *_caps.txt, *.tar or folders of "
-            "known classes; name the file, or give --layout classes"
+            f"cannot read {content.path}: a directory without *_caps.txt, *.tar, *.arrow or "
+            "folders of known classes; name the file, or give --layout classes"
         )
     return next(name for name, layout in LAYOUTS.items() if layout.recognises(content))

@@ -8,9 +8,9 @@ import re
 from functools import cache
 
 from data.caption_sets import SPLITS, split_of
+from data.faults import Fault
 from data.instructions import word
 from data.lexicon import language, vocabulary
-from data.records import Fault
 from model.errors import UserError
 
 IMAGES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".jp2"}

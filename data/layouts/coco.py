@@ -1,7 +1,7 @@
 """COCO captions: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}."""
 
+from data.faults import Fault, got, no_key, object_problem
 from data.layouts.content import named_image, sentences_in, stated_split
-from data.records import Fault, got, no_key
 from model.errors import UserError
 
 
@@ -33,8 +33,9 @@ def _list(data, key):
 
 
 def _image(entry, images):
-    if not isinstance(entry, dict):
-        return got("an object", entry)
+    problem = object_problem(entry)
+    if problem:
+        return problem
     key = "filename" if "filename" in entry else "file_name"
     for needed in ("id", key):
         if needed not in entry:
@@ -51,8 +52,9 @@ def _image(entry, images):
 
 def _add(annotation, images):
     """Add a caption to its image; returns its Fault, or None."""
-    if not isinstance(annotation, dict):
-        return got("an object", annotation)
+    problem = object_problem(annotation)
+    if problem:
+        return problem
     for key in ("image_id", "caption"):
         if key not in annotation:
             return no_key(annotation, key)

@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from data.caption_sets import SPLITS, split_of
-from data.records import Fault, Tally, got, read_content, read_records, records_in
+from data.faults import Fault, Tally, got
+from data.records import read_content, read_records, records_in
 from data.stage import RECORD_FILES
 
 # a word of a file name that says which split it holds: captions_train2014.json, x-val.csv
@@ -107,7 +108,7 @@ def named_image(value, key):
         [value] = value
     if isinstance(value, dict):
         value = value.get("path") or value.get("url") or value
-    if isinstance(value, dict) and "bytes" in value:
+    if isinstance(value, dict) and value.get("bytes"):
         return Fault(f"the image itself under {key!r}: save the images as files, and their names")
     if not isinstance(value, str) or not value.strip():
         return got(f"a path or an address in {key!r}", value)

@@ -4,8 +4,8 @@ The inverse of exports.row: what an image is asked stays as it is, so nothing is
 """
 
 from data.conversation import has_system, rounds_of, turns_of
+from data.faults import Fault, got, has_words, object_problem
 from data.layouts.content import named_image, stated_split
-from data.records import Fault, got, has_words
 
 IMAGE_KEYS = ("img", "image", "images")
 DIALOGUE_KEYS = ("conversations", "messages")
@@ -25,8 +25,9 @@ def is_dialogue(record):
 
 def read(content):
     for where, record in content.records():
-        if not isinstance(record, dict):
-            yield where, got("an object", record)
+        problem = object_problem(record)
+        if problem:
+            yield where, problem
             continue
         if not any(record.get(key) for key in IMAGE_KEYS):
             content.notes.add("no image, left out", where)

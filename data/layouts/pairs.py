@@ -3,8 +3,8 @@
 HarMA's RSITMD and RSICD, ALBEF and BLIP style sets.
 """
 
+from data.faults import Fault, no_key, object_problem
 from data.layouts.content import by_image, named_image, with_captions
-from data.records import Fault, got, no_key
 
 
 def recognises(content):
@@ -26,8 +26,9 @@ def read(content):
 
 def image_of(record, image_key, caption_keys):
     """A record with an image and captions under these keys as an image, or its Fault."""
-    if not isinstance(record, dict):
-        return got("an object", record)
+    problem = object_problem(record)
+    if problem:
+        return problem
     for key in (image_key, caption_keys[0]):
         if key not in record:
             return no_key(record, key)

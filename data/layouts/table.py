@@ -1,10 +1,12 @@
 """CSV, TSV or Parquet with a column of captions and one of paths or addresses."""
 
 import csv
+from collections import Counter
 
+from data.faults import Fault, got
 from data.layouts.content import by_image
 from data.layouts.pairs import image_of
-from data.records import got, text_file
+from data.records import text_file
 from model.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -25,17 +27,10 @@ def read(content):
             f"{content.path} has no columns: it is empty, or its first line is, where their names "
             "stand"
         )
-    image_key, caption_keys = content.keys(names)
-    missing = []
-    if not image_key:
-        missing.append(f"images by --image-column {content.image_key or ''}".rstrip())
-    if not caption_keys:
-        missing.append(f"captions by --caption-column {content.caption_key or ''}".rstrip())
-    if missing:
-        raise UserError(
-            f"{content.path}: its columns are {', '.join(names)}; name the one of "
-            f"{' and of '.join(missing)}"
-        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{content.path}: columns of the same name, rename one: {', '.join(twice)}")
+    image_key, caption_keys = checked_columns(content, names, *content.keys(names))
     columns = [image_key, *caption_keys]
     if "split" in names:
         columns.append("split")
@@ -49,6 +44,21 @@ def read(content):
     return by_image(rows)
 
 
+def checked_columns(content, names, image_key, caption_keys):
+    """(column of the images, those of the captions). Raises UserError where one is not known."""
+    missing = []
+    if not image_key:
+        missing.append(f"images by --image-column {content.image_key or ''}".rstrip())
+    if not caption_keys:
+        missing.append(f"captions by --caption-column {content.caption_key or ''}".rstrip())
+    if missing:
+        raise UserError(
+            f"{content.path}: its columns are {', '.join(names)}; name the one of "
+            f"{' and of '.join(missing)}"
+        )
+    return image_key, caption_keys
+
+
 def _csv(path):
     """(names of the columns, a function that yields (where, {column: text}))."""
     with text_file(path) as file:
@@ -58,19 +68,27 @@ def _csv(path):
 
     def records(columns):
         with text_file(path) as file:
-            rows = csv.DictReader(file, delimiter=delimiter)
-            try:
-                for row in rows:
-                    where = f"line {rows.line_num}"
-                    short = None in row.values() or None in row
-                    if short:
-                        yield where, got(f"{len(names)} columns", len(_cells(row)))
-                    else:
-                        yield where, row
-            except csv.Error as error:
-                raise UserError(f"{path}: line {rows.line_num}: {error}") from None
+            # strict: a quote that is never closed would hide all lines after it
+            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+            while True:
+                try:
+                    row = next(rows, None)
+                except csv.Error as error:
+                    row = Fault("not CSV", f": {error}")
+                if row is None:
+                    return
+                yield f"line {rows.line_num}", _row_or_fault(row, names)
 
     return names, records
+
+
+def _row_or_fault(row, names):
+    if isinstance(row, Fault):
+        return row
+    if None in row.values() or None in row:
+        return got(f"{len(names)} columns", len(_cells(row)))
+    zero = next((name for name, cell in row.items() if "\0" in cell), None)
+    return got(f"a text in {zero!r}, no zero bytes", row[zero]) if zero else row
 
 
 def _cells(row):

@@ -5,8 +5,9 @@ train_caps.txt and train_filename.txt: a name a caption, or one for five caption
 
 import re
 
+from data.faults import Fault
 from data.layouts.content import by_image, named_image, split_in, stated_split
-from data.records import Fault, text_file
+from data.records import text_file
 from model.errors import UserError
 
 CAPTIONS_EACH = 5

@@ -6,10 +6,10 @@ dialogue, or {"rows": [dialogue, ...]} as generate_prompt.py --pack writes it.
 
 from itertools import groupby
 
+from data.faults import Fault, no_key
 from data.layouts import conversations
 from data.layouts.classes import IMAGES
 from data.layouts.content import Content, with_captions
-from data.records import Fault, no_key
 from model.errors import UserError
 from model.files import parse_json
 
@@ -40,7 +40,13 @@ def read(content):
     if not shards:
         raise UserError(f"{content.path} holds no .tar")
     for shard in shards:
-        yield from _samples(content, shard)
+        try:
+            yield from _samples(content, shard)
+        except UserError as error:
+            # the faults of the others are said as well
+            if len(shards) == 1:
+                raise
+            yield shard.name, Fault("no tar that can be read", f": {error}")
 
 
 def _samples(content, shard):
@@ -118,6 +124,8 @@ def _images(content, shard, key, parts, file):
 
 
 def _captioned(content, name, record, text):
+    if text is None and not record:
+        return Fault("no .json or .txt with the caption beside an image", f", {name!r}")
     _, keys = content.keys(record)
     if text is not None and not keys:
         record, keys = {**record, "caption": text}, ["caption"]

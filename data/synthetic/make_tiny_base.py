@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import Parser
 from data.synthetic.tiny_encoder import train_encoder
-from model.family import open_checkpoint
 from model.files import PROJECT, write_text
+from model.opening import open_checkpoint
 from model.visualglm.family import VisualGLMFamily
 from model.visualglm.layouts import read_config
 from model.visualglm.tokenizer import VOCABULARY, train_vocabulary

@@ -11,8 +11,9 @@ import torch
 import transformers
 from PIL import Image
 
+from model.devices import to_device
 from model.errors import UserError
-from model.family import Family, FeatureSpec, Returning, open_checkpoint, to_device
+from model.family import Family, FeatureSpec, Returning
 from model.files import replacing_folder
 from model.float_products import widen_products, widens
 from model.hf import adapter, processor
@@ -27,6 +28,7 @@ from model.hf.quantization import pack, quantize, to_nf4
 from model.hf.score import score
 from model.hf.types import check_type, names_of
 from model.images import image_size
+from model.opening import open_checkpoint
 from model.quantization import QuantizedLinear, chosen_bits
 from model.sampling import Sampling
 from model.text_scores import Tree

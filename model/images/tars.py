@@ -4,6 +4,7 @@ Where each member of a tar begins stands in an index beside it, `shard-000.tar.i
 built once: a sorted array that is searched on the disk, so that memory does not grow with the tar.
 """
 
+import errno
 import hashlib
 import io
 import itertools
@@ -15,7 +16,8 @@ from array import array
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from stat import S_ISREG
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,6 +29,7 @@ FORMAT = 1
 # An index is [3, 1 + members]: hash of the name, first byte, bytes; its first column: FORMAT, bytes
 # of the tar, its modification time in ns
 NUMBER = np.dtype("<u8")
+TAR = ".tar/"
 # Bytes of a member, which is held in memory while it is read
 MAX_MEMBER = 2**30
 # Indexes held open at a time: each takes a file descriptor
@@ -37,14 +40,25 @@ SHOWN = 5
 _building = threading.Lock()
 
 
-def member_of(path: str | os.PathLike) -> tuple[Path, str] | None:
-    """(the tar, the member's name) that a path with a tar in its middle means, else None."""
-    if ".tar" not in os.fspath(path):
-        return None
-    path = Path(path)
-    for folder in path.parents:
-        if folder.suffix == ".tar" and folder.is_file():
-            return folder, path.relative_to(folder).as_posix()
+class Member(NamedTuple):
+    """A member's name in a tar. Texts, as a Path takes longer than all else here."""
+
+    tar: str
+    name: str
+    size: int  # of the tar, in bytes
+    mtime: int  # of the tar, in ns
+
+
+def member_of(path: str | os.PathLike) -> Member | None:
+    """The member that a path with a tar in its middle means, there or not, else None."""
+    path = os.fspath(path).replace(os.sep, "/")
+    end = path.find(TAR)
+    while end >= 0:
+        tar, name = path[: end + len(TAR) - 1], path[end + len(TAR) :]
+        status = _status(tar)
+        if status and S_ISREG(status.st_mode):
+            return Member(tar, name, status.st_size, status.st_mtime_ns)
+        end = path.find(TAR, end + 1)
     return None
 
 
@@ -53,10 +67,27 @@ def exists(path: str | os.PathLike) -> bool:
 
     Raises OSError for a name that no file system takes, UserError for a tar that cannot be read.
     """
-    if Path(path).is_file():
-        return True
     inside = member_of(path)
-    return inside is not None and _place(*inside) is not None
+    if inside:
+        return _place(inside) is not None
+    status = _status(path)
+    return status is not None and S_ISREG(status.st_mode)
+
+
+def _status(path: str | os.PathLike) -> os.stat_result | None:
+    """None where there is nothing. Raises OSError for a name that no file system takes."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    # a zero byte in the name
+    except ValueError:
+        return None
+    except OSError as error:
+        # a circle of links
+        if error.errno == errno.ELOOP:
+            return None
+        raise
 
 
 def stamp(path: str | os.PathLike) -> tuple[int, int]:
@@ -68,8 +99,8 @@ def stamp(path: str | os.PathLike) -> tuple[int, int]:
     if inside is None:
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns
-    _, size = _found(*inside)
-    return size, os.stat(inside[0]).st_mtime_ns
+    _, size = _found(inside)
+    return size, inside.mtime
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
@@ -77,9 +108,8 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     inside = member_of(path)
     if inside is None:
         return open(path, "rb")
-    tar, name = inside
-    offset, size = _found(tar, name)
-    with open(tar, "rb") as file:
+    offset, size = _found(inside)
+    with open(inside.tar, "rb") as file:
         file.seek(offset)
         return io.BytesIO(file.read(size))
 
@@ -145,19 +175,18 @@ def _fault(info: tarfile.TarInfo) -> str:
     return ""
 
 
-def _found(tar: Path, name: str) -> tuple[int, int]:
-    place = _place(tar, name)
+def _found(inside: Member) -> tuple[int, int]:
+    place = _place(inside)
     if place is None:
-        raise FileNotFoundError(2, "no such member", f"{tar}/{name}")
+        raise FileNotFoundError(2, "no such member", f"{inside.tar}/{inside.name}")
     return place
 
 
-def _place(tar: Path, name: str) -> tuple[int, int] | None:
+def _place(inside: Member) -> tuple[int, int] | None:
     """(first byte, bytes) of a member, None where there is none. Raises OSError, UserError."""
-    status = os.stat(tar)
-    names, offsets, sizes = _index(tar, status.st_size, status.st_mtime_ns)
-    key = _key(name)
-    place = int(np.searchsorted(names, np.uint64(key)))
+    names, offsets, sizes = _index(inside.tar, inside.size, inside.mtime)
+    key = _key(inside.name)
+    place = int(names.searchsorted(np.uint64(key)))
     if place == len(names) or int(names[place]) != key:
         return None
     return int(offsets[place]), int(sizes[place])
@@ -170,21 +199,25 @@ def _key(name: str) -> int:
 
 
 @lru_cache(OPEN_INDEXES)
-def _index(tar: Path, size: int, mtime: int) -> np.ndarray:
-    """[3, members] of a tar of this size and time, sorted by name; built where there is none."""
+def _index(tar: str, size: int, mtime: int) -> tuple[np.ndarray, ...]:
+    """Hashes of the names, first bytes, bytes, sorted by the first: of a tar of this size and time.
+
+    Built where there is none.
+    """
     with _building:
-        path = tar.with_name(f"{tar.name}.index")
+        path = Path(f"{tar}.index")
         first = np.array([[FORMAT], [size], [mtime]], NUMBER)
         entries = _read(path)
         if entries is None or not np.array_equal(entries[:, :1], first):
-            entries = np.hstack([first, _entries(tar)])
+            entries = np.hstack([first, _entries(Path(tar))])
             try:
                 with replacing(path, "wb", sync=False) as file:
                     np.save(file, entries)
             # a folder that is read only: this process keeps it
             except OSError:
                 pass
-    return entries[:, 1:]
+    # still on the disk, but without what every slice of a memmap costs
+    return tuple(np.asarray(entries)[:, 1:])
 
 
 def _read(path: Path) -> np.ndarray | None:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from model.devices import to_device
 from model.errors import UserError
-from model.family import Family, to_device
+from model.family import Family
 from model.training.dataset import RowDataset, batches_of
 from model.training.engine import CheckedAdamW, Processes
 from model.training.log import Log, Meter, memory_gb

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from model.adapters import MANIFEST
 from model.errors import UserError
-from model.family import MANIFEST
 from model.files import is_inside, lock_file, read_json, sha256, sync_files, write_text
 
 REPLACED = ".replaced"  # JSON list of steps

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from model.family import to_device
+from model.devices import to_device
 from model.rows import blank_images, shuffle_images
 from model.training.dataset import batches_of, make_loader
 from model.training.sampler import validation_batches

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model.visualglm.network import VisualGLM, positions_and_blocks, prefix_mask
+from model.visualglm.attention import positions_and_blocks, prefix_mask
+from model.visualglm.network import VisualGLM
 from model.visualglm.sat import ColumnParallelLinear, LoraLinear, RowParallelLinear
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -159,7 +160,7 @@ class LayerStack:
         return hidden
 
     def _rotated_qkv(self, qkv, count, cos, sin):
-        """[M, 3 * D] -> [B, H, 3, T, d]; q and k rotated as by network.apply_rotary, in place."""
+        """[M, 3 * D] -> [B, H, 3, T, d]; q and k rotated as by attention.apply_rotary, in place."""
         # [B, T, 3, H, position or block position, halves, d/4]
         qkv = qkv.view(-1, count, 3, self.heads, 2, 2, self.head_width // 4)
         qk = qkv[:, :, :2]

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from model.errors import UserError
-from model.family import Family, FeatureSpec, Returning, open_checkpoint
+from model.family import Family, FeatureSpec, Returning
 from model.float_products import widen_products, widens
+from model.opening import open_checkpoint
 from model.sampling import Sampling
 from model.visualglm import export
 from model.visualglm.answer_text import AnswerText
@@ -282,7 +283,7 @@ class VisualGLMFamily(Family):
                 eop=self.tokenizer.eop,
                 sampling=sampling,
                 banned=banned_ids(english),
-                **self._image_arguments(rows, images),
+                **self.image_arguments(rows, images),
             )
         )
         for tokens in steps:
@@ -300,10 +301,10 @@ class VisualGLMFamily(Family):
             rows.append(self.render_question(sample, image is not None, Sampling(), english))
         ids = [[self.tokenizer.encode(text) for text in of_row] for of_row in texts]
         prompts = [row.ids for row in rows]
-        shown = self._image_arguments(rows, images)
+        shown = self.image_arguments(rows, images)
         return score(self.network, self.tokenizer, prompts, ids, **shown)
 
-    def _image_arguments(self, rows, images):
+    def image_arguments(self, rows, images):
         """The images of rendered questions (None: without) as the decoder takes them."""
         shown = [index for index, image in enumerate(images) if image is not None]
         if not shown:

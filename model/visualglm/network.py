@@ -1,7 +1,7 @@
-"""VisualGLM: ChatGLM language model, EVA vision tower, Q-Former and the projection between them.
+"""VisualGLM: ChatGLM's language model, with an image's embeddings in the prompt.
 
-Built from SwissArmyTransformer's (SAT's) classes. Every number comes from `model_config.json`;
-parameter names are those of VisualGLM's SAT checkpoints.
+Built, like its image encoder, from SwissArmyTransformer's (SAT's) classes. Every number comes from
+`model_config.json`; parameter names are those of VisualGLM's SAT checkpoints.
 
 Shapes
     B  batch: rows of tokens
@@ -17,8 +17,6 @@ Shapes
 
 References: VisualGLM-6B https://github.com/THUDM/VisualGLM-6B
 GLM https://arxiv.org/abs/2103.10360
-BLIP-2 https://arxiv.org/abs/2301.12597
-EVA https://arxiv.org/abs/2211.07636
 """
 
 from types import SimpleNamespace
@@ -27,18 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from model.visualglm.attention import PrefixAttention, positions_and_blocks, prefix_mask
 from model.visualglm.sat import (
-    ARGS_DEFAULT,
     BaseMixin,
     BaseModel,
-    BaseTransformer,
     ChatGLMFinalMixin,
     ChatGLMLayerMixin,
-    ImagePatchEmbeddingMixin,
-    InterpolatedPositionEmbeddingMixin,
-    ViTProperty,
-    ensure_model_parallel_group,
+    make_transformer,
 )
+from model.visualglm.vision import ImageEncoder
 
 # What can be trained or frozen by name -> how its parameters' names begin.
 PARTS = {
@@ -50,163 +45,10 @@ PARTS = {
     "projection": ("mixins.eva.model.glm_proj.",),
 }
 
-# Of the vision tower's last LayerNorm, whatever eps its layers have.
-IMAGE_NORM_EPS = 1e-5
-
-
-def _transformer(config, activation, device, dtype, init) -> BaseTransformer:
-    """SAT's transformer of one part; on the meta device nothing is allocated or initialised."""
-    ensure_model_parallel_group()
-    options = {name: getattr(config, key, default) for name, (key, default) in ARGS_DEFAULT.items()}
-    transformer = BaseTransformer(
-        num_layers=config.num_layers,
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        max_sequence_length=config.max_sequence_length,
-        layernorm_order=config.layernorm_order,
-        activation_func=activation,
-        params_dtype=dtype,
-        skip_init=not init,
-        # SAT's own takes a detour, and another epsilon, for half precision on a CPU.
-        layernorm=torch.nn.LayerNorm,
-        # SAT's 0.02 suits a width of 2,500: in a narrow network the image's signal would start
-        # out too faint to learn.
-        init_method_std=config.hidden_size**-0.5,
-        device=torch.device(device),
-        **options,
-    )
-    # SAT leaves norms, positions and cross-attention on the CPU in float32.
-    return transformer.to(device=device, dtype=dtype)
-
 
 def _tanh_gelu(x):
     # SAT's own is jit-scripted, which makes a resumed run differ in the last bits.
     return F.gelu(x, approximate="tanh")
-
-
-def attend(query, key, value, visible=None) -> torch.Tensor:
-    """Scaled dot-product attention over [B, H, T, d].
-
-    visible: bool [B, 1, T, T], or None where every token sees every other.
-    """
-    half_on_cpu = query.device.type == "cpu" and query.dtype != torch.float32
-    if query.requires_grad and half_on_cpu:
-        # torch's fused backward takes five times as long there as these products
-        # (benchmarks/train.py).
-        scores = query * query.size(-1) ** -0.5 @ key.transpose(-1, -2)  # [B, H, T, T]
-        if visible is not None:
-            scores = scores.masked_fill(~visible, -torch.inf)
-        return scores.softmax(-1) @ value  # [B, H, T, d]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-
-
-class FullAttention(BaseMixin):
-    """Attention of the vision tower and the Q-Former: no mask is built or compared."""
-
-    def attention_fn(self, query, key, value, mask, dropout=None, **kwargs):
-        return attend(query, key, value)
-
-
-class ImageNorm(BaseMixin):
-    """The vision tower's last LayerNorm."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.ln_vision = torch.nn.LayerNorm(width, eps=IMAGE_NORM_EPS)
-
-    def final_forward(self, hidden, **kwargs):
-        return self.ln_vision(hidden)
-
-
-class PatchDropout(torch.nn.Module):
-    """Drops a random share of an image's patches while training; the class token stays.
-
-    Less to compute, and it regularizes. Source: https://arxiv.org/abs/2208.07220
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.rate = 0.0  # share of the patches that is dropped
-
-    def forward(self, hidden):
-        """[B, P, width] -> [B, 1 + round((P - 1) * (1 - rate)), width]"""
-        if not self.training or self.rate == 0:
-            return hidden
-        patches = hidden.size(1) - 1
-        count = max(1, round(patches * (1 - self.rate)))
-        order = torch.rand(hidden.size(0), patches, device=hidden.device).argsort(1)  # [B, P - 1]
-        kept = F.pad(order[:, :count] + 1, (1, 0))  # [B, 1 + count]; the class token is at 0
-        return hidden.gather(1, kept[..., None].expand(-1, -1, hidden.size(2)))
-
-
-# EVA ViT: https://arxiv.org/abs/2211.07636
-class VisionTower(BaseModel):
-    """Pixels -> patch features."""
-
-    def __init__(self, config, device, dtype, init):
-        grid = ViTProperty(config.image_size, config.patch_size, config.pre_len, config.post_len)
-        config.max_sequence_length = grid.seq_len
-        super().__init__(config, transformer=_transformer(config, F.gelu, device, dtype, init))
-        self.transformer.property = grid
-        # SAT has an ordinary dropout here, after the positions are added.
-        self.transformer.embedding_dropout = PatchDropout()
-        patches = ImagePatchEmbeddingMixin(config.in_channels, config.hidden_size, grid)
-        self.add_mixin("patch_embedding", patches)
-        self.add_mixin("pos_embedding", InterpolatedPositionEmbeddingMixin())
-        self.add_mixin("cls", ImageNorm(config.hidden_size))
-        self.add_mixin("attention", FullAttention())
-
-    def forward(self, pixels):
-        """[I, 3, height, width] -> [I, P, width]"""
-        class_token = torch.zeros(pixels.size(0), 1, dtype=torch.long, device=pixels.device)
-        outputs = super().forward(
-            input_ids=class_token, position_ids=None, attention_mask=None, image=pixels
-        )
-        return outputs[0]
-
-
-# Q-Former of BLIP-2: https://arxiv.org/abs/2301.12597
-class QFormer(BaseModel):
-    """Learned queries read an image's patch features by cross-attention."""
-
-    def __init__(self, config, device, dtype, init):
-        super().__init__(config, transformer=_transformer(config, F.gelu, device, dtype, init))
-        self.transformer.position_embeddings = None
-        self.queries = config.vocab_size
-        self.add_mixin("attention", FullAttention())
-
-    def final_forward(self, hidden, **kwargs):
-        return hidden
-
-    def position_embedding_forward(self, position_ids, **kwargs):
-        return None
-
-    def forward(self, image):
-        """[I, P, width of the tower] -> [I, Q, width of the Q-Former]"""
-        queries = torch.arange(self.queries, device=image.device).expand(image.size(0), -1)
-        outputs = super().forward(
-            input_ids=queries,
-            position_ids=None,
-            attention_mask=None,
-            encoder_outputs=image,
-            cross_attention_mask=None,
-        )
-        return outputs[0]
-
-
-class ImageEncoder(torch.nn.Module):
-    """Vision tower, Q-Former, and the projection to the language model's width."""
-
-    def __init__(self, config, device, dtype, init):
-        super().__init__()
-        self.vit = VisionTower(SimpleNamespace(**config.eva_args), device, dtype, init)
-        self.qformer = QFormer(SimpleNamespace(**config.qformer_args), device, dtype, init)
-        self.glm_proj = torch.nn.Linear(config.qformer_args["hidden_size"], config.hidden_size)
-
-    def features(self, pixels) -> torch.Tensor:
-        """[I, 3, height, width] -> [I, Q, width of the Q-Former]; can be cached while frozen."""
-        return self.qformer(self.vit(pixels))
 
 
 class ImageMixin(BaseMixin):
@@ -236,78 +78,6 @@ class ImageMixin(BaseMixin):
         slots = torch.arange(image_start, end, device=device)  # [Q]
         index = (image_rows[:, None], slots[None])
         return embedded.index_put(index, image_embeds.to(embedded.dtype))
-
-
-# 2-D rotary positions: https://arxiv.org/abs/2104.09864 within https://arxiv.org/abs/2103.10360
-def apply_rotary(x, cos, sin) -> torch.Tensor:
-    """Rotary embedding of both halves of each head: by position, and by block position.
-
-    x [B, H, T, d]; cos, sin [B, 1, T, 2, d/4] -> [B, H, T, d]
-    """
-    # [B, H, T, position or block position, first or second half, d/4]
-    halves = x.unflatten(-1, (2, 2, -1))
-    a, b = halves.unbind(-2)  # each [B, H, T, 2, d/4]
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), -2).flatten(-3)  # [B, H, T, d]
-
-
-def positions_and_blocks(steps, prefix) -> tuple[torch.Tensor, torch.Tensor]:
-    """ChatGLM's position ids and block position ids, both [B, T].
-
-    steps [B, T]: index of each token in its row; prefix [B]: index of the row's `<sop>`.
-    From `<sop>` on all tokens have the position of `[gMASK]`, the token before it.
-    """
-    positions = torch.minimum(steps, prefix[:, None] - 1)
-    blocks = (steps - prefix[:, None] + 1).clamp(min=0)
-    return positions, blocks
-
-
-def prefix_mask(steps, prefix) -> torch.Tensor:
-    """What each token sees, bool [B, T (queries), T (keys)]: the whole prefix, later ones causally.
-
-    steps [B or 1, T]: index of each token in its row; prefix [B]: index of the row's `<sop>`.
-    """
-    keys = steps[:, None]  # [B, 1, T]
-    return (keys <= steps[..., None]) | (keys < prefix[:, None, None])
-
-
-class PrefixAttention(BaseMixin):
-    """ChatGLM's attention: 2-D rotary positions and a prefix mask.
-
-    Unlike SAT's own it keeps no keys and values of a training pass, builds the rotary table once
-    for all layers, and never compares masks or positions on the host.
-    """
-
-    rotary_base = 10000
-
-    def attention_fn(self, query, key, value, mask, dropout=None, visible=None, **kwargs):
-        # P-tuning's prefix, which SAT's mixin puts behind the keys: every token sees it.
-        extra = key.size(-2) - visible.size(-1)
-        if extra:
-            visible = F.pad(visible, (0, extra), value=True)  # [B, 1, T, T + extra]
-        return attend(query, key, value, visible)
-
-    def attention_forward(self, hidden, mask, layer_id=None, rotary=None, **kwargs):
-        """[B, T, D] -> [B, T, D]"""
-        attention = self.transformer.layers[layer_id].attention
-        heads = attention.num_attention_heads_per_partition
-
-        qkv = attention.query_key_value(hidden).unflatten(-1, (3, heads, -1))  # [B, T, 3, H, d]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, T, d]
-        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-
-        out = attention.hooks["attention_fn"](q, k, v, mask, None, layer_id=layer_id, **kwargs)
-        return attention.dense(out.transpose(1, 2).flatten(2))  # [B, H, T, d] -> [B, T, D]
-
-    def rotary_tables(
-        self, positions, blocks, head_width: int, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin, [B, 1, T, 2, d/4], for position ids and block position ids [B, T]."""
-        half = head_width // 2
-        exponents = -torch.arange(0, half, 2, device=positions.device).float() / half
-        inv_freq = self.rotary_base**exponents  # [d/4]
-        both = torch.stack((positions, blocks), -1)  # [B, T, 2]
-        angles = both[:, None, ..., None].float() * inv_freq  # [B, 1, T, 2, d/4]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 class TransformerLayer(ChatGLMLayerMixin):
@@ -342,7 +112,7 @@ class VisualGLM(BaseModel):
 
     def __init__(self, config: dict, device="cpu", dtype=torch.float32, init=True):
         args = SimpleNamespace(**config)
-        super().__init__(args, transformer=_transformer(args, _tanh_gelu, device, dtype, init))
+        super().__init__(args, transformer=make_transformer(args, _tanh_gelu, device, dtype, init))
         self.config = args
         # Prefixes of the names of parameters that stay on the CPU, see keep_on_cpu.
         self.on_cpu: tuple[str, ...] = ()

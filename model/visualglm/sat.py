@@ -113,6 +113,7 @@ __all__ = [
     "cpm_kernels",
     "ensure_model_parallel_group",
     "leave_model_parallel_group",
+    "make_transformer",
 ]
 
 
@@ -124,6 +125,32 @@ def ensure_model_parallel_group() -> None:
     if not mpu.model_parallel_is_initialized():
         os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
         mpu.initialize_model_parallel(1)
+
+
+def make_transformer(config, activation, device, dtype, init) -> BaseTransformer:
+    """SAT's transformer of one part; on the meta device nothing is allocated or initialised."""
+    ensure_model_parallel_group()
+    options = {name: getattr(config, key, default) for name, (key, default) in ARGS_DEFAULT.items()}
+    transformer = BaseTransformer(
+        num_layers=config.num_layers,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        max_sequence_length=config.max_sequence_length,
+        layernorm_order=config.layernorm_order,
+        activation_func=activation,
+        params_dtype=dtype,
+        skip_init=not init,
+        # SAT's own takes a detour, and another epsilon, for half precision on a CPU.
+        layernorm=torch.nn.LayerNorm,
+        # SAT's 0.02 suits a width of 2,500: in a narrow network the image's signal would start
+        # out too faint to learn.
+        init_method_std=config.hidden_size**-0.5,
+        device=torch.device(device),
+        **options,
+    )
+    # SAT leaves norms, positions and cross-attention on the CPU in float32.
+    return transformer.to(device=device, dtype=dtype)
 
 
 def cpm_kernels():

@@ -19,9 +19,11 @@ from model.visualglm.slots import Slots
 
 # Steps without running out of memory after which one row more is tried
 STEPS_TO_REGROW = 200
+# Tokens, padding included, of the rows that are read in one pass: those under way wait for it
+READ_AT_ONCE = 1024
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
     key: int
     question: Question
@@ -61,6 +63,7 @@ class SlotBatch(RunningBatch):
         self._next_key = 0
         self._lanes: dict[bool, _Lane] = {}
         self._paused: list[_Row] = []  # those that were there first come first
+        self._is_full = False  # rows found no room at the last step
         self._check_memory()
 
     def _check_memory(self):
@@ -86,7 +89,7 @@ class SlotBatch(RunningBatch):
         return self._active + len(self._paused)
 
     def takes(self, question):
-        return not self._paused and self._active < self._row_limit
+        return not self._is_full and len(self) < self._row_limit
 
     def add(self, question):
         sampling = question.sampling
@@ -111,6 +114,7 @@ class SlotBatch(RunningBatch):
 
     def remove(self, key):
         self._paused = [row for row in self._paused if row.key != key]
+        self._is_full = self._is_full and bool(self._paused)
         for lane in self._lanes.values():
             for index, row in enumerate(lane.rows):
                 if row.key == key:
@@ -124,7 +128,7 @@ class SlotBatch(RunningBatch):
 
     @torch.inference_mode()
     def step(self):
-        """A token of each row, and the first one of a row that was paused."""
+        """A token of each row, and the first one of rows that were paused."""
         advances = []
         for lane in list(self._lanes.values()):
             with weights_for(self.family, lane.untuned):
@@ -132,6 +136,7 @@ class SlotBatch(RunningBatch):
         if self._paused:
             with weights_for(self.family, self._paused[0].question.untuned):
                 advances += self._resume()
+        self._is_full = bool(self._paused)
         self._regrow()
         return advances
 
@@ -186,35 +191,65 @@ class SlotBatch(RunningBatch):
     # A row begins, or goes on
 
     def _resume(self):
-        row = self._paused[0]
-        lane = self._lane(row.question.untuned)
-        longest = max([len(row.ids), *lane.slots.lengths]) + 1
-        others = self._active
-        if others and (others >= self._row_limit or not self._fits_one_more(lane, longest)):
+        """As many of those that wait as there is room for, of the same weights as the first."""
+        lane = self._lane(self._paused[0].question.untuned)
+        rows = self._next_rows(lane)
+        del self._paused[: len(rows)]
+        if not rows:
             return []
-        self._paused.pop(0)
-        if row.limit == 0:
-            return [Advance(row.key, tokens=0, ended=True, truncated=True)]
+        full = [row for row in rows if row.limit == 0]
+        advances = [Advance(row.key, tokens=0, ended=True, truncated=True) for row in full]
+        rows = [row for row in rows if row.limit]
+        return advances + (self._join(lane, rows) if rows else [])
+
+    def _next_rows(self, lane):
+        rows = []
+        longest, width = max(lane.slots.lengths, default=0), 0
+        for row in self._paused:
+            if row.question.untuned != lane.untuned:
+                break
+            width = max(width, len(row.ids))
+            longest = max(longest, width)
+            count = self._active + len(rows)
+            fits = self._fits(lane, len(lane.rows) + len(rows) + 1, longest + 1)
+            if count and (count >= self._row_limit or not fits):
+                break
+            if rows and (len(rows) + 1) * width > READ_AT_ONCE:
+                break
+            rows.append(row)
+        return rows
+
+    def _join(self, lane, rows):
+        """Read rows in one pass -> their next tokens; one by one where that fails."""
+        others = self._active
         try:
-            logits = lane.slots.join(row.ids, row.prompt.prefix, **self._image(row))
+            images = self.family.image_arguments(
+                [row.prompt for row in rows], [row.question.image for row in rows]
+            )
+            prefixes = [row.prompt.prefix for row in rows]
+            logits = lane.slots.join([row.ids for row in rows], prefixes, **images)
         except Exception as error:  # noqa: BLE001 -- one person's question ends nobody else's
-            if not others or not is_out_of_memory(error):
-                return [Advance(row.key, error=error)]
+            if len(rows) == 1:
+                return self._not_joined(rows[0], error, others)
         else:
-            lane.rows.append(row)
-            return self._sample(lane, [row], logits)
+            lane.rows += rows
+            return self._sample(lane, rows, logits)
+        # Beyond the handler: the error holds what its frames held
+        advances = []
+        for index, row in enumerate(rows):
+            advances += self._join(lane, [row])
+            if row in self._paused:
+                self._paused[1:1] = rows[index + 1 :]
+                break
+        return advances
+
+    def _not_joined(self, row, error, others):
+        """A row that finds no memory beside others waits for it; any other error ends it."""
+        if not others or not is_out_of_memory(error):
+            return [Advance(row.key, error=error)]
         self._row_limit, self._good_steps = others, 0
         self._paused.insert(0, row)
         return []
-
-    def _fits_one_more(self, lane, longest):
-        return self._fits(lane, len(lane.rows) + 1, longest)
-
-    def _image(self, row):
-        if row.question.image is None:
-            return {}
-        embeds = self.family.embeddings([row.question.image])
-        return {"image_embeds": embeds, "image_start": row.prompt.image_start}
 
     # What the logits make of the rows
 

@@ -33,20 +33,23 @@ class Slots:
         return rows * blocks * BLOCK * row * len(self.stack.layers)
 
     @torch.inference_mode()
-    def join(self, ids: list[int], prefix: int, **image) -> torch.Tensor:
-        """A further row, read in one pass -> logits [1, V] of what follows it.
+    def join(self, rows: list[list[int]], prefixes: list[int], **images) -> torch.Tensor:
+        """J further rows, read in one pass -> logits [J, V] of what follows each.
 
-        ids: up to `<sop>` at `prefix`, or beyond it what has been generated; image: as for
-        Decoder.prefill.
+        rows: ids up to `<sop>` at the row's prefix, or beyond it what has been generated; images:
+        as for Decoder.prefill.
         """
-        row = len(self.lengths)
-        decoder = Decoder(self.network, [len(ids)], 0, prefix=[prefix], stack=self.stack)
-        logits = decoder.prefill(torch.tensor([ids], device=self.network.device), **image)
-        self._reserve(row + 1, len(ids))
+        lengths = [len(ids) for ids in rows]
+        padded = [ids + [0] * (max(lengths) - len(ids)) for ids in rows]
+        decoder = Decoder(self.network, lengths, 0, prefix=prefixes, stack=self.stack)
+        logits = decoder.prefill(torch.tensor(padded, device=self.network.device), **images)
+        start = len(self.lengths)
+        end = start + len(rows)
+        self._reserve(end, max(lengths))
         for cache, new in zip(self.caches, decoder.cache):
-            cache[row, :, :, : new.size(3)] = new[0]
-        self.lengths.append(len(ids))
-        self.prefixes.append(prefix)
+            cache[start:end, :, :, : new.size(3)] = new
+        self.lengths += lengths
+        self.prefixes += prefixes
         return logits
 
     @torch.inference_mode()

@@ -1,17 +1,20 @@
 """The page put together, and shown behind the routes of an app."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from serving.map_tab import scene_tab
+from serving.map_tab import MapLayout, MapTab
 from serving.maps import Maps
 from serving.page.events import connect
 from serving.page.fetching import switch_off_fetching
 from serving.page.layout import LOGO, Layout
 from serving.page.service import Service
+from serving.page.upload_gate import UploadGate
+from serving.space import Space
 
 FOLDER = Path(__file__).parent
 UPLOAD = "1gb"  # largest image or scene
@@ -47,22 +50,41 @@ def build(
         layout = Layout(service)
         if maps is None:
             layout.lay_out_body()
+            connect(service, layout, at_a_time)
         else:
             with gr.Tabs(elem_id="tabs"):
                 with layout.make(gr.Tab, label="chat"):
                     layout.lay_out_body()
-                scene_tab(maps, bool(english))
-        connect(service, layout, at_a_time)
+                scenes = MapLayout(layout, maps.names())
+            scenes.connect(MapTab(maps, service), *connect(service, layout, at_a_time))
+    service.space.removers = removers(service, blocks, maps)
     return blocks.queue(max_size=2 * at_a_time + 16)
 
 
-def mount(app: Any, page: gr.Blocks, host: str, port: int, root_path: str = "", auth=None):
+def removers(service: Service, blocks: gr.Blocks, maps: Maps | None) -> list:
+    """What goes first where the disk is needed."""
+    sessions = service.sessions
+    unclaimed = partial(sessions.remove_unclaimed, blocks.upload_file_set)
+    return [unclaimed, *([maps.remove_oldest] if maps else []), sessions.end_oldest]
+
+
+def mount(
+    app: Any,
+    page: gr.Blocks,
+    space: Space,
+    host: str,
+    port: int,
+    root_path: str = "",
+    auth: tuple[str, str] | None = None,
+    english: bool | None = None,
+) -> None:
     """Show the page behind the routes of a FastAPI app. auth: (user, password)."""
+    app.add_middleware(UploadGate, space=space, english=bool(english))
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     # Trap: mounted pages lack it, and then Gradio copies any file of the server that a request
     # names into its folder, instead of those only that were uploaded.
     page.has_launched = True
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         page,
         path="/",

@@ -18,12 +18,15 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 KEEP_LANGUAGE = "() => localStorage.setItem('remoteglm-language', document.documentElement.lang)"
 
 
-def connect(service: Service, layout: Layout, at_a_time: int) -> None:
-    """at_a_time: questions in the hands of the assistant."""
+def connect(service: Service, layout: Layout, at_a_time: int) -> tuple[Any, Any]:
+    """Events after which the page has arrived, or is in the other language.
+
+    at_a_time: questions in the hands of the assistant.
+    """
     images, answers = Images(service), Answers(service)
     connect_dialogue(answers, layout, at_a_time)
     connect_images(images, layout)
-    connect_page(WholePage(service, images, answers, layout.worded), layout)
+    return connect_page(WholePage(service, images, answers, layout.worded), layout)
 
 
 def connect_dialogue(answers: Answers, layout: Layout, at_a_time: int) -> None:
@@ -111,15 +114,16 @@ def _example(images, key):
     return example
 
 
-def connect_page(page: WholePage, layout: Layout) -> None:
-    """Inside the Blocks that are open."""
+def connect_page(page: WholePage, layout: Layout) -> tuple[Any, Any]:
+    """Inside the Blocks that are open -> see `connect`."""
     blocks: Any = gr.context.Context.root_block
     worded = [component for component, _ in layout.worded.of]
     mode = [layout.mode, layout.chat, layout.side, layout.other_row]
     shown = [*worded, *mode, *layout.image_outputs]
-    blocks.load(
+    arrived = blocks.load(
         page.arrive, layout.arrival, [*shown, layout.question], js=_script("arrive"), **QUIET
-    ).then(None, None, None, js=_script("language"))
+    )
+    arrived.then(None, None, None, js=_script("language"))
     blocks.unload(page.service.leave)
     switched = layout.language.click(page.switch, None, shown, **QUIET)
     switched.then(None, None, None, js=_script("language")).then(None, None, None, js=KEEP_LANGUAGE)
@@ -131,6 +135,7 @@ def connect_page(page: WholePage, layout: Layout) -> None:
         )
     if page.service.votes:
         layout.chat.like(page.vote, None, None, **QUIET)
+    return arrived, switched
 
 
 def _script(name):

@@ -1,6 +1,5 @@
 """What the events of the image panel do."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from serving.page.examples import EXAMPLES
 from serving.page.service import Service
 from serving.page.sessions import Refused, Session
 from serving.page.view import STRETCHES, View, box_of, parse_box
-from serving.page.words import KINDS
+from serving.page.words import KINDS, WordedError
 
 IMAGE, SEEN = "image", "seen"
 EXAMPLE = "example:"  # how the value of a button begins that shows one
@@ -39,8 +38,7 @@ class Images:
         if file is None:
             return self.remove(request)
         path = Path(file["path"])
-        session.uploads |= {path}
-        return self._show(session, path, file.get("orig_name") or path.name)
+        return self._show_upload(session, path, file.get("orig_name") or path.name)
 
     def upload_other(self, request: gr.Request, file: Any) -> list:
         """The image to compare with."""
@@ -49,8 +47,8 @@ class Images:
             session.other = None
             return self.updates(session)
         path = Path(file["path"])
-        session.uploads |= {path}
         try:
+            self.service.claim(session, path)
             session.other = View(path, file.get("orig_name") or path.name, self.service.bands)
         except UserError as error:
             session.main.remark(self._reason(session, error, path))
@@ -83,17 +81,35 @@ class Images:
                 content = file.read()
         except (UserError, ValueError) as error:
             return self._refuse(session, address[:MOST_NAME], error, None)
-        folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
-        path = folder / "image"
-        path.write_bytes(content)
-        session.uploads |= {path}
-        return self._show(session, path, name)
+        try:
+            path = self._kept(content)
+        except WordedError as error:
+            return self._refuse(session, name, error, None)
+        return self._show_upload(session, path, name)
+
+    def _kept(self, content):
+        """A file with this content, beside the uploads. Raises WordedError."""
+        space = self.service.space
+        space.take(len(content))
+        try:
+            path = Path(tempfile.mkdtemp(dir=space.folder)) / "image"
+            path.write_bytes(content)
+        finally:
+            space.give_back(len(content))
+        return path
 
     def remove(self, request: gr.Request) -> list:
         session = self.service.session(request)
         session.view, session.refused = None, None
         self._begin_again(session)
         return self.updates(session)
+
+    def _show_upload(self, session, path, name):
+        try:
+            self.service.claim(session, path)
+        except WordedError as error:
+            return self._refuse(session, name, error, None)
+        return self._show(session, path, name)
 
     def _show(self, session, path, name, **options):
         """Show an image; the dialogue begins again."""
@@ -126,6 +142,8 @@ class Images:
 
     def _reason(self, session, error, path):
         """One line; the file goes by the name that its owner knows."""
+        if isinstance(error, WordedError):
+            return error.said(self.service.words(session))
         text = str(error)
         if path:
             text = text.replace(str(path), path.name)

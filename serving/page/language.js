@@ -2,4 +2,6 @@
 () => {
   const other = document.querySelector("#language").innerText.trim();
   document.documentElement.lang = other === "English" ? "zh-Hans" : "en";
+  // For what the server says of an upload
+  document.cookie = `remoteglm-language=${document.documentElement.lang}; path=/; SameSite=Strict`;
 }

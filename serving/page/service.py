@@ -1,20 +1,23 @@
 """What all events of the page share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from serving.page.about import About
 from serving.page.sessions import Session, Sessions
 from serving.page.votes import Votes
-from serving.page.words import WORDS
+from serving.page.words import WORDS, WordedError
+from serving.space import Space
 
 
 class Service:
     """assistant: see model.Assistant; english: language of page and answers, None for the browser's
     and answers as the checkpoint was trained; bands: of images at first, see read_image; votes:
-    where they are written, None: nobody votes.
+    where they are written, None: nobody votes; space: of the disk, for people's files.
     """
 
     def __init__(
@@ -24,6 +27,7 @@ class Service:
         bands: Sequence[int] | None = None,
         about: About | None = None,
         votes: Votes | None = None,
+        space: Space | None = None,
     ):
         self.assistant = assistant
         self.english = english
@@ -31,6 +35,7 @@ class Service:
         self.about = about or About("RemoteGLM")
         self.votes = votes
         self.sessions = Sessions()
+        self.space = space or Space(Path(get_upload_folder()))
         self.first_question: str = assistant.first_question(english)
 
     def session(self, request: gr.Request) -> Session:
@@ -42,6 +47,19 @@ class Service:
 
     def words(self, session: Session) -> dict[str, str]:
         return WORDS[self.is_english(session)]
+
+    def claim(self, session: Session, *paths: Path) -> None:
+        """Uploaded files are a session's from now on.
+
+        Raises WordedError where it has too much; it does not get them then.
+        """
+        new = set(paths) - session.uploads
+        session.uploads |= new
+        try:
+            self.space.check_each(session.uploads)
+        except WordedError:
+            self.sessions.drop(session, new)
+            raise
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""

@@ -1,11 +1,12 @@
-"""What the server keeps of each open page: dialogue and images. It goes when the page is closed.
+"""What the server keeps of each open page: dialogue and files. It goes when the page is closed.
 
 A page that is loaded again takes over what the one before it left.
 """
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from serving.page.view import View
 MOST = 1000  # pages; those used longest ago go first
 GRACE = 120.0  # seconds that a closed page is kept, so that it may be loaded again
 PATIENCE = 5.0  # seconds for an answer to end that was told to
+JUST_NOW = 60.0  # seconds in which a page shows what it has uploaded
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Session:
 
     refused: in the place of the image; shows: "image" or "seen", what the model sees; pending: a
     question that waits for its person's yes; stopping: the answer under way is to end; idle: there
-    is none.
+    is none; uploads: its files; scenes: those of the map tab; map_said: what stands beside its map.
     """
 
     main: Dialogue = field(default_factory=Dialogue)
@@ -48,6 +50,8 @@ class Session:
     stopping: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)
     uploads: set[Path] = field(default_factory=set)
+    scenes: set[Path] = field(default_factory=set)
+    map_said: Callable[[dict[str, str]], str] | None = None  # of words
 
     def __post_init__(self):
         self.idle.set()
@@ -65,7 +69,7 @@ class Session:
     def files(self) -> set[Path]:
         """Uploaded files that it still shows; examples are not among them."""
         shown = {view.path for view in (self.view, self.other) if view}
-        return self.uploads & shown
+        return self.uploads & (shown | self.scenes)
 
 
 class Sessions:
@@ -89,7 +93,7 @@ class Sessions:
             self._open.move_to_end(key)
             old = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - self.most)]
         for one in old:
-            self._remove_files(one, one.uploads)
+            self.drop(one, one.uploads)
         return session
 
     def take_over(self, key: str, old_key: str) -> None:
@@ -113,25 +117,55 @@ class Sessions:
 
     def release(self, session: Session) -> None:
         """Remove what the session uploaded and no longer shows."""
-        self._remove_files(session, session.uploads - session.files)
+        self.drop(session, session.uploads - session.files)
+
+    def drop(self, session: Session, paths: set[Path]) -> None:
+        """Files of a session are no longer its own; those that are nobody's are removed."""
+        session.uploads = session.uploads - paths
+        # Gradio keeps one copy of files of the same content
+        for path in paths - self._used():
+            _remove(path)
+
+    def end_oldest(self) -> bool:
+        """Forget the page that was closed first; False: none was."""
+        with self._lock:
+            key = next(iter(self._ends), "")
+            self._stop_timer(key)
+        return self._end(key)
+
+    def remove_unclaimed(self, uploaded: Iterable[str]) -> bool:
+        """Of these files remove the oldest that no page shows; False: there is none."""
+        used = self._used()
+        left = []
+        for path in map(Path, uploaded):
+            with suppress(OSError):
+                changed = path.stat().st_ctime
+                if path not in used and time.time() - changed > JUST_NOW:
+                    left.append((changed, path))
+        if not left:
+            return False
+        oldest = min(left)[1]
+        _remove(oldest)
+        return not oldest.exists()
 
     def _end(self, key):
         with self._lock:
             self._ends.pop(key, None)
             session = self._open.pop(key, None)
         if session:
-            self._remove_files(session, session.uploads)
+            self.drop(session, session.uploads)
+        return session is not None
 
     def _stop_timer(self, key):
         timer = self._ends.pop(key, None)
         if timer:
             timer.cancel()
 
-    def _remove_files(self, session, paths):
-        """Gradio keeps one copy of files of the same content: another session may show it too."""
-        session.uploads = session.uploads - paths
-        used = set().union(*(one.uploads for one in self))
-        for path in paths - used:
-            with suppress(OSError):
-                path.unlink()
-                path.parent.rmdir()
+    def _used(self):
+        return set().union(*(one.uploads for one in self))
+
+
+def _remove(path):
+    with suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()

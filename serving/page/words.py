@@ -1,4 +1,6 @@
-"""What a person sees, in both languages. Imports nothing, so that scripts may print from it."""
+"""What a person sees, in both languages. Imports little, so that scripts may print from it."""
+
+from model.errors import UserError
 
 # Of images that cannot be read: what to do, by ImageError.kind
 KINDS = {
@@ -72,6 +74,15 @@ TABLE = {
     "other unit": ("{} {}/像素", "{} {}/pixel"),
     "examples": ("示例图像（合成）", "Example images (synthetic)"),
     "refused": ("没有读入", "not read"),
+    "no room": (
+        "服务器放图像的空间（{} GB）满了，请过一会儿再试。",
+        "The server's space for images ({} GB) is full; try again in a while.",
+    ),
+    "page full": (
+        "这个页面的图像共 {} GB，最多 {} GB：请先移除一些，或换小一点的文件。",
+        "The images of this page take {} GB, at most {} GB are kept: remove some, or take a "
+        "smaller file.",
+    ),
     # The dialogue
     "chat": ("对话", "Dialogue"),
     "tuned chat": ("微调后", "Fine-tuned"),
@@ -169,6 +180,23 @@ TABLE = {
     "assistant": ("答", "Answer"),
 }
 WORDS = {english: {key: pair[english] for key, pair in TABLE.items()} for english in (False, True)}
+
+
+class Word(str):
+    """A key of words whose text stands in another text."""
+
+
+class WordedError(UserError):
+    """An error in the language of whoever reads it: a key of words, and what stands in its text."""
+
+    def __init__(self, key: str, *values: object):
+        super().__init__(f"{key}: {values}")
+        self.key = key
+        self.values = values
+
+    def said(self, words: dict[str, str]) -> str:
+        values = (words[value] if isinstance(value, Word) else value for value in self.values)
+        return words[self.key].format(*values)
 
 
 def cut_note(english, rounds, tokens):

@@ -1,0 +1,58 @@
+"""Refuses uploads for which the disk has no room."""
+
+from contextlib import suppress
+from typing import Any
+
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import PlainTextResponse
+from starlette.requests import ClientDisconnect, Request
+
+from serving.page.words import WORDS, WordedError
+from serving.space import Space
+
+UPLOAD = "/gradio_api/upload"
+LANGUAGE = "remoteglm-language"  # a cookie, see language.js
+
+
+class UploadGate:
+    """An ASGI app around the page's. It keeps the room that an upload will take.
+
+    english: the language of who tells none.
+    """
+
+    def __init__(self, app: Any, space: Space, english: bool = False):
+        self.app = app
+        self.space = space
+        self.english = english
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and scope["path"].endswith(UPLOAD):
+            await self._upload(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _upload(self, scope, receive, send):
+        request = Request(scope, receive)
+        length = request.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            refusal = PlainTextResponse("expected the header Content-Length", 411)
+            await refusal(scope, receive, send)
+            return
+        try:
+            await run_in_threadpool(self.space.take, int(length))
+        except WordedError as error:
+            # A browser reads no answer before it has sent everything
+            with suppress(ClientDisconnect):
+                async for _ in request.stream():
+                    pass
+            refusal = PlainTextResponse(error.said(WORDS[self._is_english(request)]), 507)
+            await refusal(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.space.give_back(int(length))
+
+    def _is_english(self, request):
+        chosen = request.cookies.get(LANGUAGE) or request.headers.get("Accept-Language", "")
+        return not chosen.lower().startswith("zh") if chosen else self.english
