@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/serve.py --clients 16 --seconds 60
 
-The server is a process of its own and speaks OpenAI's protocol; clients stream and ask again as
-soon as they have their answer. "one at a time" is the same server over `Family.generate` for one
-question at a time. Every answer is compared with the one that the question got alone, before.
+The server is a process of its own, with the page and OpenAI's protocol; clients stream by the
+protocol, people (--people) by the page's endpoint, in plain text, and ask again as soon as they
+have their answer. "one at a time" is the same server over `Family.generate` for one question at a
+time. Every answer is compared with the one that the question got alone, before.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from command_line import Parser
 from model.images.encoding import data_uri
 
 WAYS = ("one at a time", "together")
-QUESTIONS = ("这张遥感图像展现了什么场景？", "有几条船？", "图中有没有飞机？请说明理由。", "你好")
+QUESTIONS = ("这张遥感图像展现了什么场景？", "有几条船？", "图中有没有飞机？请说明理由。")
+PLAIN = ("你好", "有几条船？")  # without an image, of the page, too
 IMAGES = 6  # different ones
 
 
@@ -37,11 +39,11 @@ def questions():
     rng = random.Random(0)
     for index in range(IMAGES):
         url = image_uri(tuple(rng.randrange(256) for _ in range(3)))
-        for text in QUESTIONS[:3]:
+        for text in QUESTIONS:
             image = {"type": "image_url", "image_url": {"url": url}}
             parts = [image, {"type": "text", "text": text}]
             made.append((f"{text} {index}", [{"role": "user", "content": parts}]))
-    made.append((QUESTIONS[3], [{"role": "user", "content": QUESTIONS[3]}]))
+    made += [(text, [{"role": "user", "content": text}]) for text in PLAIN]
     return made
 
 
@@ -58,19 +60,21 @@ def image_uri(color):
 
 def serve(way, folder, dtype, rows):
     """Serve until SIGTERM; prints the port."""
+    import web_demo
     from model import load_assistant
     from model.running_batch import GeneratedBatch
     from serving.api import Api, create_app
     from serving.scheduler import Scheduler
     from serving.served import Served
-    from serving.server import Server, listen
+    from serving.server import listen
 
     assistant = load_assistant(folder, device="cpu", dtype=dtype)
     if way == "one at a time":
         family = assistant.family
         family.open_batch = lambda max_rows, memory=None: GeneratedBatch(family, 1)
     api = Api("model", served=Served(assistant, Scheduler(assistant, rows=rows, waiting=1000)))
-    server = Server(create_app(api), listen("127.0.0.1", 0)).start()
+    app = create_app(api, with_page=True)
+    server = web_demo.serve_app(app, listen("127.0.0.1", 0), api.served, at_a_time=1000)
     print(server.port, flush=True)
     signal.sigwait({signal.SIGTERM})
 
@@ -114,11 +118,36 @@ def ask(port, messages, tokens):
     return text, first
 
 
+def ask_page(port, messages, tokens):
+    """As `ask`, through the page; greedy."""
+    settings = [2048, tokens, 0.8, 0, 100, 1.2, -1]
+    body = json.dumps({"data": [messages[0]["content"], "alone", *settings]})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    start = time.perf_counter()
+    path = "/gradio_api/call/answer"
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    event = json.loads(connection.getresponse().read())["event_id"]
+    connection.request("GET", f"{path}/{event}")
+    text, first = "", None
+    for line in connection.getresponse():
+        if not line.startswith(b"data: ["):
+            continue
+        messages = json.loads(line[6:])[0]
+        text = messages[1]["content"][0]["text"] if len(messages) > 1 else ""
+        if text.strip("…") and first is None and "排队中" not in text:
+            first = time.perf_counter() - start
+    connection.close()
+    return text, first
+
+
 def client(number, port, asked, alone, args, seen, end):
     rng = random.Random(number)
+    by_page = number >= args.clients
+    if by_page:
+        asked = [(name, messages) for name, messages in asked if name in PLAIN]
     while time.monotonic() < end:
         name, messages = rng.choice(asked)
-        text, first = ask(port, messages, args.tokens)
+        text, first = (ask_page if by_page else ask)(port, messages, args.tokens)
         with seen.lock:
             seen.answers += 1
             if first is not None:
@@ -140,7 +169,7 @@ def load(way, folder, args):
             seen = Seen()
             end = time.monotonic() + args.seconds
             threads = []
-            for number in range(args.clients):
+            for number in range(args.clients + args.people):
                 arguments = (number, port, asked, alone, args, seen, end)
                 threads.append(threading.Thread(target=client, args=arguments))
             for thread in threads:
@@ -183,6 +212,7 @@ def main():
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--clients", type=int, default=16, help="that ask at once (%(default)s)")
+    add("--people", type=int, default=0, help="on the page at once (%(default)s)")
     add("--seconds", type=float, default=60, help="of each way (%(default)s)")
     add("--tokens", type=int, default=40, help="most tokens of an answer (%(default)s)")
     add("--rows", type=int, default=8, help="answers under way at a time (%(default)s)")
@@ -204,7 +234,8 @@ def main():
             random_base(folder, mid_size())
             rows += measure("mid-size", folder, args)
             rows += measure("tiny", TINY_BASE, args)
-    print(f"{machine()}; {args.dtype}, {args.clients} clients, {args.tokens} tokens\n")
+    asking = f"{args.clients} clients, {args.people} people"
+    print(f"{machine()}; {args.dtype}, {asking}, {args.tokens} tokens\n")
     table(rows)
 
 

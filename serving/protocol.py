@@ -91,7 +91,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None  # -1, as 0: no limit
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -226,7 +226,7 @@ def sampling_of(request: ChatRequest) -> Sampling:
     given: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,
-        "top_k": request.top_k,
+        "top_k": request.top_k and max(0, request.top_k),
         "repetition_penalty": request.repetition_penalty,
         "seed": request.seed,
         "max_new_tokens": request.max_completion_tokens or request.max_tokens,

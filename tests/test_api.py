@@ -503,6 +503,34 @@ def test_a_request_that_cannot_be_answered(served, fields, says):
 def test_fields_that_change_nothing_are_taken(served):
     harmless = {"n": 1, "logprobs": False, "presence_penalty": 0, "user": "a", "store": True}
     assert chat(served[0], **harmless, tools=None, response_format={"type": "text"})[0] == 200
+    for more in (
+        {
+            "top_logprobs": None,
+            "logit_bias": {},
+            "frequency_penalty": 0.0,
+            "stop": [],
+            "seed": None,
+        },
+        {"max_tokens": None, "max_completion_tokens": 3, "stream_options": None, "top_k": -1},
+        {"chat_template_kwargs": {"enable_thinking": False}, "metadata": {}, "tool_choice": "none"},
+    ):
+        assert chat(served[0], **more)[0] == 200, more
+
+
+def test_no_limit_of_candidates_is_written_in_two_ways(served):
+    warm = {"temperature": 1.5, "seed": 3, "top_p": 1, "max_tokens": 12}
+    answers = [chat(served[0], **warm, top_k=top_k)[2]["choices"] for top_k in (0, -1)]
+    assert answers[0] == answers[1] != chat(served[0], **warm, top_k=1)[2]["choices"]
+
+
+def test_what_an_evaluation_toolkit_sends(served, assistant):
+    """lmms-eval's openai model: a system's message in parts, images as PNG, all settings."""
+    system = {"role": "system", "content": [{"type": "text", "text": "简短。"}]}
+    settings = {"top_p": 1.0, "seed": 0, "n": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    messages = [system, about("有什么？", data_uri(RED))]
+    _, _, body = chat(served[0], messages=messages, **GREEDY, **settings)
+    answer = body["choices"][0]["message"]["content"]
+    assert answer == alone(assistant, "简短。\n有什么？", RED) and body["usage"]
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ DOWNHILL = {
     "mapping": ("mapping", "model", "data"),
     "serving": (
         *("serving", "mapping", "model"),
-        *("data.endpoint", "data.connection", "data.replies", "data.peel"),
+        *("data.answers", "data.endpoint", "data.connection", "data.replies", "data.peel"),
     ),
     "data": ("data", "model.errors", "model.files", "model.images"),
 }

@@ -429,6 +429,7 @@ class TestPage:
         assert [url for url in asked_for if not url.startswith((address, "data:", "blob:"))] == []
         tab.click("#language")
         tab.get_by_role("tab", name="Scene map").wait_for()
+        assert "Click to Upload" in tab.inner_text("#before-file")
         assert wait_until(lambda: tab.inner_text("#scene-status") == "done")
         assert tab.inner_text("#scene-start") == "Start"
         assert tab.get_by_label("Tile (pixels)").input_value() == "64"
@@ -442,7 +443,7 @@ class TestPage:
         address, bulk = page
         bulk.go.set()
         bulk.say = bulk.say | {"river": "<img src=x onerror=parent.document.title='河流'>河流"}
-        tab = browser.new_page()
+        tab = browser.new_page(locale="zh-CN")
         begin(tab, address, scene_file)
         frame = tab.locator("#scene-map iframe")
         frame.wait_for()

@@ -781,6 +781,47 @@ def test_regenerate_edit_undo_copy_vote_and_download(staged, stage):
     assert tab.input_value("#question textarea") == "一"
 
 
+def test_an_answer_is_copied_and_voted_on_and_its_question_edited(staged, stage):
+    tab = staged()
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=stage[0])
+    for question in ("<b>一", "二"):
+        say(tab, question)
+        wait_for_text(tab, "#chat [data-testid=bot]", f"后{question}")
+        tab.wait_for_selector("#send")
+    tab.locator("#chat button[title=复制]").nth(1).click()
+    copied = "navigator.clipboard.readText()"
+    assert wait_until(lambda: tab.evaluate(copied) == "后<b>一"), tab.evaluate(copied)
+
+    tab.locator("#chat button[title=赞]").last.click()
+    wait_for_text(tab, "body", "已记下评价")
+    vote = json.loads(stage[2].read_text("utf-8").splitlines()[-1])
+    assert (vote["question"], vote["answer"], vote["liked"]) == ("二", "后二", True)
+
+    tab.locator("#chat button[title=编辑]").last.click()
+    tab.locator("#chat textarea").fill("三")
+    tab.locator("#chat button[title=发送]").click()
+    wait_for_text(tab, "#chat [data-testid=bot]", "后三")
+    assert stage[1].calls[-1][2] == (("<b>一", "后<b>一"),)
+    assert bubbles(tab, "user")[-1] == "三" and len(bubbles(tab, "user")) == 2
+    tab.click("#language")
+    tab.wait_for_selector("#chat button[title=Like]")
+    names = "[...document.querySelectorAll('#chat .icon-button')].map(b => b.title)"
+    assert not re.search("[^ -~]", "".join(tab.evaluate(names)))
+
+
+def test_another_image_of_ones_own_is_asked_about(staged, stage, scene):
+    tab = staged()
+    tab.click("#example-tanks")
+    tab.wait_for_selector("#preview img")
+    tab.click("#mode label:nth-child(3)")
+    tab.wait_for_selector("#other-preview img")
+    tab.set_input_files("#other input[type=file]", scene)
+    tab.wait_for_selector("#other-preview img[alt*='湖泊 1.tif']")
+    say(tab, "看图")
+    wait_for_text(tab, "#side [data-testid=bot]", "后看图")
+    assert {call[1].size for call in stage[1].calls[-2:]} == {(128, 128), (96, 64)}
+
+
 def test_a_question_without_an_image_and_a_refused_one(staged, stage, broken):
     tab = staged()
     say(tab, "图中有几条船？")

@@ -4,4 +4,5 @@
   document.documentElement.lang = other === "English" ? "zh-Hans" : "en";
   // For what the server says of an upload
   document.cookie = `remoteglm-language=${document.documentElement.lang}; path=/; SameSite=Strict`;
+  document.dispatchEvent(new Event("remoteglm-language"));
 }

@@ -75,9 +75,11 @@ class Layout:
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=300, elem_id="left"):
                 self.lay_out_image()
+                self.lay_out_examples()
                 self.lay_out_tools()
                 self.lay_out_sampling()
             with gr.Column(scale=3, min_width=300, elem_id="right"):
+                self.lay_out_bar()
                 self.lay_out_dialogue()
                 self.lay_out_composer()
         self.arrival = gr.Textbox(visible=False)
@@ -143,6 +145,8 @@ class Layout:
             visible=False,
             elem_id="shown",
         )
+
+    def lay_out_examples(self):
         self.make(
             gr.HTML,
             text=lambda english: f"<p>{WORDS[english]['examples']}</p>",
@@ -196,7 +200,7 @@ class Layout:
                 )
             self.reset = self.make(gr.Button, text="reset", size="sm", elem_id="reset")
 
-    def lay_out_dialogue(self):
+    def lay_out_bar(self):
         modes = [("alone", ALONE), ("side", SIDE), ("other", OTHER)]
         if not self.service.assistant.has_adapter:
             modes = [("this chat", ALONE), ("other", OTHER)]
@@ -223,6 +227,8 @@ class Layout:
             self.other_upload = self.make(
                 gr.UploadButton, label="other upload", size="sm", elem_id="other-file"
             )
+
+    def lay_out_dialogue(self):
         with gr.Row(elem_id="dialogues"):
             options = {
                 "render_markdown": False,

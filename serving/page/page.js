@@ -1,4 +1,5 @@
-// What Gradio has no component for: dropping and pasting anywhere, and what survives a reload.
+// What Gradio has no component for: dropping and pasting anywhere, what survives a reload, and the
+// names of its own buttons in the page's language, which may not be the browser's.
 (() => {
   const give = (files) => {
     const input = document.querySelector("#source input[type=file]");
@@ -22,6 +23,40 @@
       sessionStorage.setItem("remoteglm-draft", event.target.value);
   });
 
+  const NAMES = [
+    ["复制", "Copy message"], ["已复制", "Copied message"], ["编辑", "Edit"], ["重试", "Retry"],
+    ["撤销", "Undo"], ["发送", "Submit"], ["取消", "Cancel"], ["赞", "Like"], ["踩", "Dislike"],
+    ["清空对话", "Clear"], ["将文件拖放到此处", "Drop File Here"], ["点击上传", "Click to Upload"],
+    ["- 或 -", "- or -"],
+  ];
+  const named = (text) => {
+    const pair = NAMES.find((pair) => pair.includes(text.trim()));
+    return pair ? pair[Number(document.documentElement.lang === "en")] : text;
+  };
+  const rename = () => {
+    for (const button of document.querySelectorAll("#dialogues .icon-button"))
+      if (named(button.title) !== button.title) button.title = button.ariaLabel = named(button.title);
+    for (const area of document.querySelectorAll("#scene-file, #before-file")) {
+      const texts = document.createTreeWalker(area, NodeFilter.SHOW_TEXT);
+      while (texts.nextNode())
+        if (named(texts.currentNode.data) !== texts.currentNode.data)
+          texts.currentNode.data = named(texts.currentNode.data);
+    }
+  };
+  document.addEventListener("remoteglm-language", rename);
+
+  // What makes markup text (see dialogue.py) stays on the page
+  const plain = (text) => text.replaceAll("\u2060", "");
+  const clipboard = navigator.clipboard;
+  const write = clipboard?.writeText.bind(clipboard);
+  if (write) clipboard.writeText = (text) => write(plain(text));
+  document.addEventListener("copy", (event) => {
+    const text = String(getSelection());
+    if (plain(text) === text) return;
+    event.clipboardData.setData("text/plain", plain(text));
+    event.preventDefault();
+  });
+
   // Gradio's own way down comes late and takes a person along who has scrolled up
   const scrolledUp = new WeakSet();
   const tops = new WeakMap();
@@ -32,6 +67,7 @@
     else scrolledUp.delete(target);
   }, true);
   new MutationObserver(() => {
+    rename();
     for (const log of document.querySelectorAll("[role=log]")) {
       // A busy browser tells of scrolling only after the next piece
       if (log.scrollTop < tops.get(log) - 1 && rest(log) > 60) scrolledUp.add(log);

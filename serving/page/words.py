@@ -158,10 +158,6 @@ TABLE = {
         "这个检查点没有可以关掉的适配器，不能并排比较。",
         "this checkpoint has no adapter that could be switched off to compare with its base",
     ),
-    "no other": (
-        "请先选好用来比较的另一张图像。",
-        "please choose another image to compare with first",
-    ),
     "box form": (
         "裁剪框 {}：应为四个整数（左 上 宽 高），并且在图像之内（{}×{}）。",
         "crop box {}: expected four whole numbers (left top width height) in the image ({}×{})",
