@@ -18,10 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from command_line import Parser
+from model.training.allocator import start_without_caches
 from model.training.arguments import read_arguments
 from model.training.signals import leave_on_signals
 
 if __name__ == "__main__":
+    start_without_caches()
     # The imports below take seconds: signals, --help and wrong options are answered before
     leave_on_signals("finetune_RemoteGLM.py")
     read_arguments(Parser(__doc__))

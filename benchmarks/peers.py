@@ -4,9 +4,10 @@
     python benchmarks/peers.py --rows data/UCM/UCM-prompt-train.json
     python benchmarks/peers.py --llamafactory /tmp/lf/bin/python --swift /tmp/swift/bin/python
 
-By transformers' Trainer with peft (trainer_peft.py); by LLaMA-Factory 0.9.5 and ms-swift 4.6.0
-where their Python is named, each in an environment of its own. All start from one adapter that peft
-wrote, take the same rows in the same order, and train in float32 on the CPU. The ways take turns
+By LLaMA-Factory 0.9.5 and ms-swift 4.6.0 where their Python is named, each in an environment of
+its own; where none is, by transformers' Trainer with peft (trainer_peft.py). All start from one
+adapter that peft wrote, take the same rows in the same order, and train in float32 on the CPU,
+without activation checkpointing; their templates of LLaVA differ by a space. The ways take turns
 --rounds times. Each is a process of its own, imports, loading and the end included. CPU seconds are
 those of all its threads, which other load changes less than the clock's.
 """
@@ -33,6 +34,7 @@ RANK = 8
 LR = 1e-4
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SEED = 1234  # finetune_RemoteGLM.py's own
+MOST_TOKENS = 2048  # of a row: none is cut
 COMPARED = 20  # first steps whose losses are compared
 # No network, no hub, and transformers' newest release although they ask for others
 ENVIRONMENT = {"DISABLE_VERSION_CHECK": "1", "USE_HF": "1", "HF_HUB_OFFLINE": "1"}
@@ -58,15 +60,17 @@ class Llava(Bench):
         )
 
     def chosen(self, rows, count):
-        """The first rows of a file, by absolute paths of their images."""
-        from model.rows import load_rows
+        """The first rows of a file, their images as PNG, which all ways read alike."""
+        from model.rows import load_image, load_rows
 
         folder = self.folder / "rows"
         folder.mkdir()
         found = []
-        for sample in load_rows(rows)[:count]:
-            image = str(Path(sample.image).resolve())
-            found.append({"img": image, "prompt": sample.question, "label": sample.answer})
+        for index, sample in enumerate(load_rows(rows)[:count]):
+            image = folder / f"{index}.png"
+            load_image(sample.image).save(image)
+            row = {"img": image.name, "prompt": sample.question, "label": sample.answer}
+            found.append(row)
         file = folder / "rows.json"
         file.write_text(json.dumps(found))
         return file
@@ -133,6 +137,7 @@ def remoteglm(bench, name):
         "--adam-beta2": 0.999,
         "--weight-decay": 0,
         "--clip-grad": 1,
+        "--max-target-length": MOST_TOKENS,
         "--log-interval": 1,
         "--save-interval": sys.maxsize,
         "--train-data": file,
@@ -153,12 +158,12 @@ def trainer_peft(bench, name):
     return run, json.loads(run.output.strip().splitlines()[-1])
 
 
-def conversations(bench):
-    """The rows as LLaMA-Factory and ms-swift read them."""
+def conversations(bench, image):
+    """The rows as LLaMA-Factory and ms-swift read them. image: what stands for it in a text."""
     found = []
     for row in json.loads(bench.ordered.read_text()):
         messages = [
-            {"role": "user", "content": "<image>" + row["prompt"]},
+            {"role": "user", "content": image + row["prompt"]},
             {"role": "assistant", "content": row["label"]},
         ]
         found.append({"messages": messages, "images": [row["img"]]})
@@ -168,7 +173,7 @@ def conversations(bench):
 def llamafactory(python, bench, name):
     folder = bench.folder / name
     folder.mkdir()
-    (folder / "rows.json").write_text(json.dumps(conversations(bench)))
+    (folder / "rows.json").write_text(json.dumps(conversations(bench, "<image>\n")))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user"}
     entry = {
         "file_name": "rows.json",
@@ -186,7 +191,8 @@ def llamafactory(python, bench, name):
         "dataset": "rows",
         "dataset_dir": str(folder),
         "template": "llava",
-        "cutoff_len": 2048,
+        "default_system": "",  # it would be longer than the rows
+        "cutoff_len": MOST_TOKENS,
         "disable_shuffling": True,
         "preprocessing_num_workers": 1,
         "output_dir": str(folder / "out"),
@@ -200,10 +206,11 @@ def llamafactory(python, bench, name):
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
+        "disable_gradient_checkpointing": True,  # as the others
         "use_cpu": True,
         "overwrite_cache": True,
     }
-    file = folder / "settings.json"
+    file = folder / "settings.yaml"  # JSON is YAML as well
     file.write_text(json.dumps(settings))
     run = watch([python, "-m", "llamafactory.cli", "train", file], bench.threads)
     state = json.loads((folder / "out" / "trainer_state.json").read_text())
@@ -214,7 +221,7 @@ def swift(python, bench, name):
     folder = bench.folder / name
     folder.mkdir()
     file = folder / "rows.jsonl"
-    lines = [json.dumps(row) for row in conversations(bench)]
+    lines = [json.dumps(row) for row in conversations(bench, "<image>")]
     file.write_text("\n".join(lines) + "\n")
     options = {
         "--model": bench.base,
@@ -239,11 +246,12 @@ def swift(python, bench, name):
         "--save_strategy": "no",
         "--report_to": "none",
         "--gradient_checkpointing": "false",
+        "--max_length": MOST_TOKENS,
         "--dataset_num_proc": 1,
         "--dataloader_num_workers": 0,
         "--use_cpu": "true",
     }
-    command = [python, "-m", "swift.cli.main", "sft", *as_words(options)]
+    command = [python, "-m", "swift.cli.sft", *as_words(options)]
     run = watch(command, bench.threads)
     lines = (folder / "out" / "logging.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
@@ -320,11 +328,13 @@ def main():
     torch.set_num_threads(args.threads)
     os.environ.update(ENVIRONMENT)
     random.seed(0)
-    ways = {"RemoteGLM": remoteglm, "Trainer + peft": trainer_peft}
+    ways = {"RemoteGLM": remoteglm}
     if args.llamafactory:
         ways["LLaMA-Factory"] = partial(llamafactory, args.llamafactory)
     if args.swift:
         ways["ms-swift"] = partial(swift, args.swift)
+    if len(ways) == 1:
+        ways["Trainer + peft"] = trainer_peft
     with sigterm_cleans_up(), tempfile.TemporaryDirectory() as scratch:
         bench = Llava(Path(scratch), args.threads)
         bench.prepare(args.rows, args.count, args.batch_size, args.epochs)

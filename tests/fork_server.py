@@ -116,7 +116,8 @@ def start(command, ranks, env=None, **how):
 
 def _environment(env):
     """With the threads of the server; what else an interpreter reads at its start is the same."""
-    env = {**env, "OMP_NUM_THREADS": "1"}
+    # The trainer starts itself again where the allocator is not set: see allocator.py
+    env = {"GLIBC_TUNABLES": "", **env, "OMP_NUM_THREADS": "1"}
     for name in {*env, *os.environ} - {"PYTHONPATH", "PYTHONIOENCODING"}:
         same = env.get(name) == os.environ.get(name)
         assert same or not name.startswith("PYTHON"), f"{name} needs subprocess"

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import fork_server
 import numpy as np
@@ -150,7 +151,7 @@ def test_a_prompt_is_what_the_chat_template_gives(checkpoints, kind):
     for shown in (image(), image((200, 120)), None):
         for history in ((), (("有河吗？", "没有。"),), (("一", "二"), ("三", "四"))):
             sample = Sample(None, QUESTION, COLORS["red"], history)
-            tokens = None if shown is None else family._tokens_of(shown.size)
+            tokens = None if shown is None else family.inputs.image_tokens(shown.size)
             row = family.prompts.row(
                 sample.question, sample.answer, history=sample.history, image_tokens=tokens
             )
@@ -173,7 +174,7 @@ def test_the_loss_is_on_the_answer_and_its_end_alone(checkpoints, kind):
     images = varied_images(4)
     rows = []
     for index, shown in enumerate(images):
-        tokens = None if shown is None else family._tokens_of(shown.size)
+        tokens = None if shown is None else family.inputs.image_tokens(shown.size)
         history = [("早先", "回答")] * (index % 2)
         answer = list(COLORS.values())[index % 3] * (index + 1)
         rows.append(family.prompts.row(QUESTION, answer, history=history, image_tokens=tokens))
@@ -207,7 +208,7 @@ def test_the_loss_is_on_the_answer_and_its_end_alone(checkpoints, kind):
 def test_limits_drop_rounds_and_never_cut_the_image(checkpoints):
     family = open_family(checkpoints("qwen3_vl"))
     history = (("一" * 20, "二" * 20), ("三" * 20, "四" * 20))
-    tokens = family._tokens_of((96, 64))
+    tokens = family.inputs.image_tokens((96, 64))
 
     def row(limit, history=history, question=QUESTION, target=None):
         return family.prompts.row(
@@ -237,12 +238,28 @@ def test_limits_drop_rounds_and_never_cut_the_image(checkpoints):
     assert cut.target.tolist() == bare.target[:4].tolist()
 
 
+def test_images_in_a_tar_count_as_those_beside_it(checkpoints, tmp_path):
+    family = open_family(checkpoints("qwen3_vl"))
+    loose = tmp_path / "a.png"
+    image((320, 192)).save(loose)
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(loose, "a.png")
+    rows = []
+    for path in (loose, tmp_path / "s.tar" / "a.png"):
+        sample = Sample(path, QUESTION, COLORS["red"])
+        row = family.render(sample, Limits())
+        item = family.encode(row, read_image(path))
+        assert row.length == family.collate([item])["attention_mask"].sum()
+        rows.append(row)
+    assert rows[0].length == rows[1].length
+
+
 def test_words_of_the_template_in_a_text_stay_text(checkpoints):
     """A question that quotes an image's placeholder, as exported rows do, adds no image."""
     for kind in ("qwen3_vl", "llava", "smolvlm"):
         family = open_family(checkpoints(kind))
         word, end = family.processor.image_token, family.processor.tokenizer.eos_token
-        tokens = family._tokens_of((96, 64))
+        tokens = family.inputs.image_tokens((96, 64))
         row = family.prompts.row(f"{word}\n有{end}吗？", f"有{end}", image_tokens=tokens)
         ids = family.collate([family.encode(row, image())])["input_ids"][0].tolist()
         plain = family.prompts.row("有吗？", "有", image_tokens=tokens)
@@ -264,11 +281,11 @@ def test_pixel_bounds(checkpoints, tmp_path):
     ):
         family = open_family(folder, pixels=pixels)
         for size, most in expected.items():
-            tokens = family._tokens_of(size) + 1
+            tokens = family.inputs.image_tokens(size) + 1
             assert 0.9 * most <= tokens <= most
 
     glm = open_family(checkpoints("glm4v"), pixels=(None, 28 * 28 * 9))
-    assert glm._tokens_of((500, 500)) + 1 == 9
+    assert glm.inputs.image_tokens((500, 500)) + 1 == 9
     with pytest.raises(UserError, match="--min_pixels"):
         open_family(folder, pixels=(10**6, None))
 
@@ -278,18 +295,18 @@ def test_pixel_bounds_where_frames_are_counted(checkpoints, kind):
     """Tokens of 28 x 28 pixels: at a bound nothing changes, a row more or less is fitted to it."""
     most = open_family(checkpoints(kind), pixels=(None, 84 * 84))
     for size, tokens in (((84, 84), 9), ((84, 56), 6), ((112, 84), 6), ((840, 840), 9)):
-        assert most._tokens_of(size) + 1 == tokens
+        assert most.inputs.image_tokens(size) + 1 == tokens
     least = open_family(checkpoints(kind), pixels=(112 * 112, None))
     for size, tokens in (((112, 112), 16), ((140, 112), 20), ((112, 84), 20), ((28, 28), 16)):
-        assert least._tokens_of(size) + 1 == tokens
+        assert least.inputs.image_tokens(size) + 1 == tokens
 
 
 @pytest.mark.parametrize("kind", ["internvl", "smolvlm"])
 def test_tiles_are_bounded(checkpoints, kind):
     few = open_family(checkpoints(kind), pixels=(None, 2 * 112 * 112))
     many = open_family(checkpoints(kind), pixels=(None, 10 * 112 * 112))
-    assert few._tokens_of((900, 900)) < many._tokens_of((900, 900))
-    assert few._tokens_of((50, 50)) <= few._tokens_of((900, 900))
+    assert few.inputs.image_tokens((900, 900)) < many.inputs.image_tokens((900, 900))
+    assert few.inputs.image_tokens((50, 50)) <= few.inputs.image_tokens((900, 900))
 
 
 # Training
@@ -309,7 +326,7 @@ def gradients(family, batch):
 def batch_of(family, count=2):
     rows = []
     for shown in varied_images(count):
-        tokens = None if shown is None else family._tokens_of(shown.size)
+        tokens = None if shown is None else family.inputs.image_tokens(shown.size)
         rows.append((family.prompts.row(QUESTION, COLORS["red"], image_tokens=tokens), shown))
     return family.collate([family.encode(row, shown) for row, shown in rows])
 
@@ -379,15 +396,35 @@ def hashes(family):
     return found
 
 
+def kept_and_trained(family):
+    """Hashes by the base's own names: of its weights, of peft's copies that are trained."""
+    kept, copies = {}, {}
+    for name, value in hashes(family).items():
+        own = re.sub(r"base_model\.model\.|\.base_layer|\.original_module", "", name)
+        if "modules_to_save" in name:
+            copies[own.replace(".modules_to_save.default", "")] = value
+        elif "lora_" not in name:
+            kept[own] = value
+    return kept, copies
+
+
 @pytest.mark.parametrize("kind", ["qwen3_vl", "glm4v", "llava"])
 def test_parts_beside_an_adapter(checkpoints, kind, tmp_path):
-    """A projector trained in full beside LoRA comes back, in plain peft as well."""
+    """A projector trained in full beside LoRA comes back, in plain peft as well.
+
+    Every weight of the base is as it was.
+    """
     folder = checkpoints(kind)
     family = open_family(folder)
+    before = hashes(family)
     method = family.add_method(LORA | {"parts": ["projector"]}, device=CPU)
     assert method["layers"] == [0, 1]
     batch = batch_of(family)
     train_steps(family, batch, 3)
+    kept, trained_copies = kept_and_trained(family)
+    assert kept == before
+    assert {part_of(name) for name in trained_copies} == {"projector"}
+    assert all(value != before[name] for name, value in trained_copies.items())
     card = {"method": method, "base": {"path": str(folder), "fingerprint": family.base_fingerprint}}
     family.save(tmp_path / "adapter", card)
     again = open_family(tmp_path / "adapter")
@@ -463,8 +500,8 @@ def test_qlora_trains_over_4_bits(checkpoints):
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_cached_features_stand_in_for_the_images(checkpoints, kind):
-    """The same losses and gradients, in a batch of images of several sizes and without."""
-    found = []
+    """The same batch, losses and gradients, with images of several sizes and without."""
+    found, batches = [], []
     for cached in (False, True):
         family = open_family(checkpoints(kind))
         torch.manual_seed(0)
@@ -477,14 +514,15 @@ def test_cached_features_stand_in_for_the_images(checkpoints, kind):
             family.drop_vision()
         items = []
         for one, own in zip(images, features):
-            tokens = None if one is None else family._tokens_of(one.size)
+            tokens = None if one is None else family.inputs.image_tokens(one.size)
             row = family.prompts.row(QUESTION, COLORS["blue"], image_tokens=tokens)
             with_features = cached and own is not None
             items.append(
                 family.encode_features(row, own) if with_features else family.encode(row, one)
             )
         family.network.train()
-        loss = family.network(**family.collate(items))[1]
+        batches.append(family.collate(items))
+        loss = family.network(**batches[-1])[1]
         loss.backward()
         gradients = [p.grad for p in family.network.parameters() if p.grad is not None]
         found.append((loss, gradients, family.effect()))
@@ -493,6 +531,23 @@ def test_cached_features_stand_in_for_the_images(checkpoints, kind):
     for ours, theirs in zip(found[0][1], found[1][1]):
         assert torch.allclose(ours, theirs, atol=1e-6)
     assert found[0][2] == found[1][2] == 0
+    own = {name: value for name, value in batches[0].items() if not name.startswith("pixel_")}
+    assert own.keys() == batches[1].keys() - {"features"}
+    assert all(torch.equal(value, batches[1][name]) for name, value in own.items())
+
+
+def test_images_with_features_are_processed_once_a_size(checkpoints, monkeypatch):
+    family = open_family(checkpoints("qwen3_vl"))
+    family.add_method(LORA, device=CPU)
+    row = family.prompts.row(QUESTION, COLORS["red"], image_tokens=0)
+    [small, large] = family.image_features([image((96, 64)), image((128, 64))])
+    first = family.encode_features(row, small)
+    monkeypatch.setattr(type(family.processor.image_processor), "preprocess", None)
+    again = family.encode_features(row, small)
+    assert first["inputs"].keys() == again["inputs"].keys()
+    assert all(torch.equal(v, again["inputs"][name]) for name, v in first["inputs"].items())
+    with pytest.raises(TypeError):
+        family.encode_features(row, large)
 
 
 def test_features_are_not_cached_where_the_vision_part_is_trained(checkpoints):
@@ -543,7 +598,7 @@ def test_greedy_answers_are_those_of_transformers(checkpoints, kind):
 
 
 def tokens_of(family, texts, images):
-    inputs = family._inputs(texts, images, "left")
+    inputs = family.inputs.of_texts(texts, images, "left")
     rows = [[] for _ in texts]
     steps = generate(
         family.network.model,
@@ -1062,7 +1117,7 @@ def test_training_starts_from_an_adapter_that_peft_wrote(checkpoints, colors, tm
     items = []
     for row in rows:
         shown = read_image(colors / row["img"])
-        tokens = family._tokens_of(shown.size)
+        tokens = family.inputs.image_tokens(shown.size)
         rendered = family.prompts.row(row["prompt"], row["label"], image_tokens=tokens)
         items.append(family.encode(rendered, shown))
     batch = family.collate(items)

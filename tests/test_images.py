@@ -14,6 +14,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import weakref
@@ -36,6 +37,7 @@ from model.images import (
     augment,
     blank_image,
     fetch,
+    image_size,
     nearby,
     raster,
     rgb,
@@ -90,6 +92,45 @@ def write_raster(tmp_path):
         return tmp_path / name
 
     return write
+
+
+class TestSize:
+    """What is foretold of a size is what reading gives."""
+
+    @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg", "a.bmp", "a.webp"])
+    @pytest.mark.parametrize("size", [(80, 60), (4099, 70), (70, 6501)])
+    def test_what_pillow_reads(self, tmp_path, name, size):
+        Image.new("RGB", size).save(tmp_path / name)
+        assert image_size(tmp_path / name) == read_image(tmp_path / name).size
+
+    @pytest.mark.parametrize("bands", [1, 3, 4])
+    def test_deep_bands(self, write_raster, bands):
+        for values in (SENSOR[:bands], np.zeros((bands, 4100, 9), np.uint16)):
+            path = write_raster(values)
+            assert image_size(path) == read_image(path).size
+
+    def test_a_member_of_a_tar_and_a_data_uri(self, tmp_path):
+        content = io.BytesIO()
+        Image.new("RGB", (80, 60)).save(content, "PNG")
+        with tarfile.open(tmp_path / "s.tar", "w") as tar:
+            info = tarfile.TarInfo("a.png")
+            info.size = len(content.getvalue())
+            tar.addfile(info, io.BytesIO(content.getvalue()))
+        data = base64.b64encode(content.getvalue()).decode()
+        for source in (tmp_path / "s.tar" / "a.png", f"data:image/png;base64,{data}"):
+            assert image_size(source) == (80, 60)
+
+    @pytest.mark.parametrize("content", [b"", b"<html>", b"II*\0cut", None])
+    def test_errors_are_those_of_reading(self, tmp_path, content):
+        path = tmp_path / "a.tif"
+        if content is not None:
+            path.write_bytes(content)
+        messages = []
+        for function in (image_size, read_image):
+            with pytest.raises(ImageError) as error:
+                function(path)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]
 
 
 class TestNearby:

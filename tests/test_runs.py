@@ -320,6 +320,31 @@ def test_an_error_of_a_worker_is_its_one_line(workers):
     assert str(caught.value) == "image 3.tif: no such file"
 
 
+AGAIN = """import os, sys
+from model.training import allocator
+allocator.GPUS = sys.argv[2:]
+os.write(1, b"started ")
+allocator.start_without_caches()
+print(os.environ.get(allocator.VARIABLE), sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
+@pytest.mark.parametrize(
+    "given, gpus, printed",
+    [
+        ({}, [], "started started glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, [], "started glibc.malloc.check=0"),
+        ({}, ["/dev/null"], "started None"),
+    ],
+)
+def test_the_allocator_is_set_by_starting_once_more(given, gpus, printed):
+    own = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-c", AGAIN, "a b", *gpus]
+    result = subprocess.run(command, env=own | given, cwd=PROJECT, capture_output=True, text=True)
+    assert result.stdout == f"{printed} a b\n"
+
+
 @pytest.mark.parametrize(
     "message, words",
     [

@@ -47,6 +47,6 @@ def export_merged(family, folder, source, bits=None):
         card |= {"quantization": {"bits": bits}, "fingerprint": mark}
 
     model.save_pretrained(folder)
-    processor.copy_files(family.files, folder, family.bounds)
+    processor.copy_files(family.files, folder, family.inputs.bounds)
     text = json.dumps(card, indent=2, ensure_ascii=False)
     (folder / CARD).write_text(text, encoding="utf-8")

@@ -19,14 +19,15 @@ from model.float_products import widen_products, widens
 from model.hf import adapter, processor
 from model.hf.answer_text import AnswerText
 from model.hf.export import export_merged
-from model.hf.features import drop, encode, placeholder, takes_features
+from model.hf.features import drop, encode, takes_features
 from model.hf.generate import generate
+from model.hf.inputs import Inputs
 from model.hf.loading import fingerprint_of, load_model, read_config
 from model.hf.network import Network
-from model.hf.prompt import Prompts
 from model.hf.quantization import pack, quantize, to_nf4
 from model.hf.score import score
 from model.hf.types import check_type, names_of
+from model.images import image_size
 from model.opening import open_checkpoint
 from model.quantization import QuantizedLinear, chosen_bits
 from model.sampling import Sampling
@@ -41,7 +42,7 @@ SIDES = (256, 768, 1536)  # of images that the start line names
 class HFFamily(Family):
     """network: model/hf/network.py around a model of transformers; processor: its own.
 
-    folder: that of the base; files: that of the processor, bounds: what is changed in those.
+    folder: that of the base; files: that of the processor.
     """
 
     parts = ("vision", "projector", "language")
@@ -58,11 +59,10 @@ class HFFamily(Family):
         self.card = card or {}
         self.files = files
         self._base_fingerprint = base_fingerprint
-        self.bounds = {}
         self._recomputes = False  # activations, see configure_training
         self._probe_features = None  # of the probe's image, where the vision part is dropped
-        self._image_tokens = {}  # size of an image -> the tokens it takes
-        self.prompts = Prompts(loaded, self._end_ids())
+        self.inputs = Inputs(loaded, self._end_ids())
+        self.prompts = self.inputs.prompts
         if not read_card(files):  # ours have their bounds in their files
             self.limit_pixels(None, None)
 
@@ -138,19 +138,12 @@ class HFFamily(Family):
         self.network.eval()
 
     def limit_pixels(self, least, most):
-        if least and least > (most or processor.MAX_PIXELS):
-            raise UserError(
-                f"--min_pixels {least}: more than --max_pixels, {most or processor.MAX_PIXELS}"
-            )
-        images = self.processor.image_processor
-        self.bounds = processor.pixel_bounds(images, least, most)
-        processor.set_bounds(images, self.bounds)
-        self._image_tokens = {}
+        self.inputs.limit_pixels(least, most)
 
     def image_note(self):
         counts = []
         for side in SIDES:
-            tokens = 1 + self._tokens_of((side, side))
+            tokens = 1 + self.inputs.image_tokens((side, side))
             counts.append(f"{tokens} at {side} x {side}")
         return f"tokens of an image: {', '.join(counts)} (--max_pixels, --min_pixels)"
 
@@ -219,7 +212,7 @@ class HFFamily(Family):
     def render(self, sample, limits):
         image_tokens = None
         if sample.image:
-            image_tokens = self._tokens_of(_size_of(sample.image))
+            image_tokens = self.inputs.image_tokens(_size_of(sample.image))
         return self.prompts.row(
             sample.question,
             sample.answer,
@@ -229,75 +222,14 @@ class HFFamily(Family):
             max_target=limits.max_target,
         )
 
-    def _tokens_of(self, size):
-        """By how many tokens an image of this size makes a prompt longer than its placeholder."""
-        if size not in self._image_tokens:
-            text = self.prompts.text((), "", True)
-            inputs = self._inputs([text], [Image.new("RGB", size)], "right")
-            own = len(self.prompts.encode(text))
-            self._image_tokens[size] = inputs["input_ids"].size(1) - own
-        return self._image_tokens[size]
-
     def encode(self, row, image):
-        return {"row": row, "image": image}
+        return self.inputs.item(row, image)
 
     def encode_features(self, row, features):
-        return {"row": row, "image": placeholder(features), "features": features}
-
-    def _inputs(self, texts, images, side):
-        """What the processor makes of prompts and their images (None: without); padded at a side.
-
-        Raises UserError.
-        """
-        shown = [[] if image is None else [image] for image in images]
-        try:
-            return self.processor(
-                text=list(texts),
-                images=shown if any(shown) else None,
-                padding=True,
-                padding_side=side,
-                return_tensors="pt",
-                add_special_tokens=self.prompts.adds_special_tokens(texts[0]),
-            )
-        except ValueError as error:
-            sizes = ", ".join(f"{image.width} x {image.height}" for image in images if image)
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"the base's image processor refuses images of {sizes}: {reason}"
-            ) from None
+        return self.inputs.item_of_features(row, features)
 
     def collate(self, items):
-        """Items -> the arguments of Network.forward, rows padded at their end to the longest."""
-        rows = [item["row"] for item in items]
-        inputs = self._inputs([row.text for row in rows], [i["image"] for i in items], "right")
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        lengths = mask.sum(1).tolist()
-        width = max(length + row.target_tokens for length, row in zip(lengths, rows))
-        batch = dict(inputs)
-        features = [item["features"] for item in items if "features" in item]
-        if features:
-            batch = {name: v for name, v in inputs.items() if not name.startswith("pixel_")}
-            batch["features"] = features
-        for name, value in inputs.items():
-            if value.shape == ids.shape:  # one number a token: 0 is text, and not there
-                batch[name] = torch.nn.functional.pad(value, (0, width - value.size(1)))
-
-        positions = []
-        for index, (length, row) in enumerate(zip(lengths, rows)):
-            end = length + row.target_tokens
-            batch["input_ids"][index, length:] = self._pad
-            batch["input_ids"][index, length:end] = torch.from_numpy(np.array(row.target))
-            batch["attention_mask"][index, length:end] = 1
-            positions += range(index * width + length - 1, index * width + end - 1)
-        targets = np.concatenate([row.target for row in rows]).astype(np.int64)
-        batch["targets"] = torch.from_numpy(targets)
-        batch["target_positions"] = torch.tensor(positions)
-        return batch
-
-    @property
-    def _pad(self):
-        pad = self.processor.tokenizer.pad_token_id
-        return self.prompts.end_ids[0] if pad is None else pad
+        return self.inputs.collate(items)
 
     def target_tokens(self, batch):
         return batch["targets"].numel()
@@ -331,14 +263,14 @@ class HFFamily(Family):
         if not math.isclose(*losses, rel_tol=1e-3):
             return None
         size = sum(tensor.nbytes for tensor in features.values())
-        made_by = (self.base_fingerprint, self.dtype, self.bounds, transformers.__version__)
+        made_by = (self.base_fingerprint, self.dtype, self.inputs.bounds, transformers.__version__)
         return FeatureSpec(None, self.dtype, " ".join(map(str, made_by)), 4 * size)
 
     @torch.inference_mode()
     def image_features(self, images):
         def process(shown):
             texts = [self.prompts.text((), PROBE, True)]
-            inputs = self._inputs(texts, shown, "right").to(self.device)
+            inputs = self.inputs.of_texts(texts, shown).to(self.device)
             return self.network.as_inputs(inputs)
 
         return encode(self.network.base, process, images)
@@ -355,7 +287,7 @@ class HFFamily(Family):
             else:
                 base = card.get("base") or {}
                 adapter.write(self._peft, new, base.get("path"))
-            processor.copy_files(self.files, new, self.bounds)
+            processor.copy_files(self.files, new, self.inputs.bounds)
             text = json.dumps(card, indent=2, ensure_ascii=False)
             (new / CARD).write_text(text, encoding="utf-8")
 
@@ -418,13 +350,13 @@ class HFFamily(Family):
             if row.cut and on_cut:
                 on_cut(index, row.dropped, row.shortened)
 
-        inputs = self._inputs([row.text for row in rows], images, "left").to(self.device)
+        inputs = self.inputs.of_texts([row.text for row in rows], images, "left").to(self.device)
         steps = Returning(
             generate(
                 self.network.model,
                 self.network.as_inputs(inputs),
                 end_ids=self.prompts.end_ids,
-                pad=self._pad,
+                pad=self.inputs.pad,
                 sampling=sampling,
                 context_length=self._context_length,
             )
@@ -461,7 +393,7 @@ class HFFamily(Family):
         return self.prompts.row(
             sample.question,
             history=sample.history,
-            image_tokens=None if image is None else self._tokens_of(image.size),
+            image_tokens=None if image is None else self.inputs.image_tokens(image.size),
             max_source=limit - limit // ANSWER_SHARE,
         )
 
@@ -493,11 +425,10 @@ def probe_image():
 
 
 def _size_of(source):
-    """(width, height) of an image without reading it whole; of one that is unreadable the usual."""
+    """(width, height) of an image that is not decoded; of one that is unreadable the usual."""
     try:
-        with Image.open(source) as image:
-            return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
+        return image_size(source)
+    except UserError:  # whoever reads it says so
         return SIDES[0], SIDES[0]
 
 

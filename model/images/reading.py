@@ -23,7 +23,7 @@ from model.files import impostor
 from model.images import pillow, rgb, tars
 from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, TRUNCATED, UNREADABLE, ImageError
 from model.images.fetch import fetch
-from model.images.raster import RANDOM_ACCESS, driver_of, read_raster
+from model.images.raster import RANDOM_ACCESS, driver_of, open_raster, read_raster, reduced_size
 
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 DATA = "data:"  # how the address of an image begins that stands in the address itself
@@ -66,6 +66,32 @@ def read_image(
         image = _shrunk(image)
         image.info["original_size"] = original_size
         return image
+
+
+def image_size(source: str | os.PathLike, public_only: bool = False) -> tuple[int, int]:
+    """(width, height) of what `read_image` makes of an image, whose pixels are not decoded.
+
+    Of one that EXIF data turn by a right angle the two are swapped. Raises ImageError.
+    """
+    with opened(source, public_only) as file:
+        height, width = reduced_size(_shape(file))
+        return width, height
+
+
+def _shape(file: BinaryIO) -> tuple[int, int]:
+    """(height, width) of an open file as its decoder gives it, before it is shrunk."""
+    try:
+        image = pillow.open_image(file)
+    except (UserError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 -- decoders fail in ways of their own
+        driver = driver_of(file)
+        if driver is None:
+            raise
+        with open_raster(file, driver, "an image that Pillow cannot open; this") as scene:
+            return scene.shape
+    _shrink_while_decoding(image)
+    return image.height, image.width
 
 
 @contextmanager
@@ -181,11 +207,15 @@ def _by_pillow(file: BinaryIO, note: Callable[[str], None]) -> tuple[Image.Image
         return shown, size
 
     size = image.size
-    factor = rgb.shrink_factor(size)
-    if factor > 1:
-        # Only JPEG's decoder can shrink, by up to 8; the others ignore it.
-        image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
+    _shrink_while_decoding(image)
     return pillow.to_rgb(image, note), size
+
+
+def _shrink_while_decoding(image: Image.Image) -> None:
+    """Only JPEG's decoder can, by up to 8; the others ignore it."""
+    factor = rgb.shrink_factor(image.size)
+    if factor > 1:
+        image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
 
 
 def _may_be_for_rasterio(file: BinaryIO, error: Exception) -> bool:
