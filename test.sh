@@ -5,5 +5,5 @@ set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")"
 requirements=requirements_test.txt
 . .ci/venv.sh
-"$python" -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile "$@"
+"$python" -m pytest --numprocesses auto --maxprocesses 2 --dist worksteal "$@"
 echo "all tests passed; next: bash demo.sh"

@@ -17,6 +17,14 @@ sys.path.insert(0, str(PROJECT))
 # Beside other workers one thread each
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
+
+def pytest_collection_modifyitems(items):
+    """A slow test takes its time."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 TEXTS = [
     "这张遥感图像展现了什么场景？",
     "这是一片绿色的农田。",

@@ -467,10 +467,10 @@ def test_bands_reach_the_reader(adapter, rows, monkeypatch):
     # 3 images and 9 training images checked and compared, the 3 answered about and shown
     assert seen == [[4, 3, 2]] * 32
 
-    def served(app, listener, engine, english, bands, **options):
+    def add_page(app, listener, engine, english, bands, **options):
         sys.exit(str(bands))
 
-    monkeypatch.setattr(web_demo, "serve_app", served)
+    monkeypatch.setattr(web_demo, "add_page", add_page)
     with pytest.raises(SystemExit, match=r"^\[4, 3, 2\]$"):
         web_demo.main(
             ["--from_pretrained", str(adapter), *bands, "--device", "cpu", "--port", "7899"]

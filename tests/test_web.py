@@ -915,7 +915,7 @@ def test_a_question_that_is_none_is_one_clear_error(stage, question, says):
 
 
 def test_questions_leave_no_file_and_a_closed_page_takes_its_image_along(
-    browser, stage, scene, monkeypatch
+    browser, stage, tmp_path, monkeypatch
 ):
     from serving.page import sessions
 
@@ -924,9 +924,11 @@ def test_questions_leave_no_file_and_a_closed_page_takes_its_image_along(
     def files():
         return {path for path in uploads.rglob("*") if path.is_file()}
 
+    own = tmp_path / "own.png"  # other pages may still hold an image of other tests
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(own)
     before = files()
     tab = open_page(browser, stage[0])
-    upload(tab, scene)
+    upload(tab, own)
     tab.wait_for_selector("#preview img")
     (kept,) = files() - before
     for question in ("一", "二"):
