@@ -228,6 +228,8 @@ def test_peers_in_small(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent))  # torch's own, else there
     options = "--count 6 --epochs 2 --batch-size 2 --threads 1"
+    for name in peers.ENVIRONMENT:  # main sets them: they are gone afterwards
+        monkeypatch.setenv(name, "")
     monkeypatch.setattr(sys, "argv", ["peers.py", *options.split()])
     peers.main()
     lines = capsys.readouterr().out.splitlines()

@@ -285,7 +285,7 @@ DOWNHILL = {
     "model.visualglm": (
         *("model.visualglm", "model.images", "model.find", "model.running_batch", *OF_FAMILIES),
     ),
-    "model.hf": ("model.hf", *OF_FAMILIES),
+    "model.hf": ("model.hf", "model.images", *OF_FAMILIES),
     "model.training": (
         *("model.training", "model.family", "model.images", "model.rows", "model.row_store"),
         *("model.opening", "model.adapters", "model.devices", "model.find", "model.weight_files"),

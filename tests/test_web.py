@@ -201,14 +201,21 @@ def screenshot(browser, address, image, target, *questions, beside=False):
 
 
 @pytest.fixture(scope="module")
-def page(tiny_checkpoint, tmp_path_factory):
+def uploads(tmp_path_factory):
+    """The folder of all servers of this module: Gradio asks the environment at each upload."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        folder = tmp_path_factory.mktemp("uploads")
+        environment.setenv("GRADIO_TEMP_DIR", str(folder))
         # serve() sets them: they are gone afterwards.
         for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):
             environment.setenv(name, "")
-        with served(tiny_checkpoint, max_new_tokens=20) as running:
-            yield running
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def page(tiny_checkpoint, uploads):
+    with served(tiny_checkpoint, max_new_tokens=20) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -513,24 +520,19 @@ class Staged(Fake):
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory):
+def stage(tmp_path_factory, uploads):
     """(address of a page with votes, its assistant, file of votes)"""
     from serving.page.about import About
     from serving.page.votes import Votes
 
-    folder = tmp_path_factory.mktemp("stage")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):
-            environment.setenv(name, "")
-        assistant = Staged()
-        about = About("demo", "model/tiny/base", "lora", "cpu", is_tiny=True)
-        votes = folder / "votes.jsonl"
-        page = web_demo.serve(
-            assistant, "127.0.0.1", free_port(), about=about, votes=Votes(votes), at_a_time=4
-        )
-        yield page.local_url, assistant, votes
-        page.close()
+    assistant = Staged()
+    about = About("demo", "model/tiny/base", "lora", "cpu", is_tiny=True)
+    votes = tmp_path_factory.mktemp("stage") / "votes.jsonl"
+    page = web_demo.serve(
+        assistant, "127.0.0.1", free_port(), about=about, votes=Votes(votes), at_a_time=4
+    )
+    yield page.local_url, assistant, votes
+    page.close()
 
 
 @pytest.fixture
