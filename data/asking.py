@@ -113,10 +113,7 @@ def ask_what_is_left(texts, args, journal):
     left = len(texts.left)
     key = key_of_environment(left)
     endpoint, failures = asyncio.run(ask_all(texts, args, key, journal))
-    print(
-        f"{endpoint.used}{spent(args, endpoint)}",
-        flush=True,
-    )
+    print(f"{endpoint.used}{spent(args, endpoint)}", flush=True)
 
     kept = f"{args.output} is not written; --memory takes translations by hand"
     if journal.path.exists():

@@ -11,16 +11,10 @@ from model.errors import UserError
 
 # records without content that are listed: all that a person would fill by hand
 MOST_LISTED = 1000
-
-
 # as many faults share one line, each in full; of more there is a line for each kind
 ON_ONE_LINE = 5
-
-
 # examples of a kind: of one value, and in all where values differ
 OF_A_VALUE, OF_A_KIND = 3, 8
-
-
 # what spreadsheets and data frames write for nothing
 NOTHING = {"nan", "none", "null", "n/a", "<na>"}
 
@@ -108,7 +102,7 @@ def split_problem(record):
     return got("'split' train, val or test", record["split"])
 
 
-class _Problems:
+class Problems:
     """The bad records of a file, in words: each of the first few, and each kind."""
 
     def __init__(self, path):

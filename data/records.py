@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from data.caption_sets import SPLITS, nwpu_images, split_of
-from data.faults import Fault, Tally, _Problems, got, split_problem, text_problem
+from data.faults import Fault, Problems, Tally, got, split_problem, text_problem
 from model.errors import UserError
 from model.files import json_problem, parse_json, replacing
 
@@ -123,7 +123,7 @@ def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None, r
     record at all. Of a .jsonl, memory holds one record at a time and a hash of each name, to find
     duplicates.
     """
-    problems, good, names = _Problems(path), 0, set()
+    problems, good, names = Problems(path), 0, set()
 
     def problem_with(record):
         if isinstance(record, Fault):

@@ -161,8 +161,9 @@ def look_problems(args):
         if not args.look:
             problems.append(f"--style {args.style} is about images: name their folder by --look")
         if args.trim or args.no_gate:
-            problems.append(f"--style {args.style} keeps what the gate passes: leave --trim and "
-                            "--no-gate out")  # fmt: skip
+            problems.append(
+                f"--style {args.style} keeps what the gate passes: leave --trim and --no-gate out"
+            )
     if not args.look:
         return problems
     if args.check or args.memory or args.memory_out:
