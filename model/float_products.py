@@ -50,6 +50,13 @@ def _linear(layer, x):
     return _Linear.apply(x, layer.weight, layer.bias)
 
 
+def linear(x, weight) -> torch.Tensor:
+    """x [..., K] by weight [N, K] -> [..., N], in float32 where `widens` says so."""
+    if widens(x.device, x.dtype):
+        return _Linear.apply(x, weight, None)
+    return F.linear(x, weight)
+
+
 class _Linear(torch.autograd.Function):
     """F.linear of x [..., K], weight [N, K] and bias [N] or None, all of one dtype."""
 

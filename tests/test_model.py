@@ -18,7 +18,7 @@ from model.visualglm.answer_text import stable_prefix, tidy
 from model.visualglm.attention import positions_and_blocks, prefix_mask
 from model.visualglm.decoder import Decoder
 from model.visualglm.generate import filter_logits, generate
-from model.visualglm.lora import adapter_names, add_method, without_adapter
+from model.visualglm.lora import Lora, adapter_names, add_method, without_adapter
 from model.visualglm.network import VisualGLM
 from model.visualglm.packing import (
     LARGEST_FLOAT16,
@@ -29,6 +29,7 @@ from model.visualglm.packing import (
 )
 from model.visualglm.pixels import to_pixels
 from model.visualglm.prompt import render
+from model.visualglm.sat import LoraLinear
 from model.visualglm.tokenizer import Tokenizer, train_vocabulary
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -452,6 +453,25 @@ def test_a_kernel_is_tried_on_a_part_of_many_outputs(monkeypatch):
     (outputs, _), (few, _) = shapes
     assert few == 96 and outputs < 2 * quantization.PROBE_OUTPUTS
     assert outputs % quantization.PROBE_OUTPUTS == 130528 % quantization.PROBE_OUTPUTS
+
+
+@pytest.mark.parametrize("projections", [1, 3])
+def test_one_pair_of_products_is_sats_lora(projections):
+    """Outputs and gradients, against SAT's own pair for each of q, k and v."""
+    torch.manual_seed(3)
+    shape = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "device": "cpu", "dtype": torch.float32}
+    lora = Lora(torch.nn.Linear(12, 18), projections, **shape)
+    for matrix in lora.matrix_B:
+        torch.nn.init.normal_(matrix)
+    x, weights = torch.randn(2, 5, 12, requires_grad=True), torch.randn(2, 5, 18)
+    matrices = [x, *lora.matrix_A, *lora.matrix_B]
+
+    ours, sats = lora(x), LoraLinear.forward(lora, x)
+    assert torch.allclose(ours, sats, atol=1e-5)
+    of_ours = torch.autograd.grad((ours * weights).sum(), matrices)
+    of_sats = torch.autograd.grad((sats * weights).sum(), matrices)
+    for got, expected in zip(of_ours, of_sats, strict=True):
+        assert torch.allclose(got, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("nf4", [False, True])

@@ -33,15 +33,14 @@ class FullAttention(BaseMixin):
 
 
 # 2-D rotary positions: https://arxiv.org/abs/2104.09864 within https://arxiv.org/abs/2103.10360
-def apply_rotary(x, cos, sin) -> torch.Tensor:
+def apply_rotary(x, cos, sin, out=None) -> torch.Tensor:
     """Rotary embedding of both halves of each head: by position, and by block position.
 
-    x [B, H, T, d]; cos, sin [B, 1, T, 2, d/4] -> [B, H, T, d]
+    x [B, T, ..., H, d]; cos, sin as of `PrefixAttention.rotary_tables`; out: as for torch's
+    functions, x itself where no gradient is wanted.
     """
-    # [B, H, T, position or block position, first or second half, d/4]
-    halves = x.unflatten(-1, (2, 2, -1))
-    a, b = halves.unbind(-2)  # each [B, H, T, 2, d/4]
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), -2).flatten(-3)  # [B, H, T, d]
+    partners = x.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)  # the other half of each pair
+    return torch.addcmul(x * cos, partners, sin, out=out)
 
 
 def positions_and_blocks(steps, prefix) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,8 +85,9 @@ class PrefixAttention(BaseMixin):
         heads = attention.num_attention_heads_per_partition
 
         qkv = attention.query_key_value(hidden).unflatten(-1, (3, heads, -1))  # [B, T, 3, H, d]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, T, d]
-        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        qk, v = qkv.split((2, 1), 2)
+        q, k = apply_rotary(qk, *rotary).permute(2, 0, 3, 1, 4)  # each [B, H, T, d]
+        v = v.squeeze(2).transpose(1, 2)
 
         out = attention.hooks["attention_fn"](q, k, v, mask, None, layer_id=layer_id, **kwargs)
         return attention.dense(out.transpose(1, 2).flatten(2))  # [B, H, T, d] -> [B, T, D]
@@ -95,10 +95,14 @@ class PrefixAttention(BaseMixin):
     def rotary_tables(
         self, positions, blocks, head_width: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin, [B, 1, T, 2, d/4], for position ids and block position ids [B, T]."""
+        """cos and sin for `apply_rotary`, [B, T, 1 (q, k), 1 (H), d], sin with its sign.
+
+        positions, blocks: ids [B, T].
+        """
         half = head_width // 2
         exponents = -torch.arange(0, half, 2, device=positions.device).float() / half
         inv_freq = self.rotary_base**exponents  # [d/4]
         both = torch.stack((positions, blocks), -1)  # [B, T, 2]
-        angles = both[:, None, ..., None].float() * inv_freq  # [B, 1, T, 2, d/4]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        angles = both[:, :, None, None, :, None].float() * inv_freq  # [B, T, 1, 1, 2, d/4]
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.stack((cos, cos), -2).flatten(-3), torch.stack((-sin, sin), -2).flatten(-3)

@@ -18,16 +18,17 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model.visualglm.attention import positions_and_blocks, prefix_mask
+from model.visualglm.attention import apply_rotary, positions_and_blocks, prefix_mask
+from model.visualglm.lora import Lora
 from model.visualglm.network import VisualGLM
-from model.visualglm.sat import ColumnParallelLinear, LoraLinear, RowParallelLinear
+from model.visualglm.sat import ColumnParallelLinear, RowParallelLinear
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 def linear_function(linear: torch.nn.Module) -> Function:
     """What a linear layer of any kind computes, [M, K] -> [M, N]; LoRA with its present weights."""
-    if isinstance(linear, LoraLinear):
+    if isinstance(linear, Lora):
         return _lora_function(linear)
     # A layer with a forward of its own has been widened: see float_products.py
     is_plain = "forward" not in vars(linear)
@@ -36,14 +37,11 @@ def linear_function(linear: torch.nn.Module) -> Function:
     return linear
 
 
-# LoRA: https://arxiv.org/abs/2106.09685
-def _lora_function(lora: LoraLinear) -> Function:
-    """All projections that a layer fuses (q, k, v) in one pair of products."""
+def _lora_function(lora: Lora) -> Function:
     base = linear_function(lora.original)
     if not lora.scaling:
         return base
-    down = torch.cat(list(lora.matrix_A)).t()  # [K, projections * rank]
-    up = torch.block_diag(*lora.matrix_B).t() * lora.scaling  # [projections * rank, N]
+    down, up = (matrix.t() for matrix in lora.factors())
     return lambda x: torch.addmm(base(x), x @ down, up)
 
 
@@ -116,16 +114,14 @@ class LayerStack:
         return [torch.zeros(shape, device=device, dtype=dtype) for _ in self.layers]
 
     def rotary_tables(self, steps: torch.Tensor, prefix: torch.Tensor) -> tuple:
-        """cos and sin for `_rotated_qkv`, [B, T, 1 (q, k), 1 (H), 2, 1 or 2 (halves), d/4].
+        """cos and sin for `attention.apply_rotary`.
 
         steps [B, T]: index of each token in its row; prefix [B]: index of the row's `<sop>`.
         """
         positions, blocks = positions_and_blocks(steps, prefix)
-        cos, sin = self.network.mixins["chatglm-attn"].rotary_tables(
+        return self.network.mixins["chatglm-attn"].rotary_tables(
             positions, blocks, self.head_width, self.network.dtype
-        )  # each [B, 1, T, 2, d/4]
-        signed_sin = torch.stack((-sin, sin), -2)  # [B, 1, T, 2, 2, d/4]
-        return cos[:, 0, :, None, None, :, None], signed_sin[:, 0, :, None, None]
+        )
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[B, D] -> [B, V]"""
@@ -160,12 +156,11 @@ class LayerStack:
         return hidden
 
     def _rotated_qkv(self, qkv, count, cos, sin):
-        """[M, 3 * D] -> [B, H, 3, T, d]; q and k rotated as by attention.apply_rotary, in place."""
-        # [B, T, 3, H, position or block position, halves, d/4]
-        qkv = qkv.view(-1, count, 3, self.heads, 2, 2, self.head_width // 4)
+        """[M, 3 * D] -> [B, H, 3, T, d]; q and k rotated, in place."""
+        qkv = qkv.view(-1, count, 3, self.heads, self.head_width)  # [B, T, 3, H, d]
         qk = qkv[:, :, :2]
-        torch.addcmul(qk * cos, qk.flip(-2), sin, out=qk)
-        return qkv.flatten(-3).transpose(1, 3)
+        apply_rotary(qk, cos, sin, out=qk)
+        return qkv.transpose(1, 3)
 
 
 class Decoder:

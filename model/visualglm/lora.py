@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from model.errors import UserError
+from model.float_products import linear
 from model.quantization import QuantizedLinear
 from model.visualglm.network import PARTS
 from model.visualglm.sat import LoraLinear, PTuningV2Mixin
@@ -49,6 +50,19 @@ class Lora(LoraLinear):
                 matrices[index] = torch.nn.Parameter(torch.zeros_like(matrix, device=device))
         for matrix in self.matrix_A:
             torch.nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+
+    def factors(self):
+        """The two factors of what is added to the weight: [projections * rank, K], [N, the same].
+
+        One pair of products then serves all projections that the layer fuses.
+        """
+        return torch.cat(list(self.matrix_A)), torch.block_diag(*self.matrix_B) * self.scaling
+
+    def forward(self, x):
+        """[..., K] -> [..., N]"""
+        down, up = self.factors()
+        added = linear(linear(self.lora_dropout(x), down), up)
+        return added.add_(self.original(x))
 
 
 def _lora_places(network, layers, targets):
@@ -213,10 +227,7 @@ def merge(network):
             "quantized weights cannot be merged into: load the checkpoint in full precision"
         )
     for name, lora in lora_layers(network).items():
-        linear = lora.original
-        changes = []
-        for a, b in zip(lora.matrix_A, lora.matrix_B):
-            changes.append(b.float() @ a.float() * lora.scaling)
-        linear.weight.copy_(linear.weight.float() + torch.cat(changes))
+        layer, (down, up) = lora.original, lora.factors()
+        layer.weight.copy_(layer.weight.float() + up.float() @ down.float())
         parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, linear)
+        setattr(network.get_submodule(parent), child, layer)
