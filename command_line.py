@@ -21,6 +21,15 @@ def show_what_can_be_shown():
             stream.reconfigure(errors="backslashreplace")
 
 
+def _show_unless_interrupted(kind, error, traceback):
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+
+
+# Ctrl-C while the imports of a script are under way, which take seconds: no traceback
+sys.excepthook = _show_unless_interrupted
+
+
 class Parser(argparse.ArgumentParser):
     """The docstring of a script is its help; a wrong option is one line, not the whole usage.
 

@@ -382,6 +382,29 @@ def test_ctrl_c_ends_a_single_answer(endless, rows, tmp_path):
         assert terminal.status() == 130
 
 
+INTERRUPTED = """import sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "model.errors":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+"""
+SCRIPTS = ["cli_demo", "evaluate_RemoteGLM", "export_RemoteGLM", "web_demo"]
+SCRIPTS += [f"data/{name}" for name in ("transform", "translation_en2zh", "generate_prompt")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_among_the_imports_is_no_traceback(script, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    command = [sys.executable, PROJECT / f"{script}.py", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGINT  # as a shell expects it, which says 130
+    assert result.stdout == result.stderr == ""
+
+
 def test_what_was_stopped_belongs_to_the_dialogue(adapter, rows, monkeypatch, capsys):
     asked = []
 
