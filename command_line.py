@@ -1,14 +1,18 @@
 """What the command lines of all scripts share. Never imports torch: --help answers at once."""
 
 import argparse
+import atexit
+import errno
 import io
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # Signals that end a script; Windows has no SIGHUP
 ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+# A full disk, a quota, a limit of file sizes, a terminal that went away
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def show_what_can_be_shown():
@@ -19,6 +23,73 @@ def show_what_can_be_shown():
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _say_no_room(error):
+    program = os.path.basename(sys.argv[0])
+    print(f"{program}: error: {error}; make room", file=sys.stderr)
+
+
+def _show_no_traceback(kind, error, traceback):
+    """Of Ctrl-C while a script's imports are under way, of a reader of its output that left
+    (| head), and of a disk or terminal that takes no more.
+    """
+    if issubclass(kind, (KeyboardInterrupt, BrokenPipeError)):
+        return
+    if issubclass(kind, OSError) and error.errno in NO_ROOM:
+        _say_no_room(error)
+        return
+    sys.__excepthook__(kind, error, traceback)
+
+
+def _leave_output():
+    """Write what is left of standard output; Python itself would show a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return
+        _say_no_room(error)
+        os._exit(1)
+    except (AttributeError, ValueError):  # there is none any more
+        return
+
+
+sys.excepthook = _show_no_traceback
+atexit.register(_leave_output)
+
+
+class _Unfailing:
+    """A text stream that leaves out what it cannot write."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with suppress(OSError):
+            self._stream.flush()
+
+
+@contextmanager
+def output_may_fail():
+    """A context in which printing raises nothing: where a full disk, or a terminal that went away,
+    must not end what is worth more than its lines.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Unfailing, before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 class Parser(argparse.ArgumentParser):

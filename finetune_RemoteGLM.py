@@ -17,7 +17,7 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from command_line import Parser
+from command_line import Parser, output_may_fail
 from model.training.allocator import start_without_caches
 from model.training.arguments import read_arguments
 from model.training.signals import leave_on_signals
@@ -319,7 +319,8 @@ def finish(trainer):
 def main(argv=None):
     options, ignored = parse(argv)
     try:
-        return train(options, ignored)
+        with output_may_fail():
+            return train(options, ignored)
     except UserError as error:
         message = str(error)
     except RuntimeError as error:

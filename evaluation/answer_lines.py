@@ -1,6 +1,7 @@
 """Files of answers, as this project and other tools write them -> lines.
 
 img / image / images, prompt, answer   cli_demo.py --output, evaluate_RemoteGLM.py; any plain file
+(output, pred, text ... for answer)
 response, labels, messages, images     ms-swift, infer_result.jsonl
 prompt, predict, label                 LLaMA-Factory, generated_predictions.jsonl (no images)
 question, answer, prediction           VLMEvalKit, .xlsx or .tsv; `answer` is the reference
@@ -19,8 +20,11 @@ from model.files import parse_json, read_json
 from model.row_forms import without_places
 
 # The first of these that a line has is its answer: beside `prediction` others are references
-ANSWER_KEYS = ("prediction", "predict", "response", "answer", "caption")
-LABEL_KEYS = ("label", "labels", "answer")
+ANSWER_KEYS = (
+    *("prediction", "predict", "response", "answer", "caption"),
+    *("generated_text", "output", "pred", "text"),
+)
+LABEL_KEYS = ("label", "labels", "answer", "reference", "ground_truth", "target")
 IMAGE_KEYS = ("img", "image", "images", "image_path", "image_id", "file_name")
 PROMPT_KEYS = ("prompt", "query", "question")
 LONGEST_NAME = 1000  # characters; what is longer is an image itself, in base64

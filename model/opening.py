@@ -37,7 +37,9 @@ def family_of(folder: Path) -> type[Family]:
     config = read_json(path, "network configuration", dict)
     name = config.get("model_type", DEFAULT_FAMILY)
     if not isinstance(name, str):
-        raise UserError(f"{path}: model_type {name!r}, expected a name; copy it again")
+        raise UserError(
+            f"{path}: model_type {name!r}, expected a name; correct it or copy it again"
+        )
     module, _, kind = FAMILIES.get(name, HF_FAMILY).partition(":")
     family = getattr(import_module(module), kind)
     family.check_config(config, path)

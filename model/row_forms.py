@@ -5,7 +5,8 @@ question   prompt, query, question or instruction (with input after it)
 answer     label, response, answer or output
 history    earlier [question, answer] pairs
 dialogue   conversations or messages: [{"role", "content"}] or [{"from", "value"}] in turns of user
-           (human) and assistant (gpt); content is a text or a list of parts
+           (human) and assistant (gpt); content is a text or a list of parts; a turn may name the
+           image
 
 What marks the image's place in a text (<image> and the like) is taken out.
 """
@@ -19,6 +20,7 @@ IMAGE_KEYS = ("img", "image", "images")
 QUESTION_KEYS = ("prompt", "query", "question", "instruction")
 ANSWER_KEYS = ("label", "response", "answer", "output")
 DIALOGUE_KEYS = ("conversations", "messages")
+TURN_KEYS = {"role", "from", "content", "value", *IMAGE_KEYS}
 KNOWN_KEYS = {*IMAGE_KEYS, *QUESTION_KEYS, *ANSWER_KEYS, *DIALOGUE_KEYS, "history"}
 EMPTY: tuple = (None, "", [], {})  # what tools write for what a row has not
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -27,15 +29,18 @@ MOST_SHOWN = 80  # characters of a wrong value
 PLACE = "<image>"
 # Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral
 IMAGE_PLACE = re.compile(
-    r"\s*(?:<\|vision_start\|>|<img>)?\s*"
+    r"\s*(?:(?:Picture|Image)[ -]?1? ?:\s*(?=<))?(?:<\|vision_start\|>|<img>)?\s*"
     r"(?:<image(?:[_-]?(?:placeholder|1))?>|<ImageHere>|<\|image(?:_pad|_1)?\|>|"
     r"<start_of_image>|\[IMG\]|(?<=<img>)(?=</img>))"
     r"\s*(?:<\|vision_end\|>|</img>)?\s*",
     re.I,
 )
+# Media, places in an image (of Qwen, ms-swift, InternVL, GeoChat), reasoning, ends of texts
 MARKUP = re.compile(
-    r"<img>[^<>]*</img>|</?(?:img|image|video|audio|ref|box|s)(?:\s[^<>]*|[_-]?\d*)>|"
-    r"<\|\w+\|>|\[/?INST\]",
+    r"<img>[^<>]*</img>|!\[[^\]]*\]\([^)]*\)|"
+    r"</?(?:img|image|video|audio|ref|box|ref-object|bbox|quad|poly|point|loc|p|delim|think|"
+    r"tool_call|s|[sbe]o[sp]|pad|unk|g?mask)(?:\s[^<>]*|[_-]?\d*)/?>|"
+    r"\{?(?:<\d+>)+|<\|\w+\|>|\[/?INST\]|\[g?MASK\]",
     re.I,
 )
 # The name of an image file in a text
@@ -76,8 +81,8 @@ def read_form(row: Any, answered: bool = True) -> Form:
         if question_key:
             raise ValueError(f"has both {question_key} and {dialogue_key}; keep one of them")
         unused += [key for key in (*ANSWER_KEYS, "history") if row.get(key)]
-        rounds, system = _rounds_of_dialogue(dialogue, images, answered)
-        unused += system
+        rounds, unused_in_turns = _rounds_of_dialogue(dialogue, images, answered)
+        unused += unused_in_turns
     else:
         rounds = _rounds_of_pair(row, images, answered)
         if row.get("instruction") and "input" in unused:
@@ -101,10 +106,10 @@ def image_name(key: str, value: Any) -> str | None:
         value = value.get("path") or value.get("url") or value
     if value is None:
         return None
-    if not isinstance(value, str):
-        raise ValueError(f"{key} must be a path, got {shown(value)}")
-    if not value.strip():
+    if isinstance(value, str) and not value.strip():
         raise ValueError(f"{key} is empty; name the image, or leave {key} out for plain text")
+    if not is_text(value):
+        raise ValueError(f"{key} must be a path, got {shown(value)}")
     return value.removeprefix("file://")
 
 
@@ -134,13 +139,16 @@ def without_places(text: str) -> str:
 def joined(content: Any, images: list[str]) -> Any:
     """A content as text: parts are joined, and the images they name are added to `images`.
 
-    Anything else comes back as it is. Raises ValueError for an image that is no path.
+    Anything else comes back as it is, several texts as well: they are choices, not parts. Raises
+    ValueError for an image that is no path.
     """
     if not isinstance(content, list):
         return content
+    if len(content) > 1 and all(isinstance(part, str) for part in content):
+        return content
     texts = []
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else None
+        kind = _kind(part)
         if isinstance(part, str):
             texts.append(part)
         elif kind == "text" and isinstance(part.get("text"), str):
@@ -154,6 +162,13 @@ def joined(content: Any, images: list[str]) -> Any:
         else:
             return content
     return "".join(texts)
+
+
+def _kind(part):
+    """What a part of a content is: text, image or another; None where it is no object."""
+    if not isinstance(part, dict):
+        return None
+    return part.get("type") or ("image" if "image" in part else "text")
 
 
 def _one_of(row, keys):
@@ -186,7 +201,7 @@ def _rounds_of_pair(row, images, answered):
         raise ValueError(
             f"has keys {keys}; prompt and label must be non-empty texts, got {shown(wrong)}"
         )
-    if answer is not None and not isinstance(answer, str):
+    if answer is not None and answer != "" and not is_text(answer):
         raise ValueError(f"label must be a text, got {shown(answer)}")
     return [*_history(row.get("history")), (question, answer)]
 
@@ -205,12 +220,16 @@ def _history(pairs):
 
 
 def _rounds_of_dialogue(turns, images, answered):
-    """(rounds, ["system"] if there is a system text, which is not read)"""
+    """(rounds, what is not read: a system text, keys of the turns)
+
+    images: gets those that the turns name.
+    """
     if not isinstance(turns, list):
         raise ValueError("conversations must be a list of user and assistant turns")
-    system = []
+    unused = {}  # an ordered set
     if turns and _role(turns[0]) == "system":
-        system = ["system"] if _content(turns[0]) else []
+        if _content(turns[0]):
+            unused["system"] = True
         turns = turns[1:]
     if not turns or (answered and len(turns) % 2):
         raise ValueError("conversations must be a list of user and assistant turns")
@@ -225,7 +244,11 @@ def _rounds_of_dialogue(turns, images, answered):
                 f"expected {role}, got {shown(turn)}"
             )
         contents.append(content)
-    return list(zip_longest(contents[::2], contents[1::2])), system
+        images += filter(None, [image_name(key, turn.get(key)) for key in IMAGE_KEYS])
+        for key in turn:
+            if key not in TURN_KEYS and turn[key] not in EMPTY:
+                unused[f"{key} of turns"] = True
+    return list(zip_longest(contents[::2], contents[1::2])), list(unused)
 
 
 def _role(turn):

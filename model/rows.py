@@ -16,8 +16,8 @@ from pathlib import Path
 
 from model.errors import UserError
 from model.files import PROJECT, read_rows
-from model.images import blank_image, exists, nearby, read_image
-from model.row_forms import read_form
+from model.images import blank_image, exists, is_address, nearby, read_image
+from model.row_forms import read_form, shown
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
 QUESTION_FORMS = (
@@ -155,7 +155,7 @@ def samples_of(form, path, image_root=None):
 
 def _samples(image, rounds, questions=False):
     """image: see _place_of_image; questions: see load_rows."""
-    if image and "://" not in image:
+    if image and not is_address(image):
         image = Path(image)
     samples = []
     for index, (question, answer) in enumerate(rounds):
@@ -165,8 +165,10 @@ def _samples(image, rounds, questions=False):
 
 def _place_of_image(image, path, image_root=None, questions=False):
     """A row's image -> its address, the text of its path, or None. Raises ValueError."""
-    if not image or (questions and "://" in image):
+    if not image or (questions and is_address(image)):
         return image
+    if is_address(image):
+        raise ValueError(f"img is the address {shown(image)}; save the image to a file, name that")
     return find_image(image, path, image_root, missing_ok=questions)
 
 

@@ -16,6 +16,7 @@ from model.opening import export_checkpoint
 from model.quantization import QuantizedLinear
 from model.visualglm import checkpoint, export
 from model.visualglm.checkpoint import open_stored
+from model.visualglm.layouts import read_config
 from model.visualglm.lora import adapter_names, add_method, without_adapter
 from model.visualglm.tokenizer import VOCABULARY
 from model.weight_files import ADAPTER, CONFIG, FULL
@@ -564,6 +565,14 @@ def test_damaged_folder(tiny_checkpoint, tmp_path, damage):
     with pytest.raises(UserError, match=words) as caught:
         load(folder, **CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_of_ones_own_is_to_be_corrected(tiny_checkpoint, tmp_path):
+    """--model_config names a file that was never downloaded."""
+    config = json.loads((tiny_checkpoint / CONFIG).read_text()) | {"num_layers": 0}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match="num_layers is 0, expected .*; correct it or copy it"):
+        read_config(tmp_path / CONFIG)
 
 
 @pytest.mark.parametrize(

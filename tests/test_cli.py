@@ -382,6 +382,60 @@ def test_ctrl_c_ends_a_single_answer(endless, rows, tmp_path):
         assert terminal.status() == 130
 
 
+INTERRUPTED = """import sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "model.errors":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+"""
+SCRIPTS = ["cli_demo", "evaluate_RemoteGLM", "export_RemoteGLM", "web_demo"]
+SCRIPTS += [f"data/{name}" for name in ("transform", "translation_en2zh", "generate_prompt")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_among_the_imports_is_no_traceback(script, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    command = [sys.executable, PROJECT / f"{script}.py", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGINT  # as a shell expects it, which says 130
+    assert result.stdout == result.stderr == ""
+
+
+PRINTS = """import sys
+sys.path.insert(0, sys.argv[1])
+import command_line
+for _ in range(int(sys.argv[2])):
+    print("line", flush=sys.argv[3] == "flushed")
+"""
+
+
+def printing(count, when, output):
+    """What a script does that prints so many lines: a started process."""
+    command = [sys.executable, "-c", PRINTS, PROJECT, str(count), when]
+    return subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("when", ["flushed", "at the end"])
+def test_output_that_cannot_be_written_is_one_line(when):
+    with open("/dev/full", "w") as full, printing(1, when, full) as process:
+        said = process.stderr.read()
+    problem = "[Errno 28] No space left on device; make room"
+    assert (process.returncode, said) == (1, f"-c: error: {problem}\n")
+
+
+@pytest.mark.parametrize("when", ["flushed", "at the end"])
+def test_a_reader_that_leaves_is_no_error(when):
+    with printing(1_000_000, when, subprocess.PIPE) as process:
+        assert process.stdout.readline() == "line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
 def test_what_was_stopped_belongs_to_the_dialogue(adapter, rows, monkeypatch, capsys):
     asked = []
 

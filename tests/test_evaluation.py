@@ -420,6 +420,14 @@ WRITTEN = {
         for label in LABELS
     ],
     "plain.jsonl": [{"image": f"{i}.tif", "response": label} for i, label in enumerate(LABELS)],
+    "output.jsonl": [{"image": f"{i}.tif", "output": label} for i, label in enumerate(LABELS)],
+    "text.jsonl": [  # LLaVA
+        {"question_id": i, "image": f"{i}.tif", "prompt": PROMPT, "text": label}
+        for i, label in enumerate(LABELS)
+    ],
+    "references.jsonl": [
+        {"prompt": PROMPT, "pred": label, "ground_truth": label} for label in LABELS
+    ],
     "png.jsonl": [
         {"img": f"images\\{i}.png", "prompt": f"<image>\n{PROMPT}", "answer": label}
         for i, label in enumerate(LABELS)
@@ -468,6 +476,10 @@ def test_a_workbook_without_its_library(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "lines, words",
     [
+        (
+            [{"pred": "x", "ground_truth": label} for label in LABELS[::-1]],
+            "line 1 was to be '蓝色的河流穿过森林。', the row's label is '红色的屋顶旁有树木。'",
+        ),
         ([{"predict": "x"}] * 2, "one for each row of --data in order; got 2 answers, 3 rows"),
         (
             [{"predict": "x", "label": label} for label in LABELS[::-1]],

@@ -62,6 +62,10 @@ SAME = {
         "prompt": f"<img><ImageHere></img>{QUESTION}",
         "label": [{"type": "text", "text": ANSWER}],
     },
+    "Qwen 2": {"messages": turns([{"image": "a.png"}, {"text": QUESTION}])},
+    "Ollama": {"messages": [{**turns()[0], "images": ["a.png"]}, turns()[1]]},
+    "Qwen-VL": {"image": "a.png", "prompt": f"Picture 1: <image>\n{QUESTION}", "label": ANSWER},
+    "InternVL": {"image": "a.png", "prompt": f"Image-1: <image>\n{QUESTION}", "label": ANSWER},
     "both spellings": {"img": "a.png", "image": "a.png", "prompt": QUESTION, "label": ANSWER},
     "file://": {"img": "file://a.png", "prompt": QUESTION, "label": ANSWER},
 }
@@ -119,6 +123,39 @@ WRONG = {
         {"img": "a.png", "prompt": QUESTION, "label": f"{ANSWER}<|im_end|>"},
         r"has <\|im_end\|> in a text",
     ),
+    "places of objects": (
+        {"img": "a.png", "prompt": "找到<ref-object>，<bbox>", "label": ANSWER},
+        "has <ref-object> in a text, markup",
+    ),
+    "coordinates": (
+        {"img": "a.png", "prompt": QUESTION, "label": "一条河{<12><34><56><78>|<90>}"},
+        r"has \{<12><34><56><78> in a text, markup",
+    ),
+    "reasoning": (
+        {"img": "a.png", "prompt": QUESTION, "label": f"<think>嗯</think>{ANSWER}"},
+        "has <think> in a text, markup",
+    ),
+    "ChatGLM's end": (
+        {"img": "a.png", "prompt": f"{QUESTION}[gMASK]<sop>", "label": ANSWER},
+        r"has \[gMASK\] in a text, markup",
+    ),
+    "an image of Markdown": (
+        {"img": "a.png", "prompt": f"![](a.png){QUESTION}", "label": ANSWER},
+        r"has !\[\]\(a.png\) in a text, markup",
+    ),
+    "an address": (
+        {"img": "http://a.org/a.png"} | PAIR,
+        "row 0: img is the address http://a.org/a.png; save the image to a file",
+    ),
+    "an image in the address": (
+        {"img": f"data:image/png;base64,{'A' * 9999}"} | PAIR,
+        "row 0: img is the address data:image/png;base64,A.*; save the image to a file",
+    ),
+    "several labels": (
+        {"img": "a.png", "prompt": QUESTION, "label": ["一条河。", "河流。"]},
+        "prompt and label must be non-empty texts, got .'一条河。', '河流。'",
+    ),
+    "half a character": ({"img": "\ud800.png"} | PAIR, "row 0: img must be a path, got .ud800.png"),
     "only a place": (
         {"img": "a.png", "prompt": "<image>", "label": ANSWER},
         "has no question beside <image>",
@@ -155,6 +192,25 @@ def test_questions_that_are_no_text_are_not_asked(folder, content):
     for row in ({"img": "a.png", "messages": turns(content)}, {"prompt": content}):
         with pytest.raises(UserError, match="row 0: "):
             load(folder, row, questions=True)
+
+
+@pytest.mark.parametrize("part", [{"img": "\ud800.png"}, {"label": "\ud800"}])
+def test_what_no_file_of_answers_could_hold_is_not_asked(folder, part):
+    with pytest.raises(UserError, match="row 0: .* got .ud800"):
+        load(folder, {"img": "a.png"} | PAIR | part, questions=True)
+
+
+@pytest.mark.parametrize("address", ["http://a.org/a.png", "data:image/png;base64,AA//"])
+def test_an_address_may_be_asked_about(folder, address):
+    (sample,), _ = load(folder, {"img": address, "prompt": QUESTION}, questions=True)
+    assert sample.image == address
+
+
+def test_keys_of_turns_that_are_not_read_are_named(folder):
+    question, answer = turns()
+    row = {"img": "a.png", "messages": [question, answer | {"loss": False, "name": ""}] * 2}
+    _, notes = load(folder, row)
+    assert notes == [f"rows {folder / 'rows.json'}: not used: loss of turns (1 rows)"]
 
 
 def test_what_is_not_read_is_named(folder):

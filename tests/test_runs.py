@@ -1,6 +1,7 @@
 """Runs that are stopped, resumed, extended and replaced, and what goes wrong around them."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -26,6 +27,8 @@ from model import UserError, files
 from model.files import PROJECT
 from model.training import log as training_log
 from model.training.dataset import batches_of, make_loader
+from model.training.engine import Processes
+from model.training.inputs import read_inputs
 from model.training.log import Log
 from model.training.memory import Memory
 from model.training.options import Options, without_effect
@@ -421,6 +424,43 @@ def test_reports_never_stop_a_training(tmp_path, monkeypatch):
         "tracker 1 of --report left out (no network); the training goes on",
         "loss.png left out (no network); the training goes on",
     ]
+
+
+class Failing(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        self.write("")
+
+
+def test_output_that_fails_never_stops_a_training(monkeypatch):
+    def train(options, ignored):
+        Processes(device=None, rank=0, world=1).say("step 1")
+        print("step 2", file=sys.stderr, flush=True)
+        return "folder"
+
+    failing = Failing()
+    monkeypatch.setattr(finetune, "train", train)
+    monkeypatch.setattr(sys, "stdout", failing)
+    monkeypatch.setattr(sys, "stderr", failing)
+    assert finetune.main([]) == "folder"
+    assert sys.stdout is failing and sys.stderr is failing
+
+
+def test_validation_rows_that_nobody_named_are_left_out(rows, tmp_path):
+    """They lie beside those named for training, and are wrong."""
+    shutil.copytree(rows / "images", tmp_path / "images")
+    shutil.copy(rows / "rows-train.json", tmp_path)
+    (tmp_path / "rows-val.json").write_text('[{"img": "gone.tif", "prompt": "问", "label": "答"}]')
+    options = Options(train_data=str(tmp_path / "rows-train.json"))
+    inputs = read_inputs(options)
+    assert inputs.samples and inputs.valid_samples == []
+    assert "no validation by the rows beside --train-data: " in inputs.notes[-1]
+    assert "image not found" in inputs.notes[-1]
+    options.valid_data = str(tmp_path / "rows-val.json")
+    with pytest.raises(UserError, match="image not found"):
+        read_inputs(options)
 
 
 def test_losses_are_drawn_now_and_then_and_at_the_end(tmp_path, monkeypatch):

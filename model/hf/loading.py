@@ -30,7 +30,8 @@ def read_config(path: Path) -> transformers.PreTrainedConfig:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"network configuration {path}: not one of this model_type ({reason}); copy it again"
+            f"network configuration {path}: not one of this model_type ({reason}); correct it or "
+            "copy it again"
         ) from None
     # transformers checks the fields of its own configurations by exceptions of another package
     except Exception as error:  # noqa: BLE001  (any field of a damaged file)

@@ -5,7 +5,7 @@ from PIL import Image
 from model.images.augment import augment
 from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, ImageError
 from model.images.nearby import nearby
-from model.images.reading import image_size, read_image, reader_of
+from model.images.reading import image_size, is_address, read_image, reader_of
 from model.images.tars import exists, members, open_file, stamp
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "blank_image",
     "exists",
     "image_size",
+    "is_address",
     "members",
     "nearby",
     "open_file",

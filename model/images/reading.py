@@ -138,11 +138,16 @@ def _is_data(text: str) -> bool:
     return text[: len(DATA)].lower() == DATA
 
 
+def is_address(source: str) -> bool:
+    """Whether a text is no path but an http(s) address or a data: URI."""
+    return _is_data(source) or "://" in source
+
+
 def open_source(source: str | os.PathLike, public_only: bool = False) -> BinaryIO:
     """An image's file, or what its address gives. Raises UserError."""
     if _is_data(str(source)):
         return io.BytesIO(_data(str(source)))
-    if public_only or "://" in str(source):
+    if public_only or is_address(str(source)):
         return io.BytesIO(fetch(str(source), public_only))
 
     path = os.path.expanduser(source)

@@ -53,7 +53,12 @@ def read_inputs(options):
     samples, fingerprint = read_samples(train_file, options, notes, options.stream)
     valid_samples, valid_fingerprint = [], None
     if valid_file:
-        valid_samples, valid_fingerprint = read_samples(valid_file, options, notes)
+        try:
+            valid_samples, valid_fingerprint = read_samples(valid_file, options, notes)
+        except UserError as error:
+            if options.valid_data:
+                raise
+            notes.append(f"no validation by the rows beside --train-data: {error}")
     if isinstance(samples, StoredSamples):
         notes.append(
             "training rows stay on the disk: their images are read and encoded in every step, and "

@@ -50,24 +50,24 @@ def check_config(config, path):
     ):
         problem = _problem(part, numbers)
         if problem:
-            raise UserError(f"{path}: {name}{problem}; copy it again")
+            raise UserError(f"{path}: {name}{problem}; correct it or copy it again")
     size = vision.get("image_size")
     if not isinstance(size, list) or len(size) != 2 or any(_wrong(s, IMAGE_SIDE) for s in size):
         raise UserError(
             f"{path}: eva_args.image_size is {shown(size)}, expected [height, width] in pixels; "
-            "copy it again"
+            "correct it or copy it again"
         )
     if config["hidden_size"] // config["num_attention_heads"] % 4:
         raise UserError(
             f"{path}: hidden_size / num_attention_heads is "
             f"{config['hidden_size'] // config['num_attention_heads']}, expected a multiple of 4 "
-            "(rotary positions); copy it again"
+            "(rotary positions); correct it or copy it again"
         )
     parameters = _parameters(config)
     if parameters > MOST_PARAMETERS:
         raise UserError(
             f"{path}: a network of about {parameters:.0e} parameters, expected at most "
-            f"{MOST_PARAMETERS:.0e}; copy it again"
+            f"{MOST_PARAMETERS:.0e}; correct it or copy it again"
         )
 
 

@@ -53,7 +53,8 @@ def read_config(path):
         kind, name = (dict, "an object") if key.endswith("_args") else ((int, float), "a number")
         if not isinstance(config[key], kind):
             raise UserError(
-                f"{path}: {key} is {shown(config[key])}, expected {name}; copy it again"
+                f"{path}: {key} is {shown(config[key])}, expected {name}; correct it or copy it "
+                "again"
             )
     check_config(config, path)
     return config
