@@ -643,6 +643,10 @@ def test_it_fits_can_be_read_and_has_names(staged, size, scheme):
         assert tab.locator("#preview").bounding_box()["height"] == 160
         bottom = tab.locator("#composer").bounding_box()
         assert bottom["y"] + bottom["height"] == pytest.approx(height, abs=1)
+        tab.click("#tools button")
+        tab.locator("#box").scroll_into_view_if_needed()
+        for y in range(int(bottom["y"]) + 4, height - 4, 8):
+            assert tab.evaluate(f"!!document.elementFromPoint(60, {y}).closest('#composer')")
     dim = [(text, round(ratio, 1)) for text, ratio in tab.evaluate(CONTRASTS) if ratio < 4.5]
     assert not dim
     assert tab.evaluate(NAMELESS) == []
@@ -744,6 +748,43 @@ def test_an_image_is_dropped_anywhere_or_pasted_and_a_part_dragged(staged, stage
     assert abs(width - 24) <= 1 and abs(height - 16) <= 1
     tab.click("#shown label:last-child")
     wait_for_text(tab, "#preview figcaption", "模型所见：28×28 像素")
+
+
+def test_an_image_on_its_way_is_seen_to_be(staged, scene, monkeypatch):
+    from serving.page.view import View
+
+    def slow(*args, **options):
+        time.sleep(2)
+        return View(*args, **options)
+
+    monkeypatch.setattr("serving.page.images.View", slow)
+    tab = staged()
+    sign = "#preview[data-sign]"
+    tab.set_input_files(FILE, scene)
+    tab.wait_for_selector(f"{sign}[data-sign*=读取][aria-busy=true]")
+    tab.wait_for_selector("#preview img")
+    tab.wait_for_selector(sign, state="detached")
+
+    held = []
+    tab.route("**/gradio_api/upload?*", held.append)
+    for end in ("abort", "fulfill"):
+        tab.set_input_files(FILE, scene)
+        tab.wait_for_selector(f"{sign}[data-sign*=上传]")
+        getattr(held.pop(), end)(**({"status": 507, "body": "full"} if end == "fulfill" else {}))
+        tab.wait_for_selector(sign, state="detached")
+        assert tab.is_visible("#preview img")
+
+
+def test_what_stands_around_an_image_stays_where_it_was(staged, scene, tmp_path):
+    tab = staged()
+    at = {tab.locator("#source").bounding_box()["y"]}
+    Image.new("RGB", (400, 40), "green").save(tmp_path / "wide.png")
+    for path in (tmp_path / "wide.png", scene):
+        tab.set_input_files(FILE, path)
+        wait_for_text(tab, "#facts", path.name)
+        facts = tab.locator("#facts").bounding_box()
+        at.add(tab.locator("#source").bounding_box()["y"] - facts["height"])
+    assert max(at) - min(at) < 20
 
 
 def test_side_by_side_and_another_image(staged, stage):
