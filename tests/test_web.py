@@ -874,6 +874,8 @@ def test_a_question_without_an_image_and_a_refused_one(staged, stage, broken):
     assert tab.input_value("#question textarea") == "图中有几条船？"
     tab.set_input_files(FILE, broken)
     wait_for_text(tab, "#preview .refused", "bad.tif 没有读入")
+    reason = [ratio for text, ratio in tab.evaluate(CONTRASTS) if "请换成 PNG" in text]
+    assert reason and min(reason) >= 4.5
     say(tab, "在吗")
     wait_for_text(tab, "#chat [data-testid=bot]", "要按纯文本")
     tab.get_by_role("button", name="按纯文本发送").click()
