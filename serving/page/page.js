@@ -1,4 +1,4 @@
-// What Gradio has no component for: dropping and pasting anywhere, a sign while an image comes, what
+// What Gradio has no component for: dropping and pasting anywhere, a sign while an image is read, what
 // survives a reload, and the names of its own buttons in the page's language, which may not be the
 // browser's.
 (() => {
@@ -19,46 +19,21 @@
   document.addEventListener("paste", (event) => {
     if (give(event.clipboardData?.files ?? [])) event.preventDefault();
   });
-  // How far an image is: its upload, then its reading, of which large ones take some
+  // Reading a large image takes a while
   const isEnglish = () => document.documentElement.lang === "en";
-  const sending = (part) => (isEnglish() ? `Uploading: ${part} %` : `正在上传：${part} %`);
   let soon;
   const sign = (text) => {
     clearTimeout(soon);
     const place = document.querySelector("#preview");
+    if (!place) return;
     place.ariaBusy = String(Boolean(text));
     if (!text) delete place.dataset.sign;
-    else if (place.dataset.sign) place.dataset.sign = text;
     else soon = setTimeout(() => (place.dataset.sign = text), 400); // what is fast needs none
   };
   document.addEventListener("remoteglm-reading", () =>
     sign(isEnglish() ? "Reading the image..." : "正在读取图像……"));
   document.addEventListener("remoteglm-read", () => sign(""));
 
-  let isImage = false;
-  document.addEventListener("change", ({ target }) => {
-    if (target.matches?.("input[type=file]")) isImage = Boolean(target.closest("#source"));
-  }, true);
-  // The browser's fetch does not tell how much has been sent
-  const sendImage = (address, { body }) => new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", address);
-    request.upload.onprogress = ({ loaded, total }) => sign(sending(Math.floor(100 * loaded / total)));
-    request.onload = () => {
-      if (request.status !== 200) sign("");
-      resolve(new Response(request.response, { status: request.status }));
-    };
-    request.onerror = () => { sign(""); reject(new TypeError("the upload broke off")); };
-    sign(sending(0));
-    request.send(body);
-  });
-  const { fetch } = window;
-  window.fetch = (address, options) => {
-    const isUpload = isImage && String(address).includes("/gradio_api/upload?");
-    if (!isUpload) return fetch(address, options);
-    isImage = false;
-    return sendImage(address, options);
-  };
   document.addEventListener("input", (event) => {
     if (event.target.matches?.("#question textarea"))
       sessionStorage.setItem("remoteglm-draft", event.target.value);
