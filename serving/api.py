@@ -33,7 +33,6 @@ from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, QueueFull
 from serving.served import Served
 
 MAX_BODY = 140 * 2**20  # bytes: an image of 100 MB in base64
-BODY_SECONDS = 120  # in which a body must have arrived
 IMAGES_AT_A_TIME = 4  # decoded; each may take some hundred MB
 CHECK = 0.5  # seconds after which a client that waits is looked for
 KEEP_ALIVE = 5.0  # seconds after which a silent stream gets a comment
@@ -90,7 +89,8 @@ def create_app(api: Api, with_page: bool = False) -> FastAPI:
     """The API; with_page: a page will be mounted behind its routes."""
     app = FastAPI(title="RemoteGLM", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ApiError, _error_response)
-    app.get("/health")(partial(_health, api))
+    # Whoever balances load asks with HEAD
+    app.api_route("/health", methods=["GET", "HEAD"])(partial(_health, api))
     if not with_page:
         app.get("/")(partial(_front, api))
 
@@ -99,8 +99,9 @@ def create_app(api: Api, with_page: bool = False) -> FastAPI:
     locked.get("/v1/models")(partial(_models, api))
     locked.get("/v1/models/{name:path}")(partial(_model, api))
     locked.post("/v1/chat/completions")(partial(_chat, api))
-    everything = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-    locked.api_route("/v1/{path:path}", methods=everything)(_unknown)
+    everything = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    for path in ("/v1", "/v1/{path:path}"):
+        locked.api_route(path, methods=everything)(_unknown)
     app.include_router(locked)
     return app
 
@@ -198,19 +199,12 @@ async def _body(request):
         raise too_large
     content = bytearray()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                content += chunk
-                if len(content) > MAX_BODY:
-                    raise too_large
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MAX_BODY:
+                raise too_large
     except ClientDisconnect:
         raise ApiError(400, "the client left before its request had ended") from None
-    except TimeoutError:
-        raise ApiError(
-            408,
-            f"the body did not arrive within {BODY_SECONDS} s",
-            headers={"Connection": "close"},
-        ) from None
     return bytes(content)
 
 

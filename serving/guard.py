@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi.responses import JSONResponse
+
+from serving.protocol import ApiError
+
 
 class Guard:
     """An ASGI app around another one. trusted: further names under which it is reached."""
@@ -24,7 +28,8 @@ class Guard:
             headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
             problem = self._problem(headers)
             if problem:
-                await _refuse(send, problem)
+                refused = ApiError(403, problem)
+                await JSONResponse(refused.body, refused.status)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -57,9 +62,3 @@ def _hostname(address):
         return (urlsplit(address).hostname or "").lower()
     except ValueError:
         return ""
-
-
-async def _refuse(send, problem):
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    await send({"type": "http.response.start", "status": 403, "headers": headers})
-    await send({"type": "http.response.body", "body": problem.encode()})

@@ -78,12 +78,12 @@ class Message(BaseModel):
         return [part.image_url.url for part in self.content if part.image_url]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(BaseModel, strict=True):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
-    """The fields that are read. None and absent are the same."""
+class ChatRequest(BaseModel, strict=True):
+    """The fields that are read. None and absent are the same; numbers in quotes are no numbers."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -104,7 +104,7 @@ class ChatRequest(BaseModel):
         return [stop for stop in given if stop]
 
 
-# Field -> the values that change no answer
+# Field -> the values that change no answer; the last ones are vLLM's
 REFUSED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "logprobs": (None, False),
@@ -113,10 +113,27 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
     "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "web_search_options": (None,),
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
+    "best_of": (None, 1),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1),
+    "min_p": (None, 0),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
+    "bad_words": (None, []),
+    "echo": (None, False),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "structured_outputs": (None,),
 }
 
 
@@ -129,7 +146,9 @@ def parse_request(content: bytes) -> ChatRequest:
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a JSON {type(body).__name__}, expected an object")
     for name, harmless in REFUSED.items():
-        if body.get(name) not in harmless:
+        value = body.get(name)
+        # In Python True is 1
+        if value is True or value not in harmless:
             raise ApiError(
                 400, f"{name} is not supported here; leave it out", param=name, code="unsupported"
             )

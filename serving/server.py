@@ -1,17 +1,25 @@
 """Serve an app in the background, and another one in its place when that is ready."""
 
 import asyncio
+import logging
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from fastapi.responses import JSONResponse
 from uvicorn.lifespan.on import LifespanOn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serving.protocol import ApiError
+
 GRACE = 3  # seconds that requests under way have when the server ends
 HEAD_SECONDS = 20  # in which the head of a request must have arrived
+BODY_SECONDS = 120  # in which its body must have arrived
+BODY_RATE = 10**6  # bytes that add a second to them
 
 
 class PatientProtocol(H11Protocol):
@@ -32,6 +40,53 @@ class PatientProtocol(H11Protocol):
             self.transport.close()
             return
         self.loop.call_later(HEAD_SECONDS, self._look, self.cycle if is_idle else self._BUSY)
+
+
+class PunctualBodies:
+    """An ASGI app around another one: a request whose body comes too slowly ends as status 408.
+
+    Time that an app takes to answer does not count.
+    """
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                await self.app(scope, _limited(receive, limit), send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            late = ApiError(408, f"the body did not arrive within {BODY_SECONDS} s")
+            await JSONResponse(late.body, late.status, {"Connection": "close"})(
+                scope, receive, send
+            )
+
+
+def _limited(receive, limit):
+    """`receive` within a limit, which goes while it waits for a body and with every byte moves."""
+    left = BODY_SECONDS
+    is_whole = False
+
+    async def received():
+        nonlocal left, is_whole
+        if is_whole:
+            return await receive()
+        now = asyncio.get_running_loop().time
+        began = now()
+        limit.reschedule(began + left)
+        message = await receive()
+        limit.reschedule(None)
+        left += len(message.get("body", b"")) / BODY_RATE - (now() - began)
+        is_whole = not message.get("more_body")
+        return message
+
+    return received
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -99,7 +154,7 @@ class Server:
     def __init__(self, app: Any, listener: socket.socket):
         self._stage = _Stage(app)
         config = uvicorn.Config(
-            self._stage,
+            PunctualBodies(self._stage),
             http=PatientProtocol,
             log_level="warning",
             timeout_graceful_shutdown=GRACE,
@@ -129,10 +184,24 @@ class Server:
 
     def close(self, verbose: bool = False) -> None:
         """End it, whatever is under way."""
-        self._server.should_exit = True
-        self._thread.join()
+        with _silenced("uvicorn.error", "asyncio"):
+            self._server.should_exit = True
+            self._thread.join()
 
     def wait(self) -> None:
         """Until the server has ended, or the main thread gets a signal."""
         while self._thread.is_alive():
             self._thread.join(1)
+
+
+@contextmanager
+def _silenced(*loggers: str) -> Iterator[None]:
+    """A context in which requests that are cut off print no tracebacks."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in loggers}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -22,6 +22,8 @@ class Space:
     def __init__(
         self, folder: Path, most: int = USUAL, removers: Iterable[Callable[[], bool]] = ()
     ):
+        # Here alone: made later it could come back after the server's end has removed it
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.most = most
         self.each = most // 4
@@ -49,7 +51,6 @@ class Space:
             raise WordedError("page full", gigabytes(kept), gigabytes(self.each))
 
     def _room(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
         left = self.most - size_of(self.folder.rglob("*"))
         return min(left, shutil.disk_usage(self.folder).free) - self._coming
 

@@ -417,7 +417,7 @@ BEGINNING = (
 
 @pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
 def test_a_body_that_never_ends_is_not_waited_for(served, monkeypatch, length):
-    monkeypatch.setattr("serving.api.BODY_SECONDS", 0.4)
+    monkeypatch.setattr("serving.server.BODY_SECONDS", 0.4)
     with socket.create_connection(("127.0.0.1", served[0].port)) as slow:
         slow.sendall(BEGINNING + length + b"\r\n\r\n")
         if b"Length" in length:
@@ -494,6 +494,21 @@ def of_parts(*parts):
         ({"tools": [{"type": "function"}]}, "tools is not supported here"),
         ({"presence_penalty": 0.5}, "presence_penalty is not supported here"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+        ({"n": True}, "n is not supported here"),
+        ({"n": "1"}, "n is not supported here"),
+        ({"tool_choice": "required"}, "tool_choice is not supported here"),
+        ({"function_call": {"name": "f"}}, "function_call is not supported here"),
+        ({"min_tokens": 5}, "min_tokens is not supported here"),
+        ({"best_of": 2}, "best_of is not supported here"),
+        ({"guided_json": {}}, "guided_json is not supported here"),
+        ({"temperature": "0.5"}, "temperature: Input should be a valid number, got '0.5'"),
+        ({"temperature": True}, "temperature: Input should be a valid number, got True"),
+        ({"max_tokens": "5"}, "max_tokens: Input should be a valid integer, got '5'"),
+        ({"max_tokens": 1.5}, "max_tokens: "),
+        ({"seed": False}, "seed: Input should be a valid integer"),
+        ({"stream": "yes"}, "stream: Input should be a valid boolean, got 'yes'"),
+        ({"stream_options": {"include_usage": "no"}}, "include_usage: Input should be a valid"),
+        ({"stop": 3}, "stop: "),
     ],
 )
 def test_a_request_that_cannot_be_answered(served, fields, says):
@@ -553,9 +568,11 @@ def test_a_body_that_is_no_request(served, body, says):
 def test_statuses_of_the_protocol(served, client):
     with pytest.raises(openai.NotFoundError, match="no model 'other' here"):
         client.chat.completions.create(model="other", messages=ASK)
-    for method, path in (("GET", "/v1/chat/completions"), ("POST", "/v1/embeddings")):
+    unknown = (("GET", "/v1/chat/completions"), ("POST", "/v1/embeddings"), ("GET", "/v1"))
+    for method, path in (*unknown, ("OPTIONS", "/v1/chat/completions")):
         status, headers, text = raw(served[0], method, path, {})
         assert "no such endpoint" in error_of((status, headers, json.loads(text)), 404)
+    assert raw(served[0], "HEAD", "/health")[0] == 200
     status, headers, text = raw(served[0], "POST", "/v1/chat/completions", b"{}")
     assert "Content-Type" in error_of((status, headers, json.loads(text)), 415)
 
@@ -809,6 +826,57 @@ def test_uploads_beyond_the_space_are_refused_in_the_pages_language(both, tmp_pa
     assert post_file(server, 600_000)[0] == 200
 
 
+UPLOAD = (
+    b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 900000\r\n\r\n"
+    b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc'
+)
+
+
+def test_an_upload_that_never_ends_is_not_waited_for_and_keeps_no_room(both, monkeypatch):
+    server = both(upload_space=1e-3)
+    monkeypatch.setattr("serving.server.BODY_SECONDS", 0.4)
+    # The second one finds no room beside the first, and is slow all the same
+    with ExitStack() as senders:
+        for _ in range(2):
+            slow = socket.create_connection(("127.0.0.1", server.port))
+            senders.enter_context(slow).sendall(UPLOAD)
+            senders.callback(lambda slow=slow: replies.append(until_closed(slow)))
+            time.sleep(0.1)
+        replies = []
+    assert [reply[:13] for reply in replies] == [b"HTTP/1.1 408 "] * 2
+    assert all(b"did not arrive within 0.4 s" in reply for reply in replies)
+    monkeypatch.setattr("serving.server.BODY_SECONDS", 120)
+    assert post_file(server, 600_000)[0] == 200
+
+
+def test_a_body_that_comes_steadily_has_its_time(served, monkeypatch):
+    monkeypatch.setattr("serving.server.BODY_SECONDS", 0.4)
+    monkeypatch.setattr("serving.server.BODY_RATE", 10)
+    body = json.dumps({"model": "demo", "messages": ASK, "max_tokens": 3}).encode()
+    with socket.create_connection(("127.0.0.1", served[0].port)) as slow:
+        slow.sendall(BEGINNING + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for start in range(0, len(body), 10):
+            slow.sendall(body[start : start + 10])
+            time.sleep(0.1)
+        assert until_closed(slow).startswith(b"HTTP/1.1 200 ")
+
+
+def test_whoever_is_cut_off_at_the_end_leaves_no_traceback(both, monkeypatch, caplog, capfd):
+    monkeypatch.setattr("serving.server.GRACE", 0.2)
+    server = both()
+    with ExitStack() as visitors:
+        for head in (UPLOAD, b"GET /gradio_api/heartbeat/me HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"):
+            visitor = socket.create_connection(("127.0.0.1", server.port))
+            visitors.enter_context(visitor).sendall(head)
+        with socket.create_connection(("127.0.0.1", server.port)) as left:
+            left.sendall(UPLOAD)
+        time.sleep(0.5)
+        server.close()
+    assert "Traceback" not in capfd.readouterr().err
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_page_with_a_password(both):
     server = both(auth=("lab", "词语"))
     assert raw(server, "POST", "/gradio_api/call/answer", {"data": []})[0] == 401
@@ -897,7 +965,12 @@ def test_a_key(assistant):
     ],
 )
 def test_foreign_web_sites(assistant, headers, status, foreign):
-    assert raw(foreign, "GET", "/v1/models", **headers)[0] == status
+    got, sent, text = raw(foreign, "GET", "/v1/models", **headers)
+    assert got == status
+    if status == 403:
+        assert "start the server with --trusted-host" in error_of(
+            (got, sent, json.loads(text)), 403
+        )
 
 
 @pytest.fixture(scope="module")

@@ -251,6 +251,33 @@ def test_a_refused_image_keeps_its_place_and_sending_asks(
         assert answers.service.session(me()).pending == "有几条船？" and not assistant.calls
 
 
+def test_a_question_that_waits_for_a_yes_stays_in_its_box(answers, images, tmp_path):
+    (tmp_path / "bad.tif").write_text("no image")
+    images.upload(me(), {"path": str(tmp_path / "bad.tif")})
+    assert ask(answers, "有几条船？")[0][2]["value"] == "有几条船？"
+    images.example(me(), "harbour")
+    assert texts(ask(answers, "有几条船？")[0][0])[-1] == ("assistant", "后：有几条船？")
+
+
+@pytest.mark.parametrize("english", [False, True])
+@pytest.mark.parametrize("kind", ["no image", "cut", "address"])
+def test_the_place_says_in_its_own_language_why_there_is_no_image(
+    answers, images, multiband, kind, english
+):
+    answers.service.session(me()).english = english
+    if kind == "address":
+        shown = images.fetch(me(), "http://127.0.0.1:1/a.png")
+    else:
+        whole = multiband.read_bytes()
+        multiband.write_bytes(whole[: len(whole) // 2] if kind == "cut" else b"no image")
+        shown = images.upload(me(), {"path": str(multiband), "orig_name": "图.tif"})
+    reason = re.search("<span>(.*)</span>", shown[0])[1]
+    chinese = {"no image": "请换成 PNG", "cut": "请重新复制或下载", "address": "取不到图像"}[kind]
+    assert (chinese in reason) != english
+    words = re.findall("[A-Za-z]{2,}", reason)
+    assert english or set(words) <= {"PNG", "JPEG", "TIFF", "http", "MB"}, reason
+
+
 def test_base_and_tuned_side_by_side_each_with_its_own_history(answers, images, assistant):
     images.example(me(), "harbour")
     ask(answers, "一", SIDE)

@@ -643,6 +643,10 @@ def test_it_fits_can_be_read_and_has_names(staged, size, scheme):
         assert tab.locator("#preview").bounding_box()["height"] == 160
         bottom = tab.locator("#composer").bounding_box()
         assert bottom["y"] + bottom["height"] == pytest.approx(height, abs=1)
+        tab.click("#tools button")
+        tab.locator("#box").scroll_into_view_if_needed()
+        for y in range(int(bottom["y"]) + 4, height - 4, 8):
+            assert tab.evaluate(f"!!document.elementFromPoint(60, {y}).closest('#composer')")
     dim = [(text, round(ratio, 1)) for text, ratio in tab.evaluate(CONTRASTS) if ratio < 4.5]
     assert not dim
     assert tab.evaluate(NAMELESS) == []
@@ -746,6 +750,34 @@ def test_an_image_is_dropped_anywhere_or_pasted_and_a_part_dragged(staged, stage
     wait_for_text(tab, "#preview figcaption", "模型所见：28×28 像素")
 
 
+def test_an_image_that_is_read_is_seen_to_be(staged, scene, monkeypatch):
+    from serving.page.view import View
+
+    def slow(*args, **options):
+        time.sleep(2)
+        return View(*args, **options)
+
+    monkeypatch.setattr("serving.page.images.View", slow)
+    tab = staged()
+    sign = "#preview[data-sign]"
+    tab.set_input_files(FILE, scene)
+    tab.wait_for_selector(f"{sign}[data-sign*=读取][aria-busy=true]")
+    tab.wait_for_selector("#preview img")
+    tab.wait_for_selector(sign, state="detached")
+
+
+def test_what_stands_around_an_image_stays_where_it_was(staged, scene, tmp_path):
+    tab = staged()
+    at = {tab.locator("#source").bounding_box()["y"]}
+    Image.new("RGB", (400, 40), "green").save(tmp_path / "wide.png")
+    for path in (tmp_path / "wide.png", scene):
+        tab.set_input_files(FILE, path)
+        wait_for_text(tab, "#facts", path.name)
+        facts = tab.locator("#facts").bounding_box()
+        at.add(tab.locator("#source").bounding_box()["y"] - facts["height"])
+    assert max(at) - min(at) < 20
+
+
 def test_side_by_side_and_another_image(staged, stage):
     tab = staged()
     tab.click("#example-tanks")
@@ -833,6 +865,8 @@ def test_a_question_without_an_image_and_a_refused_one(staged, stage, broken):
     assert tab.input_value("#question textarea") == "图中有几条船？"
     tab.set_input_files(FILE, broken)
     wait_for_text(tab, "#preview .refused", "bad.tif 没有读入")
+    reason = [ratio for text, ratio in tab.evaluate(CONTRASTS) if "请换成 PNG" in text]
+    assert reason and min(reason) >= 4.5
     say(tab, "在吗")
     wait_for_text(tab, "#chat [data-testid=bot]", "要按纯文本")
     tab.get_by_role("button", name="按纯文本发送").click()

@@ -252,7 +252,8 @@ class Answers:
         text = words["as text"].format(session.refused.name, question[:SHOWN_QUESTION])
         options = ((AS_TEXT, words["as text yes"]), (NOT_SENT, words["as text no"]))
         session.main.remark(text, options)
-        return self._outputs(session, gr.update(value=""))
+        # It stays in its box: another image may come instead of an answer to this
+        return self._outputs(session, gr.update(value=question))
 
     def _ask_for_image(self, session, question):
         words = self.service.words(session)

@@ -15,6 +15,9 @@ from serving.page.whole_page import WholePage
 FOLDER = Path(__file__).parent
 IMAGES_AT_A_TIME = 4  # decoded; each may take some hundred MB
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# For page.js: the image is being read, and has been
+READING = "() => document.dispatchEvent(new Event('remoteglm-reading'))"
+READ = "() => document.dispatchEvent(new Event('remoteglm-read'))"
 KEEP_LANGUAGE = "() => localStorage.setItem('remoteglm-language', document.documentElement.lang)"
 
 
@@ -73,12 +76,13 @@ def _ready(answers, index):
 
 def connect_images(images: Images, layout: Layout) -> None:
     outputs = layout.image_outputs
-    shared = {"concurrency_limit": IMAGES_AT_A_TIME, "concurrency_id": "images"}
+    shared: dict[str, Any] = {"concurrency_limit": IMAGES_AT_A_TIME, "concurrency_id": "images"}
     # preprocess=False: Gradio's component would leave an empty file for every upload
-    raw = {"preprocess": False, "show_progress": "hidden"}
-
-    layout.upload.upload(images.upload, layout.upload, outputs, api_name="image", **raw, **shared)
-    layout.address.submit(
+    raw: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", **shared}
+    quiet = {**QUIET, **shared}
+    _read(layout.upload.upload, images.upload, layout.upload, outputs, api_name="image", **raw)
+    _read(
+        layout.address.submit,
         images.fetch,
         layout.address,
         outputs,
@@ -86,25 +90,29 @@ def connect_images(images: Images, layout: Layout) -> None:
         show_progress="hidden",
         **shared,
     ).then(lambda: "", None, layout.address, **QUIET)
-    layout.remove.click(images.remove, None, outputs, **QUIET, **shared)
     for key, button in layout.examples.items():
-        button.click(_example(images, key), None, outputs, **QUIET, **shared)
-    layout.chat.option_select(images.option, None, outputs, **QUIET, **shared)
+        _read(button.click, _example(images, key), None, outputs, **quiet)
+    menus = [*layout.bands, layout.stretch]
+    for menu in menus:
+        _read(menu.input, images.bands, menus, outputs, **quiet)
+    _read(layout.viewer.select, images.drag, None, outputs, **quiet)
+    _read(layout.box.submit, images.type_box, layout.box, outputs, **quiet)
 
-    layout.other_upload.upload(
-        images.upload_other,
-        layout.other_upload,
-        outputs,
-        api_visibility="private",
-        **raw,
-        **shared,
-    )
+    layout.remove.click(images.remove, None, outputs, **quiet)
+    layout.whole.click(images.uncrop, None, outputs, **quiet)
+    layout.chat.option_select(images.option, None, outputs, **quiet)
     layout.shown.input(images.choose, layout.shown, outputs, **QUIET)
-    for menu in (*layout.bands, layout.stretch):
-        menu.input(images.bands, [*layout.bands, layout.stretch], outputs, **QUIET, **shared)
-    layout.viewer.select(images.drag, None, outputs, **QUIET, **shared)
-    layout.box.submit(images.type_box, layout.box, outputs, **QUIET, **shared)
-    layout.whole.click(images.uncrop, None, outputs, **QUIET, **shared)
+    layout.other_upload.upload(
+        images.upload_other, layout.other_upload, outputs, api_visibility="private", **raw
+    )
+
+
+def _read(trigger, action, inputs, outputs, **options):
+    """An event with a sign over the image from its beginning to its end."""
+    trigger(None, None, None, js=READING)
+    event = trigger(action, inputs, outputs, **options)
+    event.then(None, None, None, js=READ)
+    return event
 
 
 def _example(images, key):

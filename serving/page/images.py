@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 import gradio as gr
 
 from model.errors import UserError
+from model.images import ImageError
 from model.images.facts import Facts
 from model.images.reading import open_source
 from serving.page import panel
@@ -15,7 +16,7 @@ from serving.page.examples import EXAMPLES
 from serving.page.service import Service
 from serving.page.sessions import Refused, Session
 from serving.page.view import STRETCHES, View, box_of, parse_box
-from serving.page.words import KINDS, WordedError
+from serving.page.words import ADDRESS, KINDS, WordedError
 
 IMAGE, SEEN = "image", "seen"
 EXAMPLE = "example:"  # how the value of a button begins that shows one
@@ -80,7 +81,8 @@ class Images:
             with open_source(address, public_only=True) as file:
                 content = file.read()
         except (UserError, ValueError) as error:
-            return self._refuse(session, address[:MOST_NAME], error, None)
+            failed = ImageError(str(error), ADDRESS)
+            return self._refuse(session, address[:MOST_NAME], failed, None)
         try:
             path = self._kept(content)
         except WordedError as error:
@@ -126,7 +128,7 @@ class Images:
     def _refuse(self, session, name, error, path):
         session.view = None
         reason = self._reason(session, error, path)
-        session.refused = Refused(name, reason)
+        session.refused = Refused(name, self._in_brief(session, error) or reason)
         self._begin_again(session)
         session.main.remark(self.service.words(session)["error"] + reason)
         return self.updates(session)
@@ -147,8 +149,13 @@ class Images:
         text = str(error)
         if path:
             text = text.replace(str(path), path.name)
-        hint = KINDS.get(getattr(error, "kind", ""), ("", ""))
-        return f"{text} {hint[self.service.is_english(session)]}".strip()
+        return f"{text} {self._in_brief(session, error)}".strip()
+
+    def _in_brief(self, session, error):
+        """In Chinese what is wrong with an image; in English the error itself says it."""
+        if self.service.is_english(session):
+            return ""
+        return KINDS.get(getattr(error, "kind", ""), "")
 
     # The same image in another way
 
@@ -235,7 +242,7 @@ class Images:
             return panel.empty(words)
         if session.shows == SEEN and seen is not None:
             return panel.as_seen(seen, words)
-        return panel.whole(session.view, words)
+        return panel.whole(session.view, words, words["image hint"])
 
     def _band_menus(self, view: View | None, facts: Facts | None) -> list:
         if view is None or facts is None or not facts.is_raster or facts.bands < 2:

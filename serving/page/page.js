@@ -1,5 +1,6 @@
-// What Gradio has no component for: dropping and pasting anywhere, what survives a reload, and the
-// names of its own buttons in the page's language, which may not be the browser's.
+// What Gradio has no component for: dropping and pasting anywhere, a sign while an image is read, what
+// survives a reload, and the names of its own buttons in the page's language, which may not be the
+// browser's.
 (() => {
   const give = (files) => {
     const input = document.querySelector("#source input[type=file]");
@@ -18,6 +19,21 @@
   document.addEventListener("paste", (event) => {
     if (give(event.clipboardData?.files ?? [])) event.preventDefault();
   });
+  // Reading a large image takes a while
+  const isEnglish = () => document.documentElement.lang === "en";
+  let soon;
+  const sign = (text) => {
+    clearTimeout(soon);
+    const place = document.querySelector("#preview");
+    if (!place) return;
+    place.ariaBusy = String(Boolean(text));
+    if (!text) delete place.dataset.sign;
+    else soon = setTimeout(() => (place.dataset.sign = text), 400); // what is fast needs none
+  };
+  document.addEventListener("remoteglm-reading", () =>
+    sign(isEnglish() ? "Reading the image..." : "正在读取图像……"));
+  document.addEventListener("remoteglm-read", () => sign(""));
+
   document.addEventListener("input", (event) => {
     if (event.target.matches?.("#question textarea"))
       sessionStorage.setItem("remoteglm-draft", event.target.value);
@@ -31,7 +47,7 @@
   ];
   const named = (text) => {
     const pair = NAMES.find((pair) => pair.includes(text.trim()));
-    return pair ? pair[Number(document.documentElement.lang === "en")] : text;
+    return pair ? pair[Number(isEnglish())] : text;
   };
   const rename = () => {
     for (const button of document.querySelectorAll("#dialogues .icon-button"))

@@ -25,8 +25,11 @@ def refused(file: Refused, words: dict[str, str]) -> str:
     )
 
 
-def whole(view: View, words: dict[str, str]) -> str:
-    """The image with its box; a part of it is chosen by dragging, see page.js."""
+def whole(view: View, words: dict[str, str], note: str = "") -> str:
+    """The image with its box; a part of it is chosen by dragging, see crop.js.
+
+    note: what stands below an image without a box.
+    """
     box = ""
     if view.box:
         left, top, width, height = view.box
@@ -36,7 +39,6 @@ def whole(view: View, words: dict[str, str]) -> str:
         )
         box = f"<span class='box' style='{style}'></span>"
     alt = words["image alt"].format(view.name, *view.size)
-    note = ""
     if view.box:
         note = words["crop note"].format(*view.box[2:])
     return _figure(

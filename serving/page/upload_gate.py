@@ -49,7 +49,8 @@ class UploadGate:
             await refusal(scope, receive, send)
             return
         try:
-            await self.app(scope, receive, send)
+            with suppress(ClientDisconnect):
+                await self.app(scope, receive, send)
         finally:
             self.space.give_back(int(length))
 

@@ -2,12 +2,15 @@
 
 from model.errors import UserError
 
-# Of images that cannot be read: what to do, by ImageError.kind
+ADDRESS = "address"  # a kind beside those of ImageError: what an address does not give
+# Why there is no image, in Chinese, by kind; in English the error says it
 KINDS = {
-    "unreadable": ("请换成 PNG、JPEG 或 TIFF。", ""),
-    "truncated": ("文件不完整：请重新复制或下载。", ""),
-    "too large": ("图像太大：请先切成小块。", ""),
-    "needs rasterio": ("这种文件要先装 rasterio：pip install rasterio。", ""),
+    "unreadable": "不是图像，或是这里读不了的格式：请换成 PNG、JPEG 或 TIFF。",
+    "truncated": "文件不完整或已损坏：请重新复制或下载。",
+    "too large": "图像太大：请先切成小块。",
+    "needs rasterio": "这种文件要先装 rasterio：pip install rasterio。",
+    ADDRESS: "这个网址取不到图像：只取公网上的 http(s) 网址，最多 100 MB、60 秒；也可以先下载，"
+    "再选择文件。",
 }
 
 # Key -> Chinese, English
@@ -54,6 +57,10 @@ TABLE = {
     "shown": ("显示", "Show"),
     "original": ("原图", "Image"),
     "seen": ("模型所见", "What the model sees"),
+    "image hint": (
+        "拖选一部分来提问 · 双击放大",
+        "Drag to ask about a part · double click to enlarge",
+    ),
     "seen note": ("模型所见：{}×{} 像素", "What the model sees: {}×{} pixels"),
     "crop note": ("提问的范围：{}×{} 像素", "Asked about: {}×{} pixels"),
     "tools": ("波段、拉伸、裁剪", "Bands, stretch, crop"),
