@@ -12,7 +12,7 @@ from PIL import Image
 from test_data import call, image, load, save, save_images
 
 from data import existing, exports, generate_prompt, transform, translation_en2zh
-from data.layouts import classes
+from data.layouts import classes, open_files
 
 
 def imported(source, output, *options, status=0):
@@ -220,7 +220,9 @@ def test_parquet(tmp_path, capsys, monkeypatch):
     assert imported(source, tmp_path / "en.jsonl") == expected
     held = {"image": [{"bytes": b"x", "path": None}], "text": ["A ."]}
     parquet.write_table(pyarrow.table(held), source)
-    assert "row 0: the image itself under 'image'" in faults(source, tmp_path, capsys)
+    assert "row 0: expected the bytes of an image in 'image', got b'x'" in faults(
+        source, tmp_path, capsys
+    )
     source.write_bytes(source.read_bytes()[:-9])
     assert "is no Parquet file, or not whole" in faults(source, tmp_path, capsys)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -687,6 +689,127 @@ def test_faults_of_arrow_files_write_nothing(xlrs, tmp_path, capsys):
     assert "name the one of captions by --caption-column text" in faults(
         other, tmp_path, capsys, *options
     )
+
+
+def held(color, form="struct"):
+    """An image as Parquet files hold it."""
+    content = picture(color)
+    as_struct = {"bytes": content, "path": f"{color}.png"}
+    return {"struct": as_struct, "binary": content, "list": [as_struct]}[form]
+
+
+def write_parquet(path, columns, rows_each=2):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=rows_each)
+    return path
+
+
+@pytest.mark.parametrize("form", ("struct", "binary", "list"))
+def test_parquet_files_with_images_inside(tmp_path, form):
+    """As the Hub has them: a list of captions or rows of one image, the split in the name."""
+    colors = ["red", "green", "blue"]
+    pictures = [held(color, form) for color in colors]
+    folder, out = tmp_path / "sets" / "ucm", tmp_path / "out"
+    captions = [["Red .", "R ."], ["Green ."], ["Blue ."]]
+    columns = {"image": pictures, "captions": captions, "width": [64] * 3}
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", columns)
+    columns = {"caption": ["A .", "B .", "C ."], "image": [pictures[k] for k in (1, 0, 1)]}
+    for number, last in enumerate(("", "-0123456789abcdef")):
+        name = f"train-{number:05d}-of-00002{last}.parquet"
+        write_parquet(folder / "data" / name, columns)
+    names = [f"ucm/{number:06d}.png" for number in (0, 1, 2, 3, 4)]
+    expected = [
+        record(names[0], "Red .", "R .", split="test"),
+        record(names[1], "Green .", split="test"),
+        record(names[2], "Blue .", split="test"),
+        record(names[3], "A .", "C .", "A .", "C .", split="train"),
+        record(names[4], "B .", "B .", split="train"),
+    ]
+    assert imported(folder, out / "en.json") == expected
+    for name, color in zip(names, [*colors, "green", "red"]):
+        assert (out / "images" / name).read_bytes() == picture(color)
+    # again, and of one file by each way
+    assert imported(folder, out / "en.json") == expected
+    one = folder / "data" / "test-00000-of-00001.parquet"
+    for options in ((), ("--layout", "table"), ("--layout", "arrow")):
+        made = imported(one, tmp_path / "one" / "en.json", *options)
+        assert [row["caption"] for row in made] == [row["caption"] for row in expected[:3]]
+    options = ("--sample", "2", "--split", "50/0/50")
+    made = imported(tmp_path / "sets" / "ucm" / "data", tmp_path / "two.json", *options, status=1)
+    alone = write_parquet(tmp_path / "alone" / "train-00000-of-00001.parquet", columns)
+    made = imported(alone.parent, tmp_path / "three" / "en.json", *options)
+    assert sorted(row["split"] for row in made) == ["test", "train"]
+
+
+def test_folders_of_parquet_files_with_paths(tmp_path):
+    """As the Hub converts sets: no split in the names but in the folders; one image in two rows."""
+    folder = tmp_path / "default"
+    columns = {"image": ["a.jpg", "b.jpg", "a.jpg"], "caption": ["A .", "B .", "C ."]}
+    write_parquet(folder / "train" / "0000.parquet", columns)
+    columns = {"image": ["c.jpg"], "caption": ["D ."]}
+    write_parquet(folder / "validation" / "0000.parquet", columns)
+    assert imported(tmp_path, tmp_path / "en.json") == [
+        record("a.jpg", "A .", "C .", split="train"),
+        record("b.jpg", "B .", split="train"),
+        record("c.jpg", "D .", split="val"),
+    ]
+
+
+def test_faults_of_parquet_files_write_nothing(tmp_path, capsys):
+    folder = tmp_path / "set" / "data"
+    pictures = [held("red"), {"bytes": b"<html>", "path": None}, None, held("blue")]
+    columns = {"image": pictures, "caption": ["A .", "B .", "C .", "D ."]}
+    first = write_parquet(folder / "train-00000-of-00003.parquet", columns)
+    message = faults(folder, tmp_path, capsys)
+    words = "2 files of the set are missing (data/train-00001-of-00003.parquet): download them"
+    assert words in message
+    first.rename(folder / "train.parquet")
+    columns["image"][1:3] = [[held("red"), held("blue")], [held("green")]]
+    columns["image"] = [columns["image"][k] if k in (1, 2) else [pictures[k]] for k in range(4)]
+    write_parquet(folder / "test.parquet", columns)
+    message = faults(tmp_path / "set", tmp_path, capsys)
+    assert "3 bad records" in message and not (tmp_path / "images").exists()
+    assert "test.parquet row 1: expected a path or an address in 'image'" in message
+    assert "train.parquet row 1: expected the bytes of an image in 'image', got b'<htm" in message
+    assert "train.parquet row 2: expected a path or an address in 'image', got None" in message
+    write_parquet(folder / "test.parquet", {"image": [held("red")], "words": ["A ."]})
+    assert "name the one of captions by --caption-column" in faults(folder, tmp_path, capsys)
+    (folder / "test.parquet").write_bytes(first.with_name("train.parquet").read_bytes()[:200])
+    assert "test.parquet: row 0: " in faults(folder, tmp_path, capsys)
+    (folder / "test.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "a Git LFS pointer" in faults(folder, tmp_path, capsys)
+
+
+def test_an_image_of_another_set_is_not_replaced(tmp_path, capsys):
+    """Uncompressed images all have one size."""
+    columns = {"image": [held("red")], "caption": ["A ."]}
+    source = write_parquet(tmp_path / "a" / "set.parquet", columns)
+    imported(source, tmp_path / "one.json")
+    [image] = (tmp_path / "images" / "set").iterdir()
+    other = image.read_bytes()[::-1]
+    image.write_bytes(other)
+    message = faults(source, tmp_path, capsys)
+    assert "is there already and another image than the one to be written" in message
+    assert image.read_bytes() == other and message.count("\n") == 1
+
+
+def test_images_of_a_parquet_file_are_not_all_in_memory(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    draw = random.Random(0)
+    pictures = []
+    for _ in range(80):
+        pictures.append({"bytes": b"\x89PNG" + draw.randbytes(100_000), "path": None})
+    # one image twice: the rows of an image are gathered
+    columns = {"image": [*pictures, pictures[0]], "caption": ["A ."] * 81}
+    source = write_parquet(tmp_path / "set.parquet", columns, rows_each=5)
+    del pictures, columns
+    rows, before, held_bytes = open_files([source]).read(), pyarrow.total_allocated_bytes(), []
+    for _ in rows:
+        held_bytes.append(pyarrow.total_allocated_bytes() - before)
+    assert len(held_bytes) == 80 and max(held_bytes) < 4e6
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ class CaptionFiles:
     @property
     def holds_images(self):
         """Whether the images are inside, to be written as files."""
-        return self.layout is arrow
+        return any(map(arrow.recognises, self.contents))
 
     @property
     def folder(self):
@@ -111,7 +111,7 @@ def _recognised(content):
     """The name of its layout. Raises UserError."""
     if content.path.is_dir() and not any(layout.recognises(content) for layout in FOLDERS):
         raise UserError(
-            f"cannot read {content.path}: a directory without *_caps.txt, *.tar, *.arrow or "
-            "folders of known classes; name the file, or give --layout classes"
+            f"cannot read {content.path}: a directory without *_caps.txt, *.tar, *.arrow, "
+            "*.parquet or folders of known classes; name the file, or give --layout classes"
         )
     return next(name for name, layout in LAYOUTS.items() if layout.recognises(content))

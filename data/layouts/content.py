@@ -1,6 +1,7 @@
 """A file or folder of a caption set, opened as far as it takes to recognise its layout."""
 
 import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from data.caption_sets import SPLITS, split_of
 from data.faults import Fault, Tally, got
 from data.records import read_content, read_records, records_in
 from data.stage import RECORD_FILES
+from model.errors import UserError
 
 # a word of a file name that says which split it holds: captions_train2014.json, x-val.csv
 SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|valid|validation|test)(?![a-z])", re.I)
@@ -89,6 +91,32 @@ class Content:
         return {**image, "split": split}
 
 
+def check_names(path, names):
+    """Raises UserError where a table has no names of columns, or one twice."""
+    if not any(name.strip() for name in names):
+        raise UserError(
+            f"{path} has no columns: it is empty, or its first line is, where their names stand"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: columns of the same name, rename one: {', '.join(twice)}")
+
+
+def checked_columns(content, names, image_key, caption_keys):
+    """(column of the images, those of the captions). Raises UserError where one is not known."""
+    missing = []
+    if not image_key:
+        missing.append(f"images by --image-column {content.image_key or ''}".rstrip())
+    if not caption_keys:
+        missing.append(f"captions by --caption-column {content.caption_key or ''}".rstrip())
+    if missing:
+        raise UserError(
+            f"{content.path}: its columns are {', '.join(names)}; name the one of "
+            f"{' and of '.join(missing)}"
+        )
+    return image_key, caption_keys
+
+
 def split_in(name):
     """The one split that the words of a file name say, or None."""
     found = {split_of(word) for word in SPLIT_IN_NAME.findall(name)}
@@ -146,33 +174,40 @@ def with_captions(image, record, keys):
 def by_image(rows):
     """Rows of which several may be about one image -> one image each, all its sentences together.
 
-    rows(): yields (where, image or Fault), the same each time. Where no image comes twice, memory
-    does not hold them.
+    rows(): yields (where, image or Fault), the same each time. Memory holds the sentences of images
+    that come several times.
     """
-    seen = set()
+    seen, repeated = set(), set()
     for _, image in rows():
         if isinstance(image, Fault):
             continue
         name = hash(image["filename"])
         if name in seen:
-            return _grouped(rows())
+            repeated.add(name)
         seen.add(name)
-    return rows()
+    return _grouped(rows, repeated) if repeated else rows()
 
 
-def _grouped(rows):
-    images = {}
-    for where, image in rows:
-        if isinstance(image, Fault):
+def _grouped(rows, repeated):
+    """repeated: hashes of the names that come several times."""
+    sentences = defaultdict(list)
+    for _, image in rows():
+        if not isinstance(image, Fault) and hash(image["filename"]) in repeated:
+            sentences[image["filename"]] += image["sentences"]
+
+    # {name: what all its rows say of it}
+    first = {}
+    for where, image in rows():
+        if isinstance(image, Fault) or image["filename"] not in sentences:
             yield where, image
             continue
-        _, known = images.setdefault(image["filename"], (where, image))
-        if known is image:
+        name = image["filename"]
+        facts = {key: image.get(key) for key in ("split", "address")}
+        if name not in first:
+            first[name] = facts
+            yield where, {**image, "sentences": sentences[name]}
             continue
-        for key in ("split", "address"):
-            if known.get(key) != image.get(key):
-                yield where, Fault(f"another {key!r} than an earlier row of {known['filename']}")
+        for key, value in facts.items():
+            if value != first[name][key]:
+                yield where, Fault(f"another {key!r} than an earlier row of {name}")
                 break
-        else:
-            known["sentences"] += image["sentences"]
-    yield from images.values()
