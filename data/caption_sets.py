@@ -15,6 +15,7 @@ SPELLINGS = {
     "restval": "train",
     "validation": "val",
     "valid": "val",
+    "dev": "val",
     "testing": "test",
 }
 RSICD_PAGE = "the RSICD_optimal project page on GitHub (201528014227051/RSICD_optimal)"

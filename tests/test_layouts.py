@@ -744,6 +744,16 @@ def test_parquet_files_with_images_inside(tmp_path, form):
     assert sorted(row["split"] for row in made) == ["test", "train"]
 
 
+def test_sentences_of_karpathy_in_a_table_and_a_split_called_dev(tmp_path):
+    columns = {"filename": ["a.jpg"], "sentences": [[{"raw": "A ."}, {"raw": "B ."}]]}
+    source = write_parquet(tmp_path / "set.parquet", {**columns, "split": ["dev"]})
+    expected = [record("a.jpg", "A .", "B .", split="val")]
+    assert imported(source, tmp_path / "en.json") == expected
+    assert imported(write_parquet(tmp_path / "dev.parquet", columns), tmp_path / "en.json") == (
+        expected
+    )
+
+
 def test_folders_of_parquet_files_with_paths(tmp_path):
     """As the Hub converts sets: no split in the names but in the folders; one image in two rows."""
     folder = tmp_path / "default"
@@ -928,3 +938,147 @@ def test_converted_images_stay_in_their_folder(tmp_path):
         [made] = out.parent.glob("png/**/*.png")
         assert [row["img"] for row in load(out)] == [made.relative_to(out.parent).as_posix()]
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a.png"]
+
+
+def test_keys_that_stand_twice_lose_nothing(tmp_path, capsys):
+    """As a class of NWPU that was pasted twice; the JSON of Python keeps the last."""
+    source = tmp_path / "in.json"
+    source.write_text('{"a": [{"filename": "1.jpg", "raw": "A ."}], "a": [{"filename": "2.jpg"}]}')
+    assert "a key that stands twice in an object, 'a'" in faults(source, tmp_path, capsys)
+    twice = '{"image": "b.jpg", "caption": "B .", "caption": "C ."}'
+    source.write_text(f'[{{"image": "a.jpg", "caption": "A ."}}, {twice}, {{"image": 5}}]')
+    message = faults(source, tmp_path, capsys)
+    assert "2 bad records: record 1: a key that stands twice in an object, 'caption'" in message
+    lines = tmp_path / "in.jsonl"
+    lines.write_text(f'{{"image": "a.jpg", "caption": "A ."}}\n{twice}\n')
+    assert "line 2: a key that stands twice in an object" in faults(lines, tmp_path, capsys)
+    inner = '{"filename": "a.jpg", "sentences": [{"raw": "A .", "raw": "B ."}]}'
+    source.write_text(f"[{inner}]")
+    assert "record 0" in (message := faults(source, tmp_path, capsys)) and "'raw'" in message
+    path = shard(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.json", twice.encode())])
+    assert "member 1: a key that stands twice" in faults(path, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "cell, sentences",
+    (
+        # as json.dumps, repr, NumPy and pandas print lists
+        (json.dumps(["湖 A .", 'B "x" .']), ["湖 A .", 'B "x" .']),
+        (repr(['it\'s "big" .', "B ."]), ['it\'s "big" .', "B ."]),
+        ("['A .' 'B .']", ["A .", "B ."]),
+        ("['A .\n'\n 'B .']", ["A .\n", "B ."]),
+        ('["Park" sign] on a roof .', ['["Park" sign] on a roof .']),
+        ("[0] lakes", ["[0] lakes"]),
+        ("['A .', 'B", None),
+        ("['A .', 5]", None),
+    ),
+)
+def test_lists_of_captions_in_a_cell_are_read_whole(tmp_path, capsys, cell, sentences):
+    source = tmp_path / "in.csv"
+    with open(source, "w", newline="") as file:
+        csv.writer(file).writerows([["image", "caption"], ["a.jpg", cell]])
+    if sentences is None:
+        message = faults(source, tmp_path, capsys)
+        assert "line 2: expected a whole list of texts in 'caption', got" in message
+    else:
+        assert imported(source, tmp_path / "en.json") == [record("a.jpg", *sentences)]
+
+
+def test_spaces_and_spellings_of_a_name_are_one_image(tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text('caption, image\nA ., x/a.jpg\nB ., "./x//a.jpg"\n')
+    assert imported(source, tmp_path / "en.json") == [record("x/a.jpg", "A .", "B .")]
+
+
+def test_endings_in_capitals_are_read(tmp_path):
+    """As Windows and old archives write them."""
+    row = {"image": "a.jpg", "caption": "A ."}
+    expected = [record("a.jpg", "A .")]
+    assert imported(save(tmp_path / "IN.JSON", [row]), tmp_path / "en.json") == expected
+    (tmp_path / "IN.JSONL").write_text(json.dumps(row) + "\n")
+    assert imported(tmp_path / "IN.JSONL", tmp_path / "en.json") == expected
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "VAL_CAPS.TXT").write_text("A .\n")
+    (texts / "VAL_FILENAME.TXT").write_text("a.jpg\n")
+    for source in (texts, texts / "VAL_CAPS.TXT"):
+        made = imported(source, tmp_path / "en.json")
+        assert made == [record("a.jpg", "A .", split="val")]
+    path = shard(tmp_path / "S.tar", [("a.JPG", b"x"), ("a.TXT", b"A .")])
+    assert imported(path, tmp_path / "en.json") == [record("S.tar/a.JPG", "A .")]
+
+
+def test_files_of_captions_without_their_names_are_all_said(tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / f"{split}_caps.txt").write_text("A .\n")
+    message = faults(tmp_path, tmp_path, capsys)
+    assert "expected train_filename.txt" in message and "expected val_filename.txt" in message
+    (tmp_path / "train_filename.txt").write_text("a.jpg\n")
+    message = faults(tmp_path / "train_filename.txt", tmp_path, capsys)
+    assert "a file of captions is called like train_caps.txt" in message
+
+
+def test_a_first_record_of_another_kind_does_not_hide_the_layout(tmp_path, capsys):
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    rows = [{"note": "x"}, {"image": "a.png", "conversations": turns}]
+    made = imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
+    assert [row["imged_id"] for row in made] == ["a.png"]
+    rows[1]["conversations"] = "Q A"
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    assert "record 1: expected a list of turns of user and assistant, got 'Q A'" in message
+    rows = [{"conversations": turns}] * 3
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    assert "none of 3 rows names an image under img, image, images" in message
+
+
+def test_turns_of_parts_as_of_qwen_and_openai(tmp_path, capsys):
+    def asked(*images, **more):
+        parts = [{"type": kind, kind: value} for kind, value in images]
+        parts.append({"type": "text", "text": "What?"})
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "A lake."}]}
+        return {"messages": [{"role": "user", "content": parts}, answer], **more}
+
+    rows = [asked(("image", "a.png")), asked(("image_url", {"url": "b.png"}))]
+    rows += [asked(("image", "c.png"), images=["c.png"])]
+    rows += [{"image": "d.png", "question": "What?", "answer": "A lake."}]
+    made = imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
+    assert [row["imged_id"] for row in made] == ["a.png", "b.png", "c.png", "d.png"]
+    for row in made:
+        assert [turn["content"] for turn in row["conversations"]] == ["What?", "A lake."]
+    rows = [asked(("image", "a.png"), ("image", "b.png"))]
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    assert "expected a path or an address in 'messages', got ['a.png', 'b.png']" in message
+    rows = [{"images": ["a.png"], "query": "Q", "response": "A", "system": "You see."}]
+    imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
+    assert "1 rows with a system text, left out" in capsys.readouterr().err
+
+
+def test_captions_and_dialogues_of_shards_are_not_mixed(tmp_path, capsys):
+    dialogue = [("a.jpg", b"x"), ("a.json", {"rows": [{"prompt": "Q", "label": "A"}]})]
+    caption = [("b.jpg", b"x"), ("b.txt", b"A .")]
+    for members in (dialogue + caption, caption + dialogue):
+        message = faults(shard(tmp_path / "s.tar", members), tmp_path, capsys)
+        assert "1 bad records: s.tar member 3: captions and dialogues in one set" in message
+    rows = [("a.jpg", b"x"), ("a.json", {"rows": []}), ("b.jpg", b"x")]
+    rows += [("b.json", {"rows": [{"prompt": "Q"}]})]
+    message = faults(shard(tmp_path / "s.tar", rows), tmp_path, capsys)
+    assert "no 'caption' among its keys (rows)" in message
+    assert "no question and answer among its keys" in message
+
+
+def test_the_text_beside_a_json_without_a_caption_is_not_lost(tmp_path):
+    members = [("a.jpg", b"x"), ("a.json", {"caption": None}), ("a.txt", b"A .")]
+    members += [("b.jpg", b"x"), ("b.json", {"caption": "B ."}), ("b.txt", b"B .")]
+    members += [("c.jpg", b"x"), ("c.json", {"caption": "C ."}), ("c.txt", b"D .")]
+    path = shard(tmp_path / "s.tar", members)
+    assert imported(path, tmp_path / "en.json") == [
+        record("s.tar/a.jpg", "A ."),
+        record("s.tar/b.jpg", "B ."),
+        record("s.tar/c.jpg", "C .", "D ."),
+    ]
+
+
+def test_an_image_without_a_caption_is_named_in_every_layout(tmp_path, capsys):
+    content = {**COCO, "annotations": COCO["annotations"][:1]}
+    message = faults(save(tmp_path / "in.json", content), tmp_path, capsys)
+    assert "2 bad records: image 0 ('a.jpg'): no caption (none in 'sentences'); image 2" in message

@@ -12,7 +12,7 @@ that is wrong, so that all faults of a file are named at once. An image is
 
 from dataclasses import dataclass
 
-from data.faults import Tally
+from data.faults import Fault, Tally
 from data.layouts import (
     arrow,
     classes,
@@ -41,6 +41,10 @@ LAYOUTS = {
     # recognised as the above
     "nwpu": karpathy,
 }
+OTHER_KIND = Fault(
+    "captions and dialogues in one set, of which the first image has the other: import one after "
+    "the other"
+)
 # those of which a folder may be
 FOLDERS = (texts, webdataset, arrow, classes)
 
@@ -80,9 +84,13 @@ class CaptionFiles:
 
     def read(self, _path=None):
         """Yield (where, image or Fault) of all files."""
+        has_captions = self.has_captions
         for content in self.contents:
             prefix = f"{content.path.name} " if len(self.contents) > 1 else ""
             for where, image in self.layout.read(content):
+                brings_rows = not {"conversations", "scene"}.isdisjoint(image)
+                if isinstance(image, dict) and brings_rows == has_captions:
+                    image = OTHER_KIND
                 unsplit = isinstance(image, dict) and "split" not in image
                 if unsplit and self.layout is not karpathy:
                     image = content.with_split(image)

@@ -155,18 +155,21 @@ def _rows(content, file):
                 yield _image(dict(zip(columns, values)), *keys)
                 row += 1
     except (pyarrow.ArrowException, OSError) as error:
-        kind = file.suffix[1:].capitalize()
+        kind = _kind(file)
         what = damage(file) or f": {error}; it is no {kind} file, or not whole: download it again"
         raise UserError(f"{file}: row {row}{what}") from None
+
+
+def _kind(file):
+    return "Parquet" if file.suffix.lower() == ".parquet" else "Arrow"
 
 
 def _pyarrow(file):
     try:
         import pyarrow.parquet
     except ImportError:
-        kind = file.suffix[1:].capitalize()
         raise UserError(
-            f"{file}: reading {kind} files needs pyarrow: pip install pyarrow"
+            f"{file}: reading {_kind(file)} files needs pyarrow: pip install pyarrow"
         ) from None
     return pyarrow
 
@@ -176,7 +179,7 @@ def _table(file):
     from pyarrow import ArrowException, ipc, memory_map
     from pyarrow.parquet import ParquetFile
 
-    if file.suffix.lower() == ".parquet":
+    if _kind(file) == "Parquet":
         # memory holds one page: by default all the images of a row group
         reader = ParquetFile(file, memory_map=True, pre_buffer=False)
         return reader.schema_arrow, lambda columns: reader.iter_batches(BATCH, columns=columns)
@@ -202,7 +205,6 @@ def _keys(content, file, schema):
     # answers to "Describe the image in detail."; one text would be that of any question
     if not captions and not content.caption_key and _is_list(schema, "answer"):
         captions = ["answer"]
-    captions = [name for name in captions if name != image]
     image, captions = checked_columns(content, schema.names, image, captions)
     columns = [image, *captions]
     if "split" in schema.names and "split" not in columns:
@@ -274,5 +276,5 @@ def _refuse_gaps(files):
 def _set_name(path):
     """What the folder of its images is called: not as a split, which would be taken for one."""
     path = path.resolve()
-    stem = path.name.removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
+    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
     return path.parent.name if split_of(stem) in SPLITS else stem

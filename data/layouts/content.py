@@ -1,27 +1,33 @@
 """A file or folder of a caption set, opened as far as it takes to recognise its layout."""
 
+import ast
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from posixpath import normpath
 
 from data.caption_sets import SPLITS, split_of
 from data.faults import Fault, Tally, got
-from data.records import read_content, read_records, records_in
+from data.records import parsed, read_content, read_records, records_in
 from data.stage import RECORD_FILES
 from model.errors import UserError
 
 # a word of a file name that says which split it holds: captions_train2014.json, x-val.csv
-SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|valid|validation|test)(?![a-z])", re.I)
+SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])", re.I)
 # names of columns and keys, lower case without _, - and spaces; the first that is there counts
 IMAGE_KEYS = (
     *("filename", "filepath", "imagepath", "imgpath", "path", "imagename", "imgname", "imagefile"),
     *("image", "img", "images", "file", "picture", "photo", "url", "imageurl", "imgurl"),
 )
 CAPTION_KEYS = ("caption", "sentence", "text", "description")
+# records by which a file's layout is recognised
+LOOKED_AT = 20
 # a list of texts as Python, NumPy and pandas print it into a cell
-QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
+PRINTED_LIST = re.compile(r"\[\s*['\"]")
 
 
 @dataclass
@@ -39,7 +45,7 @@ class Content:
     @cached_property
     def data(self):
         """What a .json holds, None of anything else. Raises UserError."""
-        if self.path.is_dir() or self.path.suffix != ".json":
+        if self.path.is_dir() or self.path.suffix.lower() != ".json":
             return None
         return read_content(self.path)
 
@@ -51,11 +57,15 @@ class Content:
 
     @cached_property
     def first(self):
-        """The first record of a .json or .jsonl, {} where that is no object. Raises UserError."""
-        if self.path.is_dir() or self.path.suffix not in RECORD_FILES:
+        """The first record of a .json or .jsonl that names an image, or is an object, or {}.
+
+        Of the first few: the others may be of any kind. Raises UserError.
+        """
+        if self.path.is_dir() or self.path.suffix.lower() not in RECORD_FILES:
             return {}
-        record = next((record for _, record in self.records()), None)
-        return record if isinstance(record, dict) else {}
+        records = [one for _, one in islice(self.records(), LOOKED_AT) if isinstance(one, dict)]
+        named = (record for record in records if self.keys(record)[0])
+        return next(named, records[0] if records else {})
 
     def keys(self, names):
         """(the key of the image, those of the captions) among these; None, [] for none."""
@@ -104,6 +114,7 @@ def check_names(path, names):
 
 def checked_columns(content, names, image_key, caption_keys):
     """(column of the images, those of the captions). Raises UserError where one is not known."""
+    caption_keys = [key for key in caption_keys if key != image_key]
     missing = []
     if not image_key:
         missing.append(f"images by --image-column {content.image_key or ''}".rstrip())
@@ -141,7 +152,8 @@ def named_image(value, key):
     if not isinstance(value, str) or not value.strip():
         return got(f"a path or an address in {key!r}", value)
     if "://" not in value:
-        return {"filename": value.removeprefix("./")}
+        # ./a.jpg and x//a.jpg are a.jpg and x/a.jpg; a \ is read later
+        return {"filename": normpath(value.strip(" "))}
     name = re.split(r"[?#]", value)[0].rpartition("/")[2]
     if not name:
         return got(f"an address that ends in a file name in {key!r}", value)
@@ -150,14 +162,42 @@ def named_image(value, key):
 
 def sentences_in(value, key):
     """[{"raw": text}, ...] of a text, a list of texts or one printed into a cell; or a Fault."""
-    if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
-        value = [one or other for one, other in QUOTED.findall(value)] or value
+    if isinstance(value, str) and _is_printed_list(value):
+        texts = _printed_texts(value)
+        if texts is None:
+            return got(f"a whole list of texts in {key!r}", value)
+        value = texts
     if not isinstance(value, list):
         value = [value]
-    for text in value:
+    # Karpathy's sentences in a table
+    texts = [one.get("raw", one) if isinstance(one, dict) else one for one in value]
+    for text in texts:
         if text is not None and not isinstance(text, str):
             return got(f"a text or a list of texts in {key!r}", text)
-    return [{"raw": text} for text in value]
+    return [{"raw": text} for text in texts]
+
+
+def _is_printed_list(text):
+    """Whether it is a list, perhaps cut off; not a text that begins with something in brackets."""
+    return PRINTED_LIST.match(text) and (text.rstrip().endswith("]") or "]" not in text)
+
+
+def _printed_texts(value):
+    """The texts of a list as JSON, Python, NumPy or pandas print it; None where it has others."""
+    try:
+        texts = parsed(value)
+        if all(isinstance(text, str) for text in texts):
+            return texts
+    except ValueError:
+        pass
+    # NumPy has no commas
+    if not re.fullmatch(r"\[[\s,]*\]\s*", QUOTED.sub("", value)):
+        return None
+    quoted = [text.replace("\n", "\\n") for text in QUOTED.findall(value)]
+    try:
+        return [ast.literal_eval(text) for text in quoted]
+    except (ValueError, SyntaxError):
+        return None
 
 
 def with_captions(image, record, keys):

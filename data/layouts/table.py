@@ -37,12 +37,12 @@ def _csv(path):
     with text_file(path) as file:
         header = file.readline()
     delimiter = max(DELIMITERS, key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter), [])
+    names = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
 
     def records():
         with text_file(path) as file:
             # strict: a quote that is never closed would hide all lines after it
-            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+            rows = csv.DictReader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
             while True:
                 try:
                     row = next(rows, None)
