@@ -617,6 +617,8 @@ def xlrs(tmp_path):
     ]
     write_arrow(folder / "data-00000-of-00002.arrow", rows[:2])
     write_arrow(folder / "data-00001-of-00002.arrow", rows[2:], "new_file")
+    # what datasets has computed of them
+    write_arrow(folder / "cache-0123456789abcdef.arrow", rows)
     (folder / "state.json").write_text('{"_split": "train"}')
     return folder.parent, rows
 
