@@ -15,7 +15,6 @@ SPELLINGS = {
     "restval": "train",
     "validation": "val",
     "valid": "val",
-    "dev": "val",
     "testing": "test",
 }
 RSICD_PAGE = "the RSICD_optimal project page on GitHub (201528014227051/RSICD_optimal)"

@@ -16,7 +16,7 @@ from data.stage import RECORD_FILES
 from model.errors import UserError
 
 # a word of a file name that says which split it holds: captions_train2014.json, x-val.csv
-SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])", re.I)
+SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|valid|validation|test)(?![a-z])", re.I)
 # names of columns and keys, lower case without _, - and spaces; the first that is there counts
 IMAGE_KEYS = (
     *("filename", "filepath", "imagepath", "imgpath", "path", "imagename", "imgname", "imagefile"),
