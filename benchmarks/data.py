@@ -35,7 +35,7 @@ CAPTIONS = 2713
 # of these, how many one by one
 SAMPLE = 100
 # steps of a training
-STEPS = 40
+STEPS = 200
 
 
 class Run(NamedTuple):
@@ -329,29 +329,44 @@ def tars(folder, args):
     yield f"members read at random, {count:,}", f"{took}: {rate:,.0f} members/s of CPU", ""
 
 
-# argv: a .jsonl; prints nothing, so that the time of `run` is its own
+# argv: a .jsonl; prints a line after the index and one after the plan
 INDEX_ROWS = """
-import sys
+import resource, sys
 sys.path.insert(0, sys.argv[1])
 from model.row_store import StoredSamples
 from model.training.sampler import plan_epoch
+def say():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 samples = StoredSamples(sys.argv[2])
-if sys.argv[3] == "plan":
-    plan_epoch(samples.characters, 4, 0, 0)
+say()
+plan_epoch(samples.characters, 4, 0, 0)
+say()
 """
 
 
 def rows(folder, args):
     """The index of rows that stay on the disk, and the plan of an epoch: what a training holds."""
+
+    def taken(count):
+        command = (sys.executable, "-c", INDEX_ROWS, DATA.parent, write_rows(folder, count))
+        lines = subprocess.check_output(command, text=True).splitlines()
+        return [tuple(map(float, line.split())) for line in lines]
+
+    (start, _), _ = taken(1)
     for count in (10_000, args.records):
-        path = write_rows(folder, count)
-        start = run("-c", INDEX_ROWS, DATA.parent, write_rows(folder, 1), "index")
-        took = run("-c", INDEX_ROWS, DATA.parent, path, "index")
-        each = 1000 * (took.cpu - start.cpu) / count
-        yield f"index of {count:,} rows (JSONL)", f"{took}: {each:.3f} ms of CPU a row", ""
-        took = run("-c", INDEX_ROWS, DATA.parent, path, "plan")
-        yield f"the same and the plan of an epoch, {count:,} rows", str(took), "<= 2,000 MB"
-        path.unlink()
+        (index, memory), (plan, more) = taken(count)
+        each = 1000 * (index - start) / count
+        yield (
+            f"index of {count:,} rows (JSONL)",
+            f"{index:.1f} s of CPU ({each:.3f} ms a row), {memory:.0f} MB",
+            "",
+        )
+        yield (
+            f"the same and the plan of an epoch, {count:,} rows",
+            f"{plan:.1f} s of CPU, {more:.0f} MB",
+            "<= 2,000 MB",
+        )
 
 
 def training(folder, args):
@@ -365,12 +380,15 @@ def training(folder, args):
         took = run(DATA.parent / "finetune_RemoteGLM.py", *base, *files, *options)
 
         lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-        seconds = [json.loads(line)["seconds"] for line in lines if '"loss"' in line]
-        rate = (STEPS - 1) / (seconds[-1] - seconds[0])
+        steps = [json.loads(line) for line in lines if '"loss"' in line]
+        rate = (STEPS - 1) / (steps[-1]["seconds"] - steps[0]["seconds"])
         where = "from the disk" if more else "in memory"
+        moments = (steps[0], steps[STEPS // 2], steps[-1])
+        first, half, end = (step["memory_gb"] for step in moments)
         yield (
             f"training of {count:,} rows {where}",
-            f"first step after {seconds[0]:.0f} s, {rate:.1f} steps/s; {took}",
+            f"first step after {steps[0]['seconds']:.0f} s, {rate:.1f} steps/s; {took}; peak so "
+            f"far {first:.2f} GB at step 1, {half:.2f} half-way, {end:.2f} at the end",
             "",
         )
 

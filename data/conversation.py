@@ -7,6 +7,8 @@ from data.faults import Fault, got, has_words
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 SYSTEM = "system"
 PLACE = "<image>"
+# of the turns of Qwen-VL and the OpenAI API, which are lists of parts
+IMAGE_PARTS = ("image", "image_url")
 MARKUP = re.compile(r"</?(?:img|image|video|audio|ref|box)>|<\|\w+\|>")
 
 
@@ -65,6 +67,36 @@ def _role(turn):
 
 
 def _content(turn):
+    """The text of a turn, its parts joined; what is no text as it is."""
+    content = _content_of(turn)
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in IMAGE_PARTS:
+            texts.append(PLACE)
+        elif kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            return content
+    return "".join(texts)
+
+
+def images_in(turns):
+    """What the parts of the turns name as images, each once, in order."""
+    found = []
+    for turn in turns if isinstance(turns, list) else ():
+        content = _content_of(turn)
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            image = part.get(kind) if kind in IMAGE_PARTS else None
+            if image and image not in found:
+                found.append(image)
+    return found
+
+
+def _content_of(turn):
     if not isinstance(turn, dict):
         return None
     return turn["content"] if "content" in turn else turn.get("value")

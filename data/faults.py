@@ -77,10 +77,27 @@ def got(expected, value):
     return Fault(f"expected {expected}", f", got {reprlib.repr(value)}")
 
 
-def object_problem(record):
-    """The Fault of a record that is no object, itself perhaps a Fault; or None."""
+def inner_fault(record):
+    """The Fault that a record is, or that one of its values is or lists; or None."""
     if isinstance(record, Fault):
         return record
+    if not isinstance(record, dict):
+        return None
+    for value in record.values():
+        if isinstance(value, Fault):
+            return value
+        if isinstance(value, list):
+            fault = next((one for one in value if isinstance(one, Fault)), None)
+            if fault:
+                return fault
+    return None
+
+
+def object_problem(record):
+    """The Fault of a record that is no object, itself perhaps a Fault; or None."""
+    fault = inner_fault(record)
+    if fault:
+        return fault
     if not isinstance(record, dict):
         return got("an object", record)
     return None

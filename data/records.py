@@ -3,12 +3,13 @@
 import json
 import re
 import reprlib
+from collections import Counter
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 from data.caption_sets import SPLITS, nwpu_images, split_of
-from data.faults import Fault, Problems, Tally, got, split_problem, text_problem
+from data.faults import Fault, Problems, Tally, got, inner_fault, split_problem, text_problem
 from model.errors import UserError
 from model.files import json_problem, parse_json, replacing
 
@@ -21,7 +22,7 @@ def read_records(path):
     UTF-8, UTF-16, a BOM and CRLF are allowed; NaN is null. The record of a line that is not JSON is
     its Fault, so that one bad line does not hide the next. Raises UserError.
     """
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         with text_file(path) as file:
             yield from _lines(file)
         return
@@ -31,7 +32,10 @@ def read_records(path):
 def read_content(path):
     """What a .json file holds, NaN as null. Raises UserError."""
     with text_file(path) as file:
-        return _parsed(file.read())
+        content = parsed(file.read())
+    if isinstance(content, Fault):
+        raise UserError(f"{path}: {content}; name one otherwise, or merge them")
+    return content
 
 
 def records_in(path, content):
@@ -70,9 +74,18 @@ def _open(path):
     return open(path, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
 
 
-def _parsed(text):
+def parsed(text):
+    """JSON (str or bytes) -> its content, an object that has a key twice as a Fault."""
     # NaN and Infinity are not JSON, but data frames write them
-    return parse_json(text, parse_constant=lambda _: None)
+    return parse_json(text, lambda _: None, _object)
+
+
+def _object(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        return Fault("a key that stands twice in an object", f", {key!r}")
+    return found
 
 
 def _lines(file):
@@ -80,7 +93,7 @@ def _lines(file):
         if not text.strip():
             continue
         try:
-            record = _parsed(text)
+            record = parsed(text)
         except json.JSONDecodeError as error:
             # not a bad line but another kind of file
             if number == 1:
@@ -96,7 +109,7 @@ def _lines(file):
 def _encoding_problem(path, error):
     encoding = getattr(error, "encoding", "UTF-16")
     where = ""
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         where = f" (at byte {getattr(error, 'start', 0)})"
     elif encoding == "utf-8":
         where = f" (at line {_undecodable_line(path)})"
@@ -126,8 +139,9 @@ def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None, r
     problems, good, names = Problems(path), 0, set()
 
     def problem_with(record):
-        if isinstance(record, Fault):
-            return record
+        fault = inner_fault(record)
+        if fault:
+            return fault
         if not isinstance(record, dict):
             return Fault("expected an object", f", got {type(record).__name__}")
         problem = text_problem(record, key)

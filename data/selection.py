@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from data.caption_sets import SPLITS
 from data.image_check import digest_of, find
-from data.layouts.arrow import Embedded
 from data.sentences import images_of, sentences_of
 from data.stage import listed
 from model.errors import UserError
@@ -26,12 +25,12 @@ class Choice:
         if not args.sample and not args.split:
             return
         files = opened()
-        # {name: its bytes where the set holds them, None}
+        # {name: digest of an image that the set holds, None of a file}
         names, with_split = {}, []
         for image in images_of(files):
             if files.has_captions and not sentences_of(image):
                 continue
-            names[image["filename"]] = image.get("content")
+            names[image["filename"]] = image["content"].digest if "content" in image else None
             if "split" in image:
                 with_split.append(image["filename"])
         if args.split and with_split:
@@ -67,10 +66,10 @@ def sampled(names, number, seed):
 def split_by_content(images, folder, shares, seed):
     """{name: split} of images; those with the same bytes are in one split.
 
-    images: {name: Embedded, None: a file in this folder}; shares: of train, val and test, in
+    images: {name: digest, None: a file in this folder}; shares: of train, val and test, in
     percent. Raises UserError naming images that are missing.
     """
-    files = {name: content or find(name, [folder]) for name, content in images.items()}
+    files = {name: find(name, [folder]) for name, digest in images.items() if digest is None}
     missing = [name for name, file in files.items() if file is None]
     if missing:
         raise UserError(
@@ -78,18 +77,14 @@ def split_by_content(images, folder, shares, seed):
             f"{len(files)} are not in {folder}: {listed(missing)}; name their folder by --images"
         )
     with ThreadPoolExecutor(READERS) as pool:
-        digests = pool.map(_digest, files.values())
-        digests = tqdm(digests, total=len(files), unit="image", disable=None)
-        copies = defaultdict(list)
-        for name, digest in zip(files, digests):
-            copies[digest].append(name)
+        digests = pool.map(digest_of, files.values())
+        digests = dict(zip(files, tqdm(digests, total=len(files), unit="image", disable=None)))
+    copies = defaultdict(list)
+    for name, digest in images.items():
+        copies[digest or digests[name]].append(name)
 
     groups = sorted(copies.values(), key=lambda group: _place(seed, min(group)))
-    return _assigned(groups, len(files), shares)
-
-
-def _digest(image):
-    return image.digest() if isinstance(image, Embedded) else digest_of(image)
+    return _assigned(groups, len(images), shares)
 
 
 def _assigned(groups, total, shares):

@@ -15,7 +15,7 @@ def image_problem(image):
     if "sentences" not in image and sentences is None and set(image) - {"filename", "split"}:
         return no_key(image, "sentences")
     if sentences is None or sentences == []:
-        return split_problem(image) or Fault(expected, ", got none", empty=True)
+        return split_problem(image) or Fault("no caption (none in 'sentences')", empty=True)
     if not isinstance(sentences, list):
         return Fault(expected, f", got {type(sentences).__name__}")
 

@@ -1,7 +1,7 @@
 """Stage 1: a caption set as distributed -> one English caption per image.
 
 in:  {"images": [{"filename": "1.tif", "split": "train", "sentences": [{"raw": "..."}, ...]}, ...]},
-     .jsonl of such images, or another layout of data/layouts/: COCO, tables, tars, Arrow, folders
+     .jsonl of such images, or another layout of data/layouts/: COCO, tables, tars, Parquet, folders
 out: [{"imged_id": "1.tif", "caption": each raw + two spaces, "split": "train"}, ...]
      or, of what brings its own questions (dialogues, class folders), for generate_prompt.py:
      [{"imged_id": "1.tif", "conversations": [{"role", "content"}, ...], "split": "train"}, ...]
@@ -67,17 +67,19 @@ def transform(args):
             f"{files.name} has no captions but questions and answers: leave --fill and --dedupe out"
         )
     choice = Choice(opened, args)
+    folder = args.output.parent / "images"
     if files.holds_images:
         # all that is wrong is found before the first image is written
-        for _ in images_of(opened()):
-            pass
+        for image in images_of(opened()):
+            if "content" in image:
+                image["content"].is_at(folder / image["filename"])
 
     def records():
         for image in images_of(files, notes=counts.notes):
             if counts.add(image) and choice.keeps(image):
                 image = choice.with_split(image)
                 if "content" in image:
-                    image["content"].write(args.output.parent / "images" / image["filename"])
+                    image["content"].write(folder / image["filename"])
                 record, number = record_of(image, args)
                 counts.add_record(image, number)
                 yield record

@@ -25,9 +25,9 @@ def add_layout_options(add):
         choices=LAYOUTS,
         help="layout of the input (default: by what it holds); coco: images and annotations; "
         "pairs: an image and its caption or captions a record; texts: *_caps.txt and "
-        "*_filename.txt; table: CSV, TSV or Parquet; webdataset: tars; arrow: data sets of Hugging "
-        "Face as saved to disk; classes: a folder of class "
-        "folders; conversations: LLaVA, LLaMA-Factory, ms-swift and our own rows",
+        "*_filename.txt; table: CSV or TSV; webdataset: tars; arrow: Parquet, and data sets of "
+        "Hugging Face as published or saved to disk; classes: a folder of class folders; "
+        "conversations: LLaVA, LLaMA-Factory, ms-swift and our own rows",
     )
     add(
         "--image-column",

@@ -112,14 +112,14 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parse_json(text, parse_constant=None):
+def parse_json(text, parse_constant=None, object_pairs_hook=None):
     """JSON (str or bytes) -> its content. Raises JSONDecodeError or UnicodeDecodeError.
 
-    parse_constant: makes something of NaN and Infinity, see json.loads.
+    parse_constant, object_pairs_hook: make something of NaN, Infinity and objects, see json.loads.
     json.loads has other exceptions for what is nested too deeply and for endless numbers.
     """
     try:
-        return json.loads(text, parse_constant=parse_constant)
+        return json.loads(text, parse_constant=parse_constant, object_pairs_hook=object_pairs_hook)
     except RecursionError:
         problem = "nested too deeply"
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -12,7 +12,7 @@ from PIL import Image
 from test_data import call, image, load, save, save_images
 
 from data import existing, exports, generate_prompt, transform, translation_en2zh
-from data.layouts import classes
+from data.layouts import classes, open_files
 
 
 def imported(source, output, *options, status=0):
@@ -220,7 +220,9 @@ def test_parquet(tmp_path, capsys, monkeypatch):
     assert imported(source, tmp_path / "en.jsonl") == expected
     held = {"image": [{"bytes": b"x", "path": None}], "text": ["A ."]}
     parquet.write_table(pyarrow.table(held), source)
-    assert "row 0: the image itself under 'image'" in faults(source, tmp_path, capsys)
+    assert "row 0: expected the bytes of an image in 'image', got b'x'" in faults(
+        source, tmp_path, capsys
+    )
     source.write_bytes(source.read_bytes()[:-9])
     assert "is no Parquet file, or not whole" in faults(source, tmp_path, capsys)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -615,6 +617,8 @@ def xlrs(tmp_path):
     ]
     write_arrow(folder / "data-00000-of-00002.arrow", rows[:2])
     write_arrow(folder / "data-00001-of-00002.arrow", rows[2:], "new_file")
+    # what datasets has computed of them
+    write_arrow(folder / "cache-0123456789abcdef.arrow", rows)
     (folder / "state.json").write_text('{"_split": "train"}')
     return folder.parent, rows
 
@@ -687,6 +691,133 @@ def test_faults_of_arrow_files_write_nothing(xlrs, tmp_path, capsys):
     assert "name the one of captions by --caption-column text" in faults(
         other, tmp_path, capsys, *options
     )
+
+
+def held(color, form="struct"):
+    """An image as Parquet files hold it."""
+    content = picture(color)
+    as_struct = {"bytes": content, "path": f"{color}.png"}
+    return {"struct": as_struct, "binary": content, "list": [as_struct]}[form]
+
+
+def write_parquet(path, columns, rows_each=2):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=rows_each)
+    return path
+
+
+@pytest.mark.parametrize("form", ("struct", "binary", "list"))
+def test_parquet_files_with_images_inside(tmp_path, form):
+    """As the Hub has them: a list of captions or rows of one image, the split in the name."""
+    colors = ["red", "green", "blue"]
+    pictures = [held(color, form) for color in colors]
+    folder, out = tmp_path / "sets" / "ucm", tmp_path / "out"
+    captions = [["Red .", "R ."], ["Green ."], ["Blue ."]]
+    columns = {"image": pictures, "captions": captions, "width": [64] * 3}
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", columns)
+    columns = {"caption": ["A .", "B .", "C ."], "image": [pictures[k] for k in (1, 0, 1)]}
+    for number, last in enumerate(("", "-0123456789abcdef")):
+        name = f"train-{number:05d}-of-00002{last}.parquet"
+        write_parquet(folder / "data" / name, columns)
+    names = [f"ucm/{number:06d}.png" for number in (0, 1, 2, 3, 4)]
+    expected = [
+        record(names[0], "Red .", "R .", split="test"),
+        record(names[1], "Green .", split="test"),
+        record(names[2], "Blue .", split="test"),
+        record(names[3], "A .", "C .", "A .", "C .", split="train"),
+        record(names[4], "B .", "B .", split="train"),
+    ]
+    assert imported(folder, out / "en.json") == expected
+    for name, color in zip(names, [*colors, "green", "red"]):
+        assert (out / "images" / name).read_bytes() == picture(color)
+    # again, and of one file by each way
+    assert imported(folder, out / "en.json") == expected
+    one = folder / "data" / "test-00000-of-00001.parquet"
+    for options in ((), ("--layout", "table"), ("--layout", "arrow")):
+        made = imported(one, tmp_path / "one" / "en.json", *options)
+        assert [row["caption"] for row in made] == [row["caption"] for row in expected[:3]]
+    options = ("--sample", "2", "--split", "50/0/50")
+    made = imported(tmp_path / "sets" / "ucm" / "data", tmp_path / "two.json", *options, status=1)
+    alone = write_parquet(tmp_path / "alone" / "train-00000-of-00001.parquet", columns)
+    made = imported(alone.parent, tmp_path / "three" / "en.json", *options)
+    assert sorted(row["split"] for row in made) == ["test", "train"]
+
+
+def test_sentences_of_karpathy_in_a_table(tmp_path):
+    columns = {"filename": ["a.jpg"], "sentences": [[{"raw": "A ."}, {"raw": "B ."}]]}
+    source = write_parquet(tmp_path / "set.parquet", {**columns, "split": ["val"]})
+    assert imported(source, tmp_path / "en.json") == [record("a.jpg", "A .", "B .", split="val")]
+
+
+def test_folders_of_parquet_files_with_paths(tmp_path):
+    """As the Hub converts sets: no split in the names but in the folders; one image in two rows."""
+    folder = tmp_path / "default"
+    columns = {"image": ["a.jpg", "b.jpg", "a.jpg"], "caption": ["A .", "B .", "C ."]}
+    write_parquet(folder / "train" / "0000.parquet", columns)
+    columns = {"image": ["c.jpg"], "caption": ["D ."]}
+    write_parquet(folder / "validation" / "0000.parquet", columns)
+    assert imported(tmp_path, tmp_path / "en.json") == [
+        record("a.jpg", "A .", "C .", split="train"),
+        record("b.jpg", "B .", split="train"),
+        record("c.jpg", "D .", split="val"),
+    ]
+
+
+def test_faults_of_parquet_files_write_nothing(tmp_path, capsys):
+    folder = tmp_path / "set" / "data"
+    pictures = [held("red"), {"bytes": b"<html>", "path": None}, None, held("blue")]
+    columns = {"image": pictures, "caption": ["A .", "B .", "C .", "D ."]}
+    first = write_parquet(folder / "train-00000-of-00003.parquet", columns)
+    message = faults(folder, tmp_path, capsys)
+    words = "2 files of the set are missing (data/train-00001-of-00003.parquet): download them"
+    assert words in message
+    first.rename(folder / "train.parquet")
+    columns["image"][1:3] = [[held("red"), held("blue")], [held("green")]]
+    columns["image"] = [columns["image"][k] if k in (1, 2) else [pictures[k]] for k in range(4)]
+    write_parquet(folder / "test.parquet", columns)
+    message = faults(tmp_path / "set", tmp_path, capsys)
+    assert "3 bad records" in message and not (tmp_path / "images").exists()
+    assert "test.parquet row 1: expected a path or an address in 'image'" in message
+    assert "train.parquet row 1: expected the bytes of an image in 'image', got b'<htm" in message
+    assert "train.parquet row 2: expected a path or an address in 'image', got None" in message
+    write_parquet(folder / "test.parquet", {"image": [held("red")], "words": ["A ."]})
+    assert "name the one of captions by --caption-column" in faults(folder, tmp_path, capsys)
+    (folder / "test.parquet").write_bytes(first.with_name("train.parquet").read_bytes()[:200])
+    assert "test.parquet: row 0: " in faults(folder, tmp_path, capsys)
+    (folder / "test.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "a Git LFS pointer" in faults(folder, tmp_path, capsys)
+
+
+def test_an_image_of_another_set_is_not_replaced(tmp_path, capsys):
+    """Uncompressed images all have one size."""
+    columns = {"image": [held("red")], "caption": ["A ."]}
+    source = write_parquet(tmp_path / "a" / "set.parquet", columns)
+    imported(source, tmp_path / "one.json")
+    [image] = (tmp_path / "images" / "set").iterdir()
+    other = image.read_bytes()[::-1]
+    image.write_bytes(other)
+    message = faults(source, tmp_path, capsys)
+    assert "is there already and another image than the one to be written" in message
+    assert image.read_bytes() == other and message.count("\n") == 1
+
+
+def test_images_of_a_parquet_file_are_not_all_in_memory(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    draw = random.Random(0)
+    pictures = []
+    for _ in range(80):
+        pictures.append({"bytes": b"\x89PNG" + draw.randbytes(100_000), "path": None})
+    # one image twice: the rows of an image are gathered
+    columns = {"image": [*pictures, pictures[0]], "caption": ["A ."] * 81}
+    source = write_parquet(tmp_path / "set.parquet", columns, rows_each=5)
+    del pictures, columns
+    rows, before, held_bytes = open_files([source]).read(), pyarrow.total_allocated_bytes(), []
+    for _ in rows:
+        held_bytes.append(pyarrow.total_allocated_bytes() - before)
+    assert len(held_bytes) == 80 and max(held_bytes) < 4e6
 
 
 @pytest.mark.slow
@@ -805,3 +936,147 @@ def test_converted_images_stay_in_their_folder(tmp_path):
         [made] = out.parent.glob("png/**/*.png")
         assert [row["img"] for row in load(out)] == [made.relative_to(out.parent).as_posix()]
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a.png"]
+
+
+def test_keys_that_stand_twice_lose_nothing(tmp_path, capsys):
+    """As a class of NWPU that was pasted twice; the JSON of Python keeps the last."""
+    source = tmp_path / "in.json"
+    source.write_text('{"a": [{"filename": "1.jpg", "raw": "A ."}], "a": [{"filename": "2.jpg"}]}')
+    assert "a key that stands twice in an object, 'a'" in faults(source, tmp_path, capsys)
+    twice = '{"image": "b.jpg", "caption": "B .", "caption": "C ."}'
+    source.write_text(f'[{{"image": "a.jpg", "caption": "A ."}}, {twice}, {{"image": 5}}]')
+    message = faults(source, tmp_path, capsys)
+    assert "2 bad records: record 1: a key that stands twice in an object, 'caption'" in message
+    lines = tmp_path / "in.jsonl"
+    lines.write_text(f'{{"image": "a.jpg", "caption": "A ."}}\n{twice}\n')
+    assert "line 2: a key that stands twice in an object" in faults(lines, tmp_path, capsys)
+    inner = '{"filename": "a.jpg", "sentences": [{"raw": "A .", "raw": "B ."}]}'
+    source.write_text(f"[{inner}]")
+    assert "record 0" in (message := faults(source, tmp_path, capsys)) and "'raw'" in message
+    path = shard(tmp_path / "s.tar", [("a.jpg", b"x"), ("a.json", twice.encode())])
+    assert "member 1: a key that stands twice" in faults(path, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "cell, sentences",
+    (
+        # as json.dumps, repr, NumPy and pandas print lists
+        (json.dumps(["湖 A .", 'B "x" .']), ["湖 A .", 'B "x" .']),
+        (repr(['it\'s "big" .', "B ."]), ['it\'s "big" .', "B ."]),
+        ("['A .' 'B .']", ["A .", "B ."]),
+        ("['A .\n'\n 'B .']", ["A .\n", "B ."]),
+        ('["Park" sign] on a roof .', ['["Park" sign] on a roof .']),
+        ("[0] lakes", ["[0] lakes"]),
+        ("['A .', 'B", None),
+        ("['A .', 5]", None),
+    ),
+)
+def test_lists_of_captions_in_a_cell_are_read_whole(tmp_path, capsys, cell, sentences):
+    source = tmp_path / "in.csv"
+    with open(source, "w", newline="") as file:
+        csv.writer(file).writerows([["image", "caption"], ["a.jpg", cell]])
+    if sentences is None:
+        message = faults(source, tmp_path, capsys)
+        assert "line 2: expected a whole list of texts in 'caption', got" in message
+    else:
+        assert imported(source, tmp_path / "en.json") == [record("a.jpg", *sentences)]
+
+
+def test_spaces_and_spellings_of_a_name_are_one_image(tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text('caption, image\nA ., x/a.jpg\nB ., "./x//a.jpg"\n')
+    assert imported(source, tmp_path / "en.json") == [record("x/a.jpg", "A .", "B .")]
+
+
+def test_endings_in_capitals_are_read(tmp_path):
+    """As Windows and old archives write them."""
+    row = {"image": "a.jpg", "caption": "A ."}
+    expected = [record("a.jpg", "A .")]
+    assert imported(save(tmp_path / "IN.JSON", [row]), tmp_path / "en.json") == expected
+    (tmp_path / "IN.JSONL").write_text(json.dumps(row) + "\n")
+    assert imported(tmp_path / "IN.JSONL", tmp_path / "en.json") == expected
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "VAL_CAPS.TXT").write_text("A .\n")
+    (texts / "VAL_FILENAME.TXT").write_text("a.jpg\n")
+    for source in (texts, texts / "VAL_CAPS.TXT"):
+        made = imported(source, tmp_path / "en.json")
+        assert made == [record("a.jpg", "A .", split="val")]
+    path = shard(tmp_path / "S.tar", [("a.JPG", b"x"), ("a.TXT", b"A .")])
+    assert imported(path, tmp_path / "en.json") == [record("S.tar/a.JPG", "A .")]
+
+
+def test_files_of_captions_without_their_names_are_all_said(tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / f"{split}_caps.txt").write_text("A .\n")
+    message = faults(tmp_path, tmp_path, capsys)
+    assert "expected train_filename.txt" in message and "expected val_filename.txt" in message
+    (tmp_path / "train_filename.txt").write_text("a.jpg\n")
+    message = faults(tmp_path / "train_filename.txt", tmp_path, capsys)
+    assert "a file of captions is called like train_caps.txt" in message
+
+
+def test_a_first_record_of_another_kind_does_not_hide_the_layout(tmp_path, capsys):
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    rows = [{"note": "x"}, {"image": "a.png", "conversations": turns}]
+    made = imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
+    assert [row["imged_id"] for row in made] == ["a.png"]
+    rows[1]["conversations"] = "Q A"
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    assert "record 1: expected a list of turns of user and assistant, got 'Q A'" in message
+    rows = [{"conversations": turns}] * 3
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    assert "none of 3 rows names an image under img, image, images" in message
+
+
+def test_turns_of_parts_as_of_qwen_and_openai(tmp_path, capsys):
+    def asked(*images, **more):
+        parts = [{"type": kind, kind: value} for kind, value in images]
+        parts.append({"type": "text", "text": "What?"})
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "A lake."}]}
+        return {"messages": [{"role": "user", "content": parts}, answer], **more}
+
+    rows = [asked(("image", "a.png")), asked(("image_url", {"url": "b.png"}))]
+    rows += [asked(("image", "c.png"), images=["c.png"])]
+    rows += [{"image": "d.png", "question": "What?", "answer": "A lake."}]
+    made = imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
+    assert [row["imged_id"] for row in made] == ["a.png", "b.png", "c.png", "d.png"]
+    for row in made:
+        assert [turn["content"] for turn in row["conversations"]] == ["What?", "A lake."]
+    rows = [asked(("image", "a.png"), ("image", "b.png"))]
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    assert "expected a path or an address in 'messages', got ['a.png', 'b.png']" in message
+    rows = [{"images": ["a.png"], "query": "Q", "response": "A", "system": "You see."}]
+    imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
+    assert "1 rows with a system text, left out" in capsys.readouterr().err
+
+
+def test_captions_and_dialogues_of_shards_are_not_mixed(tmp_path, capsys):
+    dialogue = [("a.jpg", b"x"), ("a.json", {"rows": [{"prompt": "Q", "label": "A"}]})]
+    caption = [("b.jpg", b"x"), ("b.txt", b"A .")]
+    for members in (dialogue + caption, caption + dialogue):
+        message = faults(shard(tmp_path / "s.tar", members), tmp_path, capsys)
+        assert "1 bad records: s.tar member 3: captions and dialogues in one set" in message
+    rows = [("a.jpg", b"x"), ("a.json", {"rows": []}), ("b.jpg", b"x")]
+    rows += [("b.json", {"rows": [{"prompt": "Q"}]})]
+    message = faults(shard(tmp_path / "s.tar", rows), tmp_path, capsys)
+    assert "no 'caption' among its keys (rows)" in message
+    assert "no question and answer among its keys" in message
+
+
+def test_the_text_beside_a_json_without_a_caption_is_not_lost(tmp_path):
+    members = [("a.jpg", b"x"), ("a.json", {"caption": None}), ("a.txt", b"A .")]
+    members += [("b.jpg", b"x"), ("b.json", {"caption": "B ."}), ("b.txt", b"B .")]
+    members += [("c.jpg", b"x"), ("c.json", {"caption": "C ."}), ("c.txt", b"D .")]
+    path = shard(tmp_path / "s.tar", members)
+    assert imported(path, tmp_path / "en.json") == [
+        record("s.tar/a.jpg", "A ."),
+        record("s.tar/b.jpg", "B ."),
+        record("s.tar/c.jpg", "C .", "D ."),
+    ]
+
+
+def test_an_image_without_a_caption_is_named_in_every_layout(tmp_path, capsys):
+    content = {**COCO, "annotations": COCO["annotations"][:1]}
+    message = faults(save(tmp_path / "in.json", content), tmp_path, capsys)
+    assert "2 bad records: image 0 ('a.jpg'): no caption (none in 'sentences'); image 2" in message

@@ -12,7 +12,7 @@ that is wrong, so that all faults of a file are named at once. An image is
 
 from dataclasses import dataclass
 
-from data.faults import Tally
+from data.faults import Fault, Tally
 from data.layouts import (
     arrow,
     classes,
@@ -41,6 +41,10 @@ LAYOUTS = {
     # recognised as the above
     "nwpu": karpathy,
 }
+OTHER_KIND = Fault(
+    "captions and dialogues in one set, of which the first image has the other: import one after "
+    "the other"
+)
 # those of which a folder may be
 FOLDERS = (texts, webdataset, arrow, classes)
 
@@ -66,7 +70,7 @@ class CaptionFiles:
     @property
     def holds_images(self):
         """Whether the images are inside, to be written as files."""
-        return self.layout is arrow
+        return any(map(arrow.recognises, self.contents))
 
     @property
     def folder(self):
@@ -80,9 +84,13 @@ class CaptionFiles:
 
     def read(self, _path=None):
         """Yield (where, image or Fault) of all files."""
+        has_captions = self.has_captions
         for content in self.contents:
             prefix = f"{content.path.name} " if len(self.contents) > 1 else ""
             for where, image in self.layout.read(content):
+                brings_rows = not {"conversations", "scene"}.isdisjoint(image)
+                if isinstance(image, dict) and brings_rows == has_captions:
+                    image = OTHER_KIND
                 unsplit = isinstance(image, dict) and "split" not in image
                 if unsplit and self.layout is not karpathy:
                     image = content.with_split(image)
@@ -111,7 +119,7 @@ def _recognised(content):
     """The name of its layout. Raises UserError."""
     if content.path.is_dir() and not any(layout.recognises(content) for layout in FOLDERS):
         raise UserError(
-            f"cannot read {content.path}: a directory without *_caps.txt, *.tar, *.arrow or "
-            "folders of known classes; name the file, or give --layout classes"
+            f"cannot read {content.path}: a directory without *_caps.txt, *.tar, *.arrow, "
+            "*.parquet or folders of known classes; name the file, or give --layout classes"
         )
     return next(name for name, layout in LAYOUTS.items() if layout.recognises(content))

@@ -1,14 +1,19 @@
 """A file or folder of a caption set, opened as far as it takes to recognise its layout."""
 
+import ast
 import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from posixpath import normpath
 
 from data.caption_sets import SPLITS, split_of
 from data.faults import Fault, Tally, got
-from data.records import read_content, read_records, records_in
+from data.records import parsed, read_content, read_records, records_in
 from data.stage import RECORD_FILES
+from model.errors import UserError
 
 # a word of a file name that says which split it holds: captions_train2014.json, x-val.csv
 SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|valid|validation|test)(?![a-z])", re.I)
@@ -18,8 +23,11 @@ IMAGE_KEYS = (
     *("image", "img", "images", "file", "picture", "photo", "url", "imageurl", "imgurl"),
 )
 CAPTION_KEYS = ("caption", "sentence", "text", "description")
+# records by which a file's layout is recognised
+LOOKED_AT = 20
 # a list of texts as Python, NumPy and pandas print it into a cell
-QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
+PRINTED_LIST = re.compile(r"\[\s*['\"]")
 
 
 @dataclass
@@ -37,7 +45,7 @@ class Content:
     @cached_property
     def data(self):
         """What a .json holds, None of anything else. Raises UserError."""
-        if self.path.is_dir() or self.path.suffix != ".json":
+        if self.path.is_dir() or self.path.suffix.lower() != ".json":
             return None
         return read_content(self.path)
 
@@ -49,11 +57,15 @@ class Content:
 
     @cached_property
     def first(self):
-        """The first record of a .json or .jsonl, {} where that is no object. Raises UserError."""
-        if self.path.is_dir() or self.path.suffix not in RECORD_FILES:
+        """The first record of a .json or .jsonl that names an image, or is an object, or {}.
+
+        Of the first few: the others may be of any kind. Raises UserError.
+        """
+        if self.path.is_dir() or self.path.suffix.lower() not in RECORD_FILES:
             return {}
-        record = next((record for _, record in self.records()), None)
-        return record if isinstance(record, dict) else {}
+        records = [one for _, one in islice(self.records(), LOOKED_AT) if isinstance(one, dict)]
+        named = (record for record in records if self.keys(record)[0])
+        return next(named, records[0] if records else {})
 
     def keys(self, names):
         """(the key of the image, those of the captions) among these; None, [] for none."""
@@ -89,6 +101,33 @@ class Content:
         return {**image, "split": split}
 
 
+def check_names(path, names):
+    """Raises UserError where a table has no names of columns, or one twice."""
+    if not any(name.strip() for name in names):
+        raise UserError(
+            f"{path} has no columns: it is empty, or its first line is, where their names stand"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: columns of the same name, rename one: {', '.join(twice)}")
+
+
+def checked_columns(content, names, image_key, caption_keys):
+    """(column of the images, those of the captions). Raises UserError where one is not known."""
+    caption_keys = [key for key in caption_keys if key != image_key]
+    missing = []
+    if not image_key:
+        missing.append(f"images by --image-column {content.image_key or ''}".rstrip())
+    if not caption_keys:
+        missing.append(f"captions by --caption-column {content.caption_key or ''}".rstrip())
+    if missing:
+        raise UserError(
+            f"{content.path}: its columns are {', '.join(names)}; name the one of "
+            f"{' and of '.join(missing)}"
+        )
+    return image_key, caption_keys
+
+
 def split_in(name):
     """The one split that the words of a file name say, or None."""
     found = {split_of(word) for word in SPLIT_IN_NAME.findall(name)}
@@ -113,7 +152,8 @@ def named_image(value, key):
     if not isinstance(value, str) or not value.strip():
         return got(f"a path or an address in {key!r}", value)
     if "://" not in value:
-        return {"filename": value.removeprefix("./")}
+        # ./a.jpg and x//a.jpg are a.jpg and x/a.jpg; a \ is read later
+        return {"filename": normpath(value.strip(" "))}
     name = re.split(r"[?#]", value)[0].rpartition("/")[2]
     if not name:
         return got(f"an address that ends in a file name in {key!r}", value)
@@ -122,14 +162,42 @@ def named_image(value, key):
 
 def sentences_in(value, key):
     """[{"raw": text}, ...] of a text, a list of texts or one printed into a cell; or a Fault."""
-    if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
-        value = [one or other for one, other in QUOTED.findall(value)] or value
+    if isinstance(value, str) and _is_printed_list(value):
+        texts = _printed_texts(value)
+        if texts is None:
+            return got(f"a whole list of texts in {key!r}", value)
+        value = texts
     if not isinstance(value, list):
         value = [value]
-    for text in value:
+    # Karpathy's sentences in a table
+    texts = [one.get("raw", one) if isinstance(one, dict) else one for one in value]
+    for text in texts:
         if text is not None and not isinstance(text, str):
             return got(f"a text or a list of texts in {key!r}", text)
-    return [{"raw": text} for text in value]
+    return [{"raw": text} for text in texts]
+
+
+def _is_printed_list(text):
+    """Whether it is a list, perhaps cut off; not a text that begins with something in brackets."""
+    return PRINTED_LIST.match(text) and (text.rstrip().endswith("]") or "]" not in text)
+
+
+def _printed_texts(value):
+    """The texts of a list as JSON, Python, NumPy or pandas print it; None where it has others."""
+    try:
+        texts = parsed(value)
+        if all(isinstance(text, str) for text in texts):
+            return texts
+    except ValueError:
+        pass
+    # NumPy has no commas
+    if not re.fullmatch(r"\[[\s,]*\]\s*", QUOTED.sub("", value)):
+        return None
+    quoted = [text.replace("\n", "\\n") for text in QUOTED.findall(value)]
+    try:
+        return [ast.literal_eval(text) for text in quoted]
+    except (ValueError, SyntaxError):
+        return None
 
 
 def with_captions(image, record, keys):
@@ -146,33 +214,40 @@ def with_captions(image, record, keys):
 def by_image(rows):
     """Rows of which several may be about one image -> one image each, all its sentences together.
 
-    rows(): yields (where, image or Fault), the same each time. Where no image comes twice, memory
-    does not hold them.
+    rows(): yields (where, image or Fault), the same each time. Memory holds the sentences of images
+    that come several times.
     """
-    seen = set()
+    seen, repeated = set(), set()
     for _, image in rows():
         if isinstance(image, Fault):
             continue
         name = hash(image["filename"])
         if name in seen:
-            return _grouped(rows())
+            repeated.add(name)
         seen.add(name)
-    return rows()
+    return _grouped(rows, repeated) if repeated else rows()
 
 
-def _grouped(rows):
-    images = {}
-    for where, image in rows:
-        if isinstance(image, Fault):
+def _grouped(rows, repeated):
+    """repeated: hashes of the names that come several times."""
+    sentences = defaultdict(list)
+    for _, image in rows():
+        if not isinstance(image, Fault) and hash(image["filename"]) in repeated:
+            sentences[image["filename"]] += image["sentences"]
+
+    # {name: what all its rows say of it}
+    first = {}
+    for where, image in rows():
+        if isinstance(image, Fault) or image["filename"] not in sentences:
             yield where, image
             continue
-        _, known = images.setdefault(image["filename"], (where, image))
-        if known is image:
+        name = image["filename"]
+        facts = {key: image.get(key) for key in ("split", "address")}
+        if name not in first:
+            first[name] = facts
+            yield where, {**image, "sentences": sentences[name]}
             continue
-        for key in ("split", "address"):
-            if known.get(key) != image.get(key):
-                yield where, Fault(f"another {key!r} than an earlier row of {known['filename']}")
+        for key, value in facts.items():
+            if value != first[name][key]:
+                yield where, Fault(f"another {key!r} than an earlier row of {name}")
                 break
-        else:
-            known["sentences"] += image["sentences"]
-    yield from images.values()

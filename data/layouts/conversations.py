@@ -3,14 +3,20 @@
 The inverse of exports.row: what an image is asked stays as it is, so nothing is translated.
 """
 
-from data.conversation import has_system, rounds_of, turns_of
+from data.conversation import has_system, images_in, rounds_of, turns_of
 from data.faults import Fault, got, has_words, object_problem
 from data.layouts.content import named_image, stated_split
+from model.errors import UserError
 
 IMAGE_KEYS = ("img", "image", "images")
+# what tools write for what a row has not
+EMPTY = (None, "", [])
 DIALOGUE_KEYS = ("conversations", "messages")
 # (key of the question, key of the answer) of rows with one round
-PAIR_KEYS = (("prompt", "label"), ("query", "response"), ("instruction", "output"))
+PAIR_KEYS = (
+    *(("prompt", "label"), ("query", "response"), ("instruction", "output")),
+    ("question", "answer"),
+)
 
 
 def recognises(content):
@@ -18,33 +24,50 @@ def recognises(content):
 
 
 def is_dialogue(record):
-    if any(isinstance(record.get(key), list) for key in DIALOGUE_KEYS):
+    if any(record.get(key) not in EMPTY for key in DIALOGUE_KEYS):
         return True
     return any(question in record and answer in record for question, answer in PAIR_KEYS)
 
 
 def read(content):
+    left_out = others = 0
     for where, record in content.records():
         problem = object_problem(record)
-        if problem:
-            yield where, problem
-            continue
-        if not any(record.get(key) for key in IMAGE_KEYS):
+        if not problem and _named(record) is None:
             content.notes.add("no image, left out", where)
+            left_out += 1
             continue
-        yield where, image_of(content, record)
+        others += 1
+        yield where, problem or image_of(content, record)
+    if left_out and not others:
+        raise UserError(
+            f"{content.path}: none of {left_out} rows names an image under {', '.join(IMAGE_KEYS)} "
+            "or in a part of its turns"
+        )
+
+
+def _named(record):
+    """(key, what names the image under it) of a row, or of a part of its turns; None for none."""
+    for key in IMAGE_KEYS:
+        if record.get(key):
+            return key, record[key]
+    for key in DIALOGUE_KEYS:
+        images = images_in(record.get(key))
+        if images:
+            return key, images
+    return None
 
 
 def image_of(content, record):
     """{"filename", "conversations": turns} of a row with an image, or its Fault."""
-    key = next(key for key in IMAGE_KEYS if record.get(key))
-    image = named_image(record[key], key)
+    key, value = _named(record)
+    image = named_image(value, key)
     if isinstance(image, Fault):
         return image
     turns = _turns(record)
     if isinstance(turns, Fault):
         return turns
-    if has_system(turns):
+    if has_system(turns) or has_words(str(record.get("system") or "")):
         content.notes.add("a system text, left out", repr(image["filename"]))
     rounds = rounds_of(turns)
     if isinstance(rounds, Fault):
@@ -59,6 +82,9 @@ def _turns(record):
     for question_key, answer_key in PAIR_KEYS:
         if question_key in record and answer_key in record:
             return _turns_of_pair(record, question_key, answer_key)
+    keys = [key for key in DIALOGUE_KEYS if key in record]
+    if keys:
+        return record[keys[0]]
     return Fault("no question and answer among its keys", f" ({', '.join(record)})")
 
 

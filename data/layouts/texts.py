@@ -12,25 +12,34 @@ from model.errors import UserError
 
 CAPTIONS_EACH = 5
 CAPTION_FILES = "*caps.txt"
+# what the name of a file of captions ends in
+CAPTIONS = re.compile(r"cap(?:s|tions?)$", re.I)
 NAME_WORDS = ("filename", "filenames", "names", "ids")
 
 
 def recognises(content):
     path = content.path
-    return next(path.glob(CAPTION_FILES), None) is not None if path.is_dir() else _is_text(path)
+    return bool(_caption_files(path)) if path.is_dir() else path.suffix.lower() == ".txt"
 
 
-def _is_text(path):
-    return path.suffix == ".txt"
+def _caption_files(folder):
+    return [path for path in sorted(folder.iterdir()) if path.name.lower().endswith("caps.txt")]
 
 
 def read(content):
     files = [content.path]
     if content.path.is_dir():
-        files = sorted(content.path.glob(CAPTION_FILES))
+        files = _caption_files(content.path)
     if not files:
         raise UserError(f"{content.path} has no {CAPTION_FILES}: name the file of captions")
     pairs = [(file, _names_of(file)) for file in files]
+    missing = [(file, names) for file, names in pairs if not names.is_file()]
+    if missing:
+        words = "the file names of its captions are missing; expected"
+        seen = [f"{file}: {words} {names.name} beside it" for file, names in missing]
+        raise UserError(
+            f"{'; '.join(seen)} (train_caps.txt goes with train_filename.txt), a name a line"
+        )
 
     def rows():
         for captions, names in pairs:
@@ -40,15 +49,17 @@ def read(content):
 
 
 def _names_of(file):
-    """The file of names beside one of captions. Raises UserError."""
-    tried = [re.sub(r"cap(?:s|tions?)$", word, file.stem) + ".txt" for word in NAME_WORDS]
-    for name in tried:
-        if name != file.name and file.with_name(name).is_file():
-            return file.with_name(name)
-    raise UserError(
-        f"{file}: the file names of its captions are missing; expected {tried[0]} beside it "
-        "(train_caps.txt goes with train_filename.txt), a name a line"
-    )
+    """The file of names beside one of captions, there or not. Raises UserError."""
+    if not CAPTIONS.search(file.stem):
+        raise UserError(
+            f"{file}: a file of captions is called like train_caps.txt, and beside it is "
+            "train_filename.txt; name that or the folder"
+        )
+    stem = CAPTIONS.split(file.stem)[0]
+    beside = {path.name.lower(): path for path in file.parent.iterdir()}
+    tried = [f"{stem}{word}{file.suffix}" for word in NAME_WORDS]
+    found = (beside[name.lower()] for name in tried if name.lower() in beside)
+    return next(found, file.with_name(tried[0]))
 
 
 def _rows(captions_file, names_file):

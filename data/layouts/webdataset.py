@@ -6,12 +6,12 @@ dialogue, or {"rows": [dialogue, ...]} as generate_prompt.py --pack writes it.
 
 from itertools import groupby
 
-from data.faults import Fault, no_key
+from data.faults import Fault, no_key, object_problem
 from data.layouts import conversations
 from data.layouts.classes import IMAGES
 from data.layouts.content import Content, with_captions
+from data.records import parsed
 from model.errors import UserError
-from model.files import parse_json
 
 # bytes of a text or JSON: more is no caption
 MOST_TEXT = 2**20
@@ -25,7 +25,7 @@ def shards_of(path):
 def recognises(content):
     if content.path.is_dir():
         return bool(shards_of(content.path))
-    return content.path.suffix == ".tar"
+    return content.path.suffix.lower() == ".tar"
 
 
 def has_captions(content):
@@ -65,7 +65,7 @@ def _samples(content, shard):
             for fault in faults:
                 yield where, fault
             if not faults:
-                parts = {_extension(info.name): info for _, info, _ in entries}
+                parts = {_extension(info.name).lower(): info for _, info, _ in entries}
                 for image in _images(content, shard, key, parts, file):
                     yield where, image
 
@@ -83,7 +83,7 @@ def _extension(name):
 def _faults(key, entries):
     faults, seen = [], set()
     for _, info, fault in entries:
-        extension = _extension(info.name)
+        extension = _extension(info.name).lower()
         if extension in seen:
             fault = fault or "is there twice"
         seen.add(extension)
@@ -103,32 +103,42 @@ def _image_extensions(extensions):
 def _images(content, shard, key, parts, file):
     """The images of one key, of which each dialogue is one; or its Fault."""
     [extension] = _image_extensions(parts)
-    name = f"{shard.name}/{key}{extension}"
+    name = f"{shard.name}/{parts[extension].name}"
     texts = {}
     for one in TEXTS & parts.keys():
         file.seek(parts[one].offset_data)
         texts[one] = file.read(parts[one].size)
     try:
-        record = parse_json(texts.get(".json", b"{}"))
+        record = parsed(texts.get(".json", b"{}"))
         text = texts[".txt"].decode() if ".txt" in texts else None
     except ValueError as error:
         return [Fault("a text that cannot be read", f", of {key!r}: {error}")]
-    if not isinstance(record, dict):
-        return [Fault("expected an object in the JSON", f", got {type(record).__name__}")]
+    problem = object_problem(record)
+    if problem:
+        return [problem]
 
-    rows = record.get("rows")
-    rows = rows if isinstance(rows, list) else [record]
-    if all(isinstance(row, dict) and conversations.is_dialogue(row) for row in rows):
-        return [conversations.image_of(content, {**row, "img": name}) for row in rows]
-    return [_captioned(content, name, record, text)]
+    rows = record.get("rows") or [record]
+    if rows == [record] and not conversations.is_dialogue(record):
+        return [_captioned(content, name, record, text)]
+    return [_dialogue(content, name, row) for row in rows]
+
+
+def _dialogue(content, name, row):
+    return object_problem(row) or conversations.image_of(content, {**row, "img": name})
 
 
 def _captioned(content, name, record, text):
     if text is None and not record:
         return Fault("no .json or .txt with the caption beside an image", f", {name!r}")
     _, keys = content.keys(record)
-    if text is not None and not keys:
-        record, keys = {**record, "caption": text}, ["caption"]
-    if not keys:
+    if not keys and text is None:
         return no_key(record, content.caption_key or "caption")
-    return with_captions({"filename": name}, record, keys)
+    image = with_captions({"filename": name}, record, keys)
+    # img2dataset writes the caption into both
+    if isinstance(image, dict) and text and text.strip() not in _stripped(image):
+        image["sentences"].append({"raw": text})
+    return image
+
+
+def _stripped(image):
+    return [(sentence["raw"] or "").strip() for sentence in image["sentences"]]
