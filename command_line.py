@@ -27,7 +27,8 @@ def show_what_can_be_shown():
 
 def _say_no_room(error):
     program = os.path.basename(sys.argv[0])
-    print(f"{program}: error: {error}; make room", file=sys.stderr)
+    advice = "" if error.errno == errno.EIO else "; make room"
+    print(f"{program}: error: {error}{advice}", file=sys.stderr)
 
 
 def _show_no_traceback(kind, error, traceback):

@@ -14,11 +14,11 @@ step "2/5 captions -> records -> Chinese descriptions -> questions and answers (
 "$python" data/transform.py --dataset demo
 "$python" data/translation_en2zh.py --dataset demo --memory data/demo/memory.jsonl
 "$python" data/generate_prompt.py --dataset demo --negatives random \
-    --tasks description=4 scene objects=0.5 existence=0.5 counting=0.5
+    --tasks description=4 scene objects=0.5 existence counting=0.5
 step "3/5 LoRA fine-tuning (finetune_RemoteGLM.sh)"
 bash finetune_RemoteGLM.sh --dataset demo --from_pretrained model/tiny/base --experiment-name $name --resume \
     --lora_rank 16 --lora_alpha 64 --lora_targets attention mlp --trainable projection \
-    --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 2800 --eval-interval 700 --eval-batch-size 32
+    --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 2400 --eval-interval 1200 --eval-batch-size 32
 step "4/5 does it describe, invent, look? before and after, on held-out test images (evaluate_RemoteGLM.py)"
 "$python" evaluate_RemoteGLM.py --from_pretrained checkpoints/$name --data data/demo/demo-prompt-test.json --base \
     --references data/demo/dataset.json

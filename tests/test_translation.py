@@ -166,6 +166,22 @@ def test_limit_and_concurrency(tmp_path, stub):
 # ---- the gate
 
 
+def test_stored_answers_are_judged_once_by_the_same_rules(tmp_path, stub, monkeypatch):
+    judged, judge = [], texts.quality.problems
+    monkeypatch.setattr(
+        texts.quality, "problems", lambda text, *rest: judged.append(text) or judge(text, *rest)
+    )
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    assert translate(source, output) == 0 and len(judged) == 3
+
+    output.unlink()
+    assert translate(source, output) == 0 and len(judged) == 3 and len(load(output)) == 3
+    monkeypatch.setattr(texts.quality, "fingerprint", lambda: "of other rules")
+    output.unlink()
+    assert translate(source, output) == 0 and len(judged) == 6
+    assert len(stub.asked) == 3
+
+
 def test_a_bad_answer_is_asked_again_with_the_complaint(tmp_path, stub, capsys):
     stub.answer = lambda text, nth: (
         "湖边停着三辆汽车，给人宁静的感觉。" if nth == 1 else chinese(text)
