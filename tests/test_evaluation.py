@@ -912,7 +912,7 @@ class TestScript:
                 "no answers about images; expected lines of img, prompt and answer, "
                 "got an empty file",
             ),
-            (["--predictions", "COLUMNS", "--data", "VAL"], "got keys image, output"),
+            (["--predictions", "COLUMNS", "--data", "VAL"], "got keys image, result"),
             (
                 ["--predictions", "LIST", "--data", "VAL"],
                 "line 1 is no .*expected an object, got list",
@@ -956,7 +956,7 @@ class TestScript:
         ]
         (tmp_path / "asked.json").write_text(json.dumps(asked))
         (tmp_path / "empty").touch()
-        (tmp_path / "columns").write_text('{"image": "a.tif", "output": "有车。"}')
+        (tmp_path / "columns").write_text('{"image": "a.tif", "result": "有车。"}')
         (tmp_path / "list").write_text("[]")
         (tmp_path / "number").write_text('{"img": "a.tif", "prompt": "有什么？", "answer": 5}')
         (tmp_path / "other").write_text(

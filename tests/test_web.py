@@ -206,10 +206,14 @@ def uploads(tmp_path_factory):
     with pytest.MonkeyPatch.context() as environment:
         folder = tmp_path_factory.mktemp("uploads")
         environment.setenv("GRADIO_TEMP_DIR", str(folder))
-        # serve() sets them: they are gone afterwards.
-        for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):
-            environment.setenv(name, "")
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def environment(uploads, monkeypatch):
+    """What the script sets is gone after each test: other tests have servers of their own."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
 @pytest.fixture(scope="module")
@@ -1018,8 +1022,6 @@ def test_a_port_that_was_taken_meanwhile_is_one_line(monkeypatch):
         port = taken.getsockname()[1]
         monkeypatch.setattr(web_demo, "check_port", lambda *_: None)
         monkeypatch.setattr("model.load_assistant", lambda *_, **__: Fake())
-        for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy", "GRADIO_TEMP_DIR"):
-            monkeypatch.setenv(name, "")
         with pytest.raises(SystemExit, match=rf"port {port} \(taken while .*--port$"):
             web_demo.main(["--port", str(port), "--from_pretrained", "x"])
 
