@@ -150,9 +150,7 @@ def add_method(network, method):
 
 def lora_layers(network):
     """name -> LoRA layer"""
-    return {
-        name: module for name, module in network.named_modules() if isinstance(module, LoraLinear)
-    }
+    return {name: module for name, module in network.named_modules() if isinstance(module, Lora)}
 
 
 def adapter_names(network):
