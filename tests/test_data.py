@@ -100,7 +100,8 @@ def no_key(monkeypatch):
 def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
     project = tmp_path / "project"
     (project / "data").mkdir(parents=True)
-    for name in ("command_line.py", "model/__init__.py", "model/errors.py", "model/files.py"):
+    light = ("__init__", "errors", "files", "row_forms")
+    for name in ("command_line.py", *(f"model/{module}.py" for module in light)):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, project / name)
     shutil.copytree(PROJECT / "model" / "images", project / "model" / "images")
@@ -1829,6 +1830,7 @@ ALLOWED = {"PIL", "numpy", "openai", "tqdm", "command_line", "data"}
 # reads Parquet and Arrow files where a user has some: asked for where it is needed
 ALLOWED_OF_TABLES = {"pyarrow"}
 ALLOWED_OF_MODEL = {"model.errors", "model.files", "model.images", "model.images.encoding"}
+ALLOWED_OF_MODEL |= {"model.row_forms"}  # how turns are read, here as in training
 
 
 def test_data_imports_only_what_is_light():

@@ -13,6 +13,8 @@ from test_data import call, image, load, save, save_images
 
 from data import existing, exports, generate_prompt, transform, translation_en2zh
 from data.layouts import classes, open_files
+from model.errors import UserError
+from model.rows import load_rows
 
 
 def imported(source, output, *options, status=0):
@@ -1049,6 +1051,29 @@ def test_turns_of_parts_as_of_qwen_and_openai(tmp_path, capsys):
     rows = [{"images": ["a.png"], "query": "Q", "response": "A", "system": "You see."}]
     imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
     assert "1 rows with a system text, left out" in capsys.readouterr().err
+
+
+def test_markup_in_turns_is_read_as_in_training(tmp_path, capsys):
+    def row(question, answer="A lake."):
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        return {"image": "a.png", "conversations": turns}
+
+    place = "<|vision_start|><|image_pad|><|vision_end|>"
+    rows = [row(f"{mark}What?") for mark in (place, "<image>\n", "Picture 1: <img></img>")]
+    made = imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
+    assert [one["conversations"][0]["content"] for one in made] == ["What?"] * 3
+    marks = ("<think>", "[gMASK]", "<bbox>", "![](a.png)", "<|im_end|>", place)
+    rows = [row("What?", f"A {mark} lake.") for mark in marks]
+    rows += [row([{"type": "image", "image": {"x": 1}}, {"type": "text", "text": "What?"}])]
+    del rows[-1]["image"]
+    message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
+    assert "7 bad records" in message
+    assert "image must be a path" in message
+    path = tmp_path / "rows.json"
+    for one in rows:
+        save(path, [one])
+        with pytest.raises(UserError, match="markup of another tool|must be a path"):
+            load_rows(path)
 
 
 def test_captions_and_dialogues_of_shards_are_not_mixed(tmp_path, capsys):

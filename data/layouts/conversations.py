@@ -32,13 +32,13 @@ def is_dialogue(record):
 def read(content):
     left_out = others = 0
     for where, record in content.records():
-        problem = object_problem(record)
-        if not problem and _named(record) is None:
+        image = object_problem(record) or image_of(content, record)
+        if image is None:
             content.notes.add("no image, left out", where)
             left_out += 1
             continue
         others += 1
-        yield where, problem or image_of(content, record)
+        yield where, image
     if left_out and not others:
         raise UserError(
             f"{content.path}: none of {left_out} rows names an image under {', '.join(IMAGE_KEYS)} "
@@ -46,21 +46,14 @@ def read(content):
         )
 
 
-def _named(record):
-    """(key, what names the image under it) of a row, or of a part of its turns; None for none."""
-    for key in IMAGE_KEYS:
-        if record.get(key):
-            return key, record[key]
-    for key in DIALOGUE_KEYS:
-        images = images_in(record.get(key))
-        if images:
-            return key, images
-    return None
-
-
 def image_of(content, record):
-    """{"filename", "conversations": turns} of a row with an image, or its Fault."""
-    key, value = _named(record)
+    """{"filename", "conversations": turns} of a row, its Fault, or None where it has no image."""
+    try:
+        key, value = _named(record)
+    except ValueError as error:
+        return Fault(str(error))
+    if key is None:
+        return None
     image = named_image(value, key)
     if isinstance(image, Fault):
         return image
@@ -73,6 +66,18 @@ def image_of(content, record):
     if isinstance(rounds, Fault):
         return rounds
     return stated_split({**image, "conversations": turns_of(rounds)}, record)
+
+
+def _named(record):
+    """(key, what names the image under it) of a row, or of a part of its turns; (None, None)."""
+    for key in IMAGE_KEYS:
+        if record.get(key):
+            return key, record[key]
+    for key in DIALOGUE_KEYS:
+        images = images_in(record.get(key))
+        if images:
+            return key, images
+    return None, None
 
 
 def _turns(record):
