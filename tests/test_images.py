@@ -506,6 +506,23 @@ class TestRasterio:
             ]
         assert is_close(read_image(path), self.scene((3, 2, 1), X >= 9))
 
+    @pytest.mark.parametrize(
+        "names, shown",
+        [
+            (("blue", "Green", "Red", "nir"), (3, 2, 1)),
+            (("B2", "B3", "B4", "B8"), (3, 2, 1)),  # Sentinel-2, as Earth Engine exports it
+            (("B11", "B04", "B03", "B02"), (2, 3, 4)),
+            (("B1", "B2", "B3", "B4"), (1, 2, 3)),  # Landsat 5: B1 is blue
+            (("nir", "red", None, "green"), (1, 2, 3)),
+        ],
+    )
+    def test_bands_that_descriptions_name(self, write_raster, names, shown):
+        rasterio = pytest.importorskip("rasterio")
+        path = write_raster(SENSOR)
+        with rasterio.open(path, "r+") as file:
+            file.descriptions = names
+        assert is_close(read_image(path), self.scene(shown, X >= 0))
+
     def test_eight_bits_are_not_stretched(self, write_raster):
         values = np.stack([RGB[:, :, i] for i in (0, 1, 2, 0, 1, 2)])
         path = write_raster(values)

@@ -409,7 +409,7 @@ def test_facts_stand_beside_the_image_and_the_menus_follow(images, multiband):
     shown = images.upload(me(), {"path": str(multiband), "orig_name": "场景.tif"})
     facts = "场景.tif 60×40 像素 · 4 个波段 · uint16 · EPSG:32650 · 10 米/像素 · nodata 0"
     assert re.sub("<.*?>", "", shown[1]) == facts
-    assert [menu["value"] for menu in shown[5:8]] == [1, 2, 3]
+    assert [menu["value"] for menu in shown[5:8]] == [3, 2, 1]  # blue, green, red, nir
     assert shown[5]["choices"][3] == ("4 nir", 4) and shown[8]["visible"]
     session = images.service.session(me())
     before = np.asarray(session.view.image)

@@ -35,6 +35,9 @@ DRIVERS = {
     b"\0\0\0\x0cjP": "JP2OpenJPEG",
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
 }
+# Descriptions of the red, the green and the blue band
+OUTRIGHT = ("red", "green", "blue")
+NUMBERED = (("b4", "b3", "b2"), ("b04", "b03", "b02"))  # Sentinel-2, Landsat 8 and 9
 # Averaging goes back to earlier rows; the other drivers then decode from the top each time.
 RANDOM_ACCESS = ("GTiff", "JP2OpenJPEG")
 
@@ -198,8 +201,22 @@ def chosen_bands(scene: Any, bands: Sequence[int] | None) -> list[int]:
     colors = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
     if all(color in named for color in colors):
         return [named[color] for color in colors]
+    by_name = _bands_by_name(scene)
+    if by_name:
+        return by_name
     shown = [band for band in scene.indexes if band != named.get(ColorInterp.alpha)]
     return shown[:3] if len(shown) > 2 else shown[:1] * 3
+
+
+def _bands_by_name(scene: Any) -> list[int] | None:
+    """The bands whose descriptions say red, green and blue, outright or as numbers of a sensor."""
+    named = {(name or "").strip().lower(): i for name, i in zip(scene.descriptions, scene.indexes)}
+    # Of Landsat 4 to 7 B1 is blue, and none of their bands is B11.
+    is_older = "b1" in named and "b11" not in named
+    for names in (OUTRIGHT, *(() if is_older else NUMBERED)):
+        if all(name in named for name in names):
+            return [named[name] for name in names]
+    return None
 
 
 def _eight_bits(scene: Any, bands: list[int], values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from model.images.raster import RANDOM_ACCESS, driver_of, open_raster, read_rast
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 DATA = "data:"  # how the address of an image begins that stands in the address itself
 # Raised by one where an image is read otherwise than before: what was kept of it is then made again
-READER = 2
+READER = 3
 
 # How decoders say that a file may be whole, and is not for them
 UNSUPPORTED = re.compile(
