@@ -198,3 +198,15 @@ def test_shown_answers_are_chosen_by_the_rule_and_judged():
         text = (PROJECT / name).read_text(encoding="utf-8")
         lines = (image, f"微调前：{shown[0]['base']}", f"RemoteGLM：{shown[0]['tuned']}")
         assert "\n".join(("data/demo/images/" + lines[0], *lines[1:])) in text
+
+
+@pytest.mark.parametrize("name", ["data/README.md", "data/README_en.md"])
+def test_requests_name_the_model_that_vllm_serves(name):
+    """A server answers 404 to the name of another model, in every round."""
+    text = (PROJECT / name).read_text(encoding="utf-8")
+    [served] = re.findall(r"vllm run-batch .*--model (\S+)", text)
+    asked = []
+    for _, words in commands(name):
+        if "--export-batch" in words or "--import-batch" in words:
+            asked.append(words[words.index("--model") + 1] if "--model" in words else None)
+    assert asked == [served] * 2

@@ -1,6 +1,6 @@
 """Answer the requests of translation_en2zh.py --export-batch with Ray Data, on all of its nodes.
 
-    pip install "ray[data]" aiohttp
+    pip install "ray[data]" aiohttp pydantic
     python data/examples/ray_batch.py requests.jsonl results.jsonl http://127.0.0.1:8000/v1
 
 The key is read from OPENAI_API_KEY. --import-batch reads the results; what they lack is written
