@@ -116,7 +116,7 @@ def ask_what_is_left(texts, args, journal):
     print(f"{endpoint.used}{spent(args, endpoint)}", flush=True)
 
     kept = f"{args.output} is not written; --memory takes translations by hand"
-    if journal.path.exists():
+    if journal.path.stat().st_size:
         kept = (
             f"answers so far are kept in {journal.path}, {args.output} is not written; the same "
             "command asks for the rest, --memory takes translations by hand"

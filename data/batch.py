@@ -9,6 +9,7 @@ however often its file is read.
 
 import hashlib
 import json
+import re
 from contextlib import ExitStack
 
 from data.answers import NoAnswer, Refused, usable_text
@@ -24,6 +25,8 @@ URL = "/v1/chat/completions"
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 # answers that share an fsync
 STORED_AT_ONCE = 1000
+# why requests that were given up have no answer
+LOST = "lost, by --lost-batch"
 
 
 def request_id(style, name, number):
@@ -36,11 +39,32 @@ def shard(path, number):
     return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
+def is_shard(file, path):
+    """Whether a file has the name of `path` or one that shard() gives."""
+    names = rf"{re.escape(path.stem)}(-\d+)?{re.escape(path.suffix)}"
+    same_folder = file.absolute().parent.resolve() == path.absolute().parent.resolve()
+    return same_folder and bool(re.fullmatch(names, file.name))
+
+
+def shards(path):
+    """The files that are there under these names."""
+    return sorted(file for file in path.parent.iterdir() if is_shard(file, path))
+
+
+def remove_unfinished(path):
+    """Remove what a kill has left of files of requests that were being written."""
+    for file in path.parent.glob(".*.tmp"):
+        whole = re.fullmatch(r"\.(.+)\.\d+\.tmp", file.name)
+        if whole and is_shard(file.with_name(whole[1]), path):
+            file.unlink(missing_ok=True)
+
+
 def export(path, texts, journal, args):
     """Write the requests of all texts left, in as many files as they need; returns their paths.
 
     They count as out from then on. Raises OSError.
     """
+    remove_unfinished(path)
     paths, entries = [], []
     requests = (_request(name, texts, journal, args) for name in texts.left)
     # all files, then the journal: killed between them, the same requests are written again
@@ -52,7 +76,8 @@ def export(path, texts, journal, args):
                 file, count, size = files.enter_context(replacing(paths[-1], "wb")), 0, 0
             file.write(line)
             count, size = count + 1, size + len(line)
-            entries.append({"source": texts.texts[name], "style": args.style, "out": number})
+            entry = {"source": texts.texts[name], "style": args.style, "out": number}
+            entries.append({**entry, "requests": paths[-1].name, "model": args.model})
     journal.store(entries)
     return paths
 
@@ -79,23 +104,39 @@ class Imported:
         return "; ".join([text, *self.failed.lines("requests failed with")])
 
 
-def import_results(path, texts, journal, style):
-    """Judge and store every answer of a file of results; returns what it was.
-
-    Raises UserError that lists the lines which are no results or answer no request of this
-    journal; then nothing is stored.
-    """
+def check_results(path, journal):
+    """Raises UserError that lists the lines which are no results, or of another run."""
     for _ in _results(path, journal):
         pass
+
+
+def import_results(path, texts, journal, style):
+    """Judge and store every answer of a checked file of results; returns what it was.
+
+    An answer to a request that was given up counts as well: it is paid for.
+    """
     found, waiting = Imported(), []
     for result in _results(path, journal):
         number = result["custom_id"]
-        if number not in journal.out:
+        name, _, model = journal.sent[number]
+        answer, tokens, failure = _answer(result, texts.bare, model)
+        # a copy of an answer, or one more failure of what has failed before
+        if number in journal.answered or (failure and number not in journal.out):
             found.known += 1
             continue
-        waiting.append(_entry(result, texts, journal.out[number], style, found))
-        # a later line of the same id is a copy
-        del journal.out[number]
+        entry = {"source": texts.texts.get(name, name), "style": style, "id": number}
+        if failure:
+            entry["failed"] = failure
+            found.failed.add(failure, repr(name[:40]))
+        else:
+            texts.receive(name, answer)
+            entry |= {**answer.as_entry(), "tokens": tokens}
+            found.answers += 1
+        found.tokens_in += tokens[0]
+        found.tokens_out += tokens[1]
+        # at once: a later line of the same id is a copy
+        journal.account(entry)
+        waiting.append(entry)
         if len(waiting) >= STORED_AT_ONCE:
             journal.store(waiting)
             waiting = []
@@ -125,27 +166,17 @@ def _results(path, journal):
     return checked_records(path, "custom_id", problem, unique=False)
 
 
-def _entry(result, texts, name, style, found):
-    """The journal's entry of a result; counts it in `found`."""
-    entry = {"source": texts.texts.get(name, name), "style": style, "id": result["custom_id"]}
+def _answer(result, bare, model):
+    """(Answer or None, (tokens in, tokens out), why there is none) of a result."""
+    tokens = (0, 0)
     try:
         reply = _reply(result)
         tokens = reported_tokens(reply.usage)
-        found.tokens_in += tokens[0]
-        found.tokens_out += tokens[1]
-        answer = Answer(usable_text(reply, texts.bare))
-        entry |= {"target": answer.text, "tokens": tokens}
+        return Answer(usable_text(reply, bare), model=model), tokens, ""
     except Refused as error:
-        answer = Answer("", refused=str(error))
-        entry |= {"target": "", "refused": answer.refused}
+        return Answer("", refused=str(error), model=model), tokens, ""
     except (NoAnswer, UnusableReply) as error:
-        found.failed.add(str(error)[:200], repr(name[:40]))
-        return {**entry, "failed": str(error)[:200]}
-    found.answers += 1
-    texts.receive(name, answer)
-    if answer.problems is not None:
-        entry["verdict"] = {"rules": answer.rules, "problems": answer.problems}
-    return entry
+        return None, tokens, str(error)[:200]
 
 
 def _reply(result):

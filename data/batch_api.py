@@ -6,8 +6,7 @@ was made just before a kill is found again by its metadata.
 
 import time
 
-from data.connection import check_settings
-from data.endpoint import without_key
+from data.endpoint import TRANSIENT, explained, open_client, without_key
 from model.errors import UserError
 from model.files import replacing, sha256
 
@@ -17,14 +16,22 @@ WINDOW = "24h"
 ENDED = ("completed", "failed", "expired", "cancelled")
 # our key among a batch's metadata: the hash of its file of requests
 METADATA = "remoteglm_requests"
+# seconds of an outage that a wait goes on over
+LONGEST_OUTAGE = 24 * 3600
+
+
+class UnknownBatch(UserError):
+    """The API does not know a batch that the journal names."""
 
 
 class BatchApi:
     """See connect; args: base_url, timeout, max_retries, poll (seconds)."""
 
-    def __init__(self, client, api_error, args, key, report):
-        self.client, self.api_error, self.args = client, api_error, args
+    def __init__(self, client, args, key, report):
+        self.client, self.args = client, args
         self.key, self.report = key, report
+        # before it has answered once, an outage may be a wrong address
+        self.has_answered = False
 
     def submit(self, path):
         """Hand a file of requests to the API; returns the id of its batch, the old one if any."""
@@ -45,10 +52,10 @@ class BatchApi:
         return batch.id
 
     def wait(self, number):
-        """Wait until a batch has ended; returns it."""
+        """Wait until a batch has ended; returns it. Raises UnknownBatch, UserError."""
         before = None
         while True:
-            batch = self._call(lambda: self.client.batches.retrieve(number))
+            batch = self._call(lambda: self.client.batches.retrieve(number), number)
             counts = batch.request_counts
             done = f", {counts.completed + counts.failed} of {counts.total}" if counts else ""
             if (batch.status, done) != before:
@@ -63,37 +70,59 @@ class BatchApi:
         with replacing(path, "wb") as file:
             for number in (batch.output_file_id, batch.error_file_id):
                 if number:
-                    content = self._call(lambda number=number: self.client.files.content(number))
+                    content = self._call(
+                        lambda number=number: self.client.files.content(number), batch.id
+                    )
                     text = content.read()
                     file.write(text if not text or text.endswith(b"\n") else text + b"\n")
 
-    def _call(self, request):
-        """Its result. Raises UserError for whatever the API says, without the key."""
-        try:
-            return request()
-        except self.api_error as error:
-            text = without_key(" ".join(str(error).split())[:300], self.key)
-            raise UserError(
-                f"the Batch API: {type(error).__name__}: {text}; what is handed in is kept, the "
-                "same command goes on"
-            ) from None
+    def _call(self, request, batch=None):
+        """Its result. Raises UserError for what the API says, without the key.
+
+        batch: the id of the one it is about, which is waited for over outages; raises UnknownBatch
+        as well.
+        """
+        from openai import APIError
+
+        began = None
+        while True:
+            try:
+                result = request()
+                self.has_answered = True
+                return result
+            except APIError as error:
+                said = self._said(error)
+                status = getattr(error, "status_code", None)
+            if batch and status == 404:
+                raise UnknownBatch(
+                    f"batch {batch} or its file is not known at {self.args.base_url} ({said}): "
+                    "take the key and --base-url it was made with; --lost-batch gives it up and "
+                    "asks, and pays, for its requests again"
+                )
+            is_outage = status is None or status in TRANSIENT or status >= 500
+            now = time.monotonic()
+            began = began or now
+            lasts = now - began
+            if not (batch and is_outage and self.has_answered and lasts < LONGEST_OUTAGE):
+                raise UserError(
+                    f"the Batch API: {said}; what is handed in is kept, the same command goes on"
+                )
+            if not lasts:
+                self.report(f"batch {batch}: {said}; the wait goes on")
+            time.sleep(self.args.poll)
+
+    def _said(self, error):
+        """An error of the client in one line, without the key."""
+        text = f"{type(error).__name__}: {explained(error, self.args.base_url)}"
+        return without_key(" ".join(text.split())[:300], self.key)
 
 
 def connect(args, key, report):
     """A BatchApi for options and a key. report: takes a line about a batch. Raises UserError."""
-    check_settings()
-    try:
-        import openai
-
-        client = openai.OpenAI(
-            api_key=key,
-            base_url=args.base_url,
-            timeout=args.timeout,
-            max_retries=args.max_retries,
-        )
-    except Exception as error:  # noqa: BLE001 -- the client reads many variables on its own
-        raise UserError(f"cannot start the client: {error}") from None
-    return BatchApi(client, openai.APIError, args, key, report)
+    client = open_client(
+        "OpenAI", key, args.base_url, timeout=args.timeout, max_retries=args.max_retries
+    )
+    return BatchApi(client, args, key, report)
 
 
 def failure_of(batch):

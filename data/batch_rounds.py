@@ -1,51 +1,83 @@
 """--batch-api: rounds of batches until every caption is settled; after a kill the same rounds.
 
 What has to be known after a kill is on disk: the files of requests beside the output, and in the
-journal which requests are out and which batch has which file.
+journal which request went to which file, and which batch has which file.
 """
 
 import json
 from itertools import count
 
 from data import batch_api
-from data.batch import export, import_results
+from data.batch import LOST, check_results, export, import_results, shards
 from model.errors import UserError
 
 
 def ask_in_batches(texts, args, journal, key):
     """Ask for all texts left, and for what earlier runs handed in. Raises UserError, OSError."""
     api = batch_api.connect(args, key, lambda line: print(line, flush=True))
+    if args.lost_batch:
+        in_reach = set().union(*_requests_out(args.output, journal).values())
+        journal.give_up(journal.out.keys() - in_reach, args.style, LOST)
+        texts.refresh(journal.out)
     while True:
         if texts.left:
-            export(_free_name(args.output), texts, journal, args)
+            export(_free_name(args.output, journal), texts, journal, args)
             texts.refresh(journal.out)
-        files = _files_out(args.output, journal)
-        if not files:
+        requests = _requests_out(args.output, journal)
+        if not requests:
             return
-        batches = [(path, _batch_of(path, api, journal, args)) for path in files]
-        answers = 0
+        batches = [(path, _batch_of(path, api, journal, args)) for path in requests]
+        answers, unknown = 0, {}
         for path, number in batches:
-            answers += _fetch(path, number, api, texts, journal, args)
+            try:
+                answers += _fetch(path, number, requests[path], api, texts, journal, args)
+            # after the others, whose answers are there
+            except batch_api.UnknownBatch as error:
+                unknown[path] = str(error)
+        _give_up_unknown(unknown, requests, journal, args)
         texts.refresh(journal.out)
-        if not answers:
+        if not answers and not unknown:
             raise UserError(
                 f"a whole round of batches brought no answer, the last {number}; the reasons "
                 "stand above; nothing is lost, the same command tries again"
             )
 
 
-def _free_name(output):
+def _give_up_unknown(unknown, requests, journal, args):
+    """Raises UserError unless --lost-batch gives up what the API does not know."""
+    if not unknown:
+        return
+    text = "; ".join(unknown.values())
+    if not args.lost_batch:
+        raise UserError(text)
+    print(text, flush=True)
+    for path in unknown:
+        journal.give_up(requests[path], args.style, LOST)
+
+
+def _free_name(output, journal):
+    """One that no file has and none ever had: the journal knows batches by these names."""
     for number in count(1):
         path = output.with_name(f"{output.stem}-batch-{number}.jsonl")
-        if not path.exists():
+        if path.name not in journal.files and not shards(path):
             return path
 
 
-def _files_out(output, journal):
-    """Those of this script's files of requests of which some are out."""
+def _requests_out(output, journal):
+    """{file of requests of this script: ids of those that are out}.
+
+    The file of a batch may have been removed.
+    """
     paths = sorted(output.parent.glob(f"{output.stem}-batch-*.jsonl"))
-    requests = [path for path in paths if not path.stem.endswith("-results")]
-    return [path for path in requests if _ids(path) & journal.out.keys()]
+    found = {}
+    for path in paths:
+        if not path.stem.endswith("-results"):
+            found[path] = _ids(path) & journal.out.keys()
+    for number in journal.out:
+        name = journal.sent[number].file
+        if name in journal.batches:
+            found.setdefault(output.with_name(name), set()).add(number)
+    return {path: numbers for path, numbers in found.items() if numbers}
 
 
 def _batch_of(path, api, journal, args):
@@ -57,20 +89,21 @@ def _batch_of(path, api, journal, args):
     return number
 
 
-def _fetch(path, number, api, texts, journal, args):
+def _fetch(path, number, requests, api, texts, journal, args):
     """Wait for a batch and store its answers; returns how many there are."""
     batch = api.wait(number)
     results = path.with_name(f"{path.stem}-results.jsonl")
     api.download(batch, results)
     answers = 0
     if results.stat().st_size:
+        check_results(results, journal)
         imported = import_results(results, texts, journal, args.style)
         print(f"{results}: {imported}", flush=True)
         answers = imported.answers
     reason = batch_api.failure_of(batch)
     if reason:
         print(f"batch {number} {reason}", flush=True)
-    journal.give_up(_ids(path) & journal.out.keys(), args.style, reason or batch.status)
+    journal.give_up(requests & journal.out.keys(), args.style, reason or batch.status)
     return answers
 
 

@@ -5,9 +5,15 @@ import json
 import os
 import sys
 from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from model.files import parse_json
+from model.errors import UserError
+from model.files import lock_file, parse_json
+
+# of its name, after that of the output
+SUFFIX = ".journal.jsonl"
 
 
 def normalized(text):
@@ -20,13 +26,63 @@ class Answer:
     """One answer of an endpoint.
 
     text: "" where the endpoint's filter refused, then `refused` says what it said. problems: what
-    the gate found, judged by these rules; None if it was not judged by them.
+    the gate found, judged by these rules; None if it was not judged by them. model: that was asked,
+    "" in journals of earlier versions.
     """
 
     text: str
     refused: str = ""
     problems: list | None = None
     rules: str = ""
+    model: str = ""
+
+    def as_entry(self):
+        """What of it stands in the journal."""
+        entry = {"target": self.text, "model": self.model}
+        if self.refused:
+            entry["refused"] = self.refused
+        if self.problems is not None:
+            entry["verdict"] = {"rules": self.rules, "problems": self.problems}
+        return entry
+
+
+class Sent(NamedTuple):
+    """A request that was written to a file; journals of earlier versions know the caption only."""
+
+    caption: str
+    file: str = ""
+    model: str = ""
+
+
+@contextmanager
+def held(path):
+    """A context in which no other run works on this journal. Raises UserError where one does.
+
+    A journal without a line is removed at its end.
+    """
+    with open(path, "ab") as file:
+        try:
+            is_locked = lock_file(file)
+        except BlockingIOError:
+            raise _busy(path) from None
+        # a run that has just ended removed it
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            raise _busy(path)
+        if not is_locked:
+            print(f"{path}: the file system has no locks; start no second run on this output")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if not path.stat().st_size:
+                    path.unlink()
+
+
+def _busy(path):
+    return UserError(
+        f"{path}: another run is working on this output and would ask the same; wait for it or "
+        "end it, or name another --output"
+    )
 
 
 class Journal:
@@ -34,19 +90,25 @@ class Journal:
 
     Entries that arrive meanwhile share the next fsync. Requests that are out in a batch have lines
     as well, so that nothing is asked twice:
-    {"source", "style", "out": id}                  a request was written to a file
-    {"source", "style", "target", ..., "id": id}    its answer
-    {"source", "style", "failed": why, "id": id}    it has none
-    {"style", "batch": batch id, "requests": path}  the file was handed to the API
+    {"source", "style", "out": id, "requests": file name, "model"}  was written to a file
+    {"source", "style", "target", ..., "id": id}         its answer
+    {"source", "style", "failed": why, "id": id}         it has none, or none until a later line
+    {"style", "batch": batch id, "requests": file name}  the file was handed to the API
+
+    is_dry: nothing reaches the disk.
     """
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, is_dry=False):
+        self.path, self.is_dry = path, is_dry
         self.file = None
-        # {id: caption} of all requests ever written to a file; of those that are still out
+        # {id: Sent} of all requests ever written to a file; {id: caption} of those still out
         self.sent, self.out = {}, {}
-        # {caption: requests written}, {path of a file of requests: id of its batch}
+        # ids that have an answer
+        self.answered = set()
+        # {caption: requests written}, {file name: id of its batch}
         self.rounds, self.batches = Counter(), {}
+        # names of all files of requests, of other styles as well
+        self.files = set()
         # [(line, future of who waits for it)]; the task that writes them, or None
         self.pending = []
         self.flushing = None
@@ -65,8 +127,10 @@ class Journal:
                     continue
                 try:
                     entry = parse_json(line)
+                    # of whatever style
+                    self.files.add(entry.get("requests"))
                     # the journals of earlier versions knew one style
-                    if entry.get("style", "detailed") == style and self._is_answer(entry):
+                    if entry.get("style", "detailed") == style and self.account(entry):
                         answers.setdefault(normalized(entry["source"]), []).append(_answer(entry))
                 except (ValueError, KeyError, TypeError, AttributeError):
                     unreadable += 1
@@ -77,31 +141,42 @@ class Journal:
             )
         return answers
 
-    def _is_answer(self, entry):
-        """Whether an entry holds an answer; keeps account of what is out."""
+    def account(self, entry):
+        """Keep account of an entry; returns whether it is an answer that was not there before."""
+        self.files.add(entry.get("requests"))
         if "batch" in entry:
             self.batches[entry["requests"]] = entry["batch"]
             return False
         if "out" in entry:
-            name = normalized(entry["source"])
-            self.sent[entry["out"]] = self.out[entry["out"]] = name
-            self.rounds[name] += 1
+            self._send(entry)
             return False
-        self.out.pop(entry.get("id"), None)
-        return "failed" not in entry
+        number = entry.get("id")
+        self.out.pop(number, None)
+        if "failed" in entry or number in self.answered:
+            return False
+        if number:
+            self.answered.add(number)
+        return True
+
+    def _send(self, entry):
+        name, number = normalized(entry["source"]), entry["out"]
+        self.sent[number] = Sent(name, entry.get("requests", ""), entry.get("model", ""))
+        self.rounds[name] += 1
+        if number not in self.answered:
+            self.out[number] = name
 
     def store(self, entries):
         """Write many entries and return when they are on disk. Raises OSError."""
         if entries:
             self._write([_line(entry) for entry in entries])
         for entry in entries:
-            self._is_answer(entry)
+            self.account(entry)
 
     def give_up(self, numbers, style, reason):
         """Requests of these ids have no answer and are asked again. Raises OSError."""
         entries = []
         for number in numbers:
-            entry = {"source": self.sent[number], "style": style, "id": number}
+            entry = {"source": self.sent[number].caption, "style": style, "id": number}
             entries.append({**entry, "failed": reason})
         self.store(entries)
 
@@ -134,6 +209,8 @@ class Journal:
             self.flushing = None
 
     def _write(self, lines):
+        if self.is_dry:
+            return
         # not before there is something to keep
         if self.file is None:
             self.file = open(self.path, "ab+")
@@ -165,4 +242,5 @@ def _answer(entry):
     if problems is not None:
         problems = [(str(reason), str(words)) for reason, words in problems]
     refused, rules = entry.get("refused") or "", verdict.get("rules", "")
-    return Answer(entry["target"].strip(), str(refused), problems, rules)
+    model = str(entry.get("model") or "")
+    return Answer(entry["target"].strip(), str(refused), problems, rules, model)

@@ -99,7 +99,8 @@ def resolve_inputs(args, given, to_folder=False):
             raise UserError(
                 f"output {output} is a folder or the input itself: name another file by --output"
             )
-    _check_writable(output)
+    if not getattr(args, "dry_run", False):
+        _check_writable(output)
     return inputs
 
 

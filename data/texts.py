@@ -153,13 +153,15 @@ class Texts:
         self.answers.setdefault(name, []).append(answer)
         # a translation by hand wins
         if name in self.texts and name not in self.known:
-            self.settled(name)
+            was_rejected = self.rejected.pop(name, None)
+            if not self.settled(name) and was_rejected:
+                self.left.append(name)
 
     def refresh(self, out):
         """Sort what is not settled; out: {id: caption} of the requests that are out."""
         captions = set(out.values())
         open_ = []
-        for name in (*self.left, *self.waiting):
+        for name in dict.fromkeys((*self.left, *self.waiting)):
             if name not in self.known and name not in self.rejected:
                 open_.append(name)
         self.left = [name for name in open_ if name not in captions]
@@ -197,7 +199,7 @@ class Texts:
     async def ask(self, endpoint, journal, name):
         """Ask until the caption is settled. Raises Failed, Stopped, OSError."""
         while name not in self.known and name not in self.rejected:
-            entry = {"source": self.texts[name], "model": self.args.model, "style": self.args.style}
+            entry = {"source": self.texts[name], "style": self.args.style}
             try:
                 messages = self.messages(name)
             except UserError as error:
@@ -205,16 +207,13 @@ class Texts:
             try:
                 take = partial(usable_text, bare=self.bare)
                 text, used = await endpoint.answer(messages, self.expected(name), take=take)
-                answer = Answer(text)
-                entry |= {"target": text, "tokens": used}
+                answer = Answer(text, model=self.args.model)
+                entry["tokens"] = used
             except Refused as error:
-                answer = Answer("", refused=str(error))
-                entry |= {"target": "", "refused": answer.refused}
+                answer = Answer("", refused=str(error), model=self.args.model)
             self.answers.setdefault(name, []).append(answer)
             self.settled(name)
-            if answer.problems is not None:
-                entry["verdict"] = {"rules": answer.rules, "problems": answer.problems}
-            await journal.add(entry)
+            await journal.add({**entry, **answer.as_entry()})
 
 
 def open_texts(args, captions, answers):

@@ -16,6 +16,7 @@ environment variable OPENAI_API_KEY only.
 import itertools
 import reprlib
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,28 +24,31 @@ from data import batch, look, quality
 from data.asking import ask_what_is_left, key_of_environment, print_estimate
 from data.batch_rounds import ask_in_batches
 from data.existing import check
-from data.journal import Journal, normalized
+from data.journal import SUFFIX, Journal, held, normalized
 from data.records import caption_records, write_records
 from data.stage import listed, resolve_paths, run_stage
 from data.texts import open_texts
 from data.translated import write_results
-from data.translation_options import contradictions, make_parser
+from data.translation_options import check_files, contradictions, make_parser
 from model.errors import UserError
 
 
 def translate(args):
     resolve_paths(args)
-    if args.memory_out and not args.memory_out.absolute().parent.is_dir():
-        raise UserError(
-            f"folder of --memory-out {args.memory_out} does not exist: make it, or name another "
-            "file"
-        )
+    path = args.output.with_name(args.output.name + SUFFIX)
+    check_files(args, path)
     args.in_files = bool(args.export_batch or args.import_batch)
-    path = args.output.with_name(args.output.name + ".journal.jsonl")
+    # a dry run writes nothing
+    with nullcontext() if args.dry_run else held(path):
+        ask_and_write(args, path)
+
+
+def ask_and_write(args, path):
+    """Ask for what is not known, and write the output once all is settled. Raises UserError."""
     if args.look:
         texts, journal = looked_texts(args, path)
     else:
-        journal = Journal(path)
+        journal = Journal(path, args.dry_run)
         count, captions = distinct_captions(args)
         texts = open_texts(args, captions, journal.read(args.style))
         texts.records = f"{count} records, "
@@ -65,20 +69,24 @@ def translate(args):
 def looked_texts(args, path):
     """(LookedTexts, their journal) once every image was looked at; (None, None) before that."""
     pictures = look.Pictures(args)
-    journal = Journal(path)
-    seen = look.Sightings(args, pictures, journal.read(look.SEEN))
+    looks, journal = Journal(path, args.dry_run), Journal(path, args.dry_run)
+    answers = journal.read(args.style)
+    seen = look.Sightings(args, pictures, looks.read(look.SEEN))
     # files of results are of one kind of requests; which, the journal knows
-    own = [file for file in args.import_batch if batch.answers_some(file, journal)]
+    own = [file for file in args.import_batch if batch.answers_some(file, looks)]
     if seen.left:
         own = args.import_batch
+    others = [file for file in args.import_batch if file not in own]
+    # before the answers of the first kind are stored
+    for file in others:
+        batch.check_results(file, journal)
     seen.args.import_batch = own
-    receive_batches(seen, seen.args, journal)
-    if (seen.left or seen.waiting) and not go_on(seen, seen.args, journal):
+    receive_batches(seen, seen.args, looks)
+    if (seen.left or seen.waiting) and not go_on(seen, seen.args, looks):
         return None, None
 
-    args.import_batch = [file for file in args.import_batch if file not in own]
-    journal = Journal(path)
-    texts = look.LookedTexts(args, pictures, seen, journal.read(args.style))
+    args.import_batch = others
+    texts = look.LookedTexts(args, pictures, seen, answers)
     receive_batches(texts, args, journal)
     return texts, journal
 
@@ -101,11 +109,16 @@ def go_on(texts, args, journal):
 
 def receive_batches(texts, args, journal):
     """Store the answers of --import-batch, and sort out what is out. Raises UserError."""
-    if args.lost_batch:
-        journal.give_up(list(journal.out), args.style, "lost, by --lost-batch")
+    # all of them before anything is stored
+    for path in args.import_batch:
+        batch.check_results(path, journal)
     for path in args.import_batch:
         imported = batch.import_results(path, texts, journal, args.style)
-        print(f"{path}: {imported}", flush=True)
+        note = ", not stored in a dry run" if args.dry_run else ""
+        print(f"{path}: {imported}{note}", flush=True)
+    # what has just come is not lost, nor is what --batch-api can still fetch
+    if args.lost_batch and not args.batch_api:
+        journal.give_up(list(journal.out), args.style, batch.LOST)
     texts.refresh(journal.out)
 
 
@@ -139,10 +152,10 @@ def settle(texts, args, journal):
 
 
 def next_requests(output):
-    """The first NAME-requests-N.jsonl that is not there."""
+    """The first NAME-requests-N.jsonl of which nothing is there."""
     for number in itertools.count(2):
         path = output.with_name(f"{output.stem}-requests-{number}.jsonl")
-        if not path.exists():
+        if not batch.shards(path):
             return path
 
 

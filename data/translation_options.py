@@ -8,7 +8,8 @@ from data import batch, seen_questions
 from data.connection import url_problem
 from data.endpoint_options import add_cost_options, add_endpoint_options, at_least
 from data.look import LOOK_STYLES
-from data.stage import add_path_options
+from data.stage import add_path_options, listed
+from model.errors import UserError
 
 
 def make_parser(description):
@@ -96,7 +97,8 @@ def add_batch_options(add):
     add(
         "--lost-batch",
         action="store_true",
-        help="take the requests that are out in files for lost: ask for them again",
+        help="take the requests that are out in files for lost, but for those whose answers "
+        "--import-batch or --batch-api finds: ask, and pay, for them again",
     )
 
 
@@ -152,6 +154,41 @@ def contradictions(args):
     if args.trim and args.no_gate:
         problems.append("--trim cuts what the gate finds: leave --no-gate out")
     return problems
+
+
+def check_files(args, journal):
+    """Raises UserError where a file that is written is another one as well, or has no folder."""
+    written = [
+        ("--output", args.output),
+        ("--memory-out", args.memory_out),
+        ("--export-batch", args.export_batch),
+    ]
+    others = [
+        ("the input", args.input),
+        ("the journal", journal),
+        *(("a file of results", file) for file in args.import_batch),
+    ]
+    for option, path in written:
+        if path is None:
+            continue
+        if option != "--output" and not path.absolute().parent.is_dir():
+            raise UserError(
+                f"folder of {option} {path} does not exist: make it, or name another file"
+            )
+        for what, other in (*written, *others):
+            if what != option and other and _is_same(path, other, option == "--export-batch"):
+                raise UserError(f"{option} {path} would replace {what} {other}: name another file")
+    if args.export_batch:
+        there = batch.shards(args.export_batch)
+        if there:
+            raise UserError(
+                f"--export-batch {args.export_batch}: {listed([str(file) for file in there])} is "
+                "there already, and requests go to new files only: name another, or remove it"
+            )
+
+
+def _is_same(path, other, is_batch):
+    return path.resolve() == other.resolve() or (is_batch and batch.is_shard(other, path))
 
 
 def look_problems(args):

@@ -18,7 +18,8 @@ def result(request, answer):
 class BatchStub:
     """answer(caption, nth request) gives a text, (status, body), or None for no line at all.
 
-    A batch needs `looks` looks until it has ended. made: requests of each batch in order.
+    look(batch id) gives the batch, None for 404, ConnectionError for no reply; a batch needs
+    `looks` looks until it has ended. made: requests of each batch in order.
     """
 
     def __init__(self, looks=1):
@@ -55,8 +56,11 @@ class BatchStub:
                     self.reply(stub.look(path[1]))
 
             def reply(self, body):
+                if body is ConnectionError:
+                    return
+                status = 404 if body is None else 200
                 body = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

@@ -1,5 +1,6 @@
 """Captions that need no request, and requests in OpenAI's batch form."""
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,8 @@ from test_data import PROJECT, english, load, no_key, save  # noqa: F401  (no_ke
 from test_translation import journal_of, rejected_of, translate
 
 from data import translation_en2zh
-from data.journal import Journal
+from data.journal import Journal, held
+from model import files
 
 
 def test_chinese_captions_are_judged_and_not_asked(tmp_path, stub, capsys):
@@ -208,6 +210,162 @@ def test_an_import_that_was_killed_goes_on(tmp_path, monkeypatch):
     assert len(stored) == len(set(stored)) == 50 == len(load(output))
 
 
+def export_to(path, source, output, *options):
+    """The requests that --export-batch writes."""
+    assert translate(source, output, "--export-batch", path, *options) == 0
+    return load(path)
+
+
+def captions_of(requests):
+    return sorted(request["body"]["messages"][1]["content"] for request in requests)
+
+
+def test_what_is_imported_is_not_lost(tmp_path):
+    source, output = save(tmp_path / "en.json", english(4)), tmp_path / "zh.json"
+    sent = export_to(tmp_path / "a.jsonl", source, output)
+    results = save(tmp_path / "results.jsonl", answered(sent[:3]))
+    assert translate(source, output, "--import-batch", results, "--lost-batch") == 0
+    [again] = tmp_path.glob("zh-requests-*.jsonl")
+    assert captions_of(load(again)) == ["Lake 3 ."]
+    save(results, answered(load(again)))
+    assert translate(source, output, "--import-batch", results) == 0 and len(load(output)) == 4
+
+
+def test_an_answer_counts_that_comes_after_its_request_was_given_up(tmp_path, stub):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    first = export_to(tmp_path / "a.jsonl", source, output)
+    second = export_to(tmp_path / "b.jsonl", source, output, "--lost-batch")
+    late = save(tmp_path / "late.jsonl", answered(first))
+    [request] = [request for request in second if captions_of([request]) == ["Lake 2 ."]]
+    good = save(tmp_path / "good.jsonl", [result(request, "这里有2个湖泊。")])
+    assert translate(source, output, "--import-batch", good, late) == 0 and not stub.asked
+    assert [row["caption"] for row in load(output)] == [
+        "图中有0个湖泊。",
+        "图中有1个湖泊。",
+        # a good answer stood already
+        "这里有2个湖泊。",
+    ]
+    before = journal_of(output).read_bytes()
+    assert translate(source, output, "--import-batch", late) == 0
+    assert journal_of(output).read_bytes() == before
+
+
+def content_of(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        ("--lost-batch",),
+        ("--import-batch", "results.jsonl", "--lost-batch"),
+        ("--export-batch", "x.jsonl"),
+        ("--batch-api", "--lost-batch"),
+        ("--memory-out", "memory.jsonl"),
+        ("--output", "new/folder/zh.json"),
+    ),
+)
+def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    source, output = save(tmp_path / "en.json", english(4)), tmp_path / "zh.json"
+    sent = export_to(tmp_path / "a.jsonl", source, output)
+    save(tmp_path / "results.jsonl", answered(sent[:3]))
+    before = content_of(tmp_path)
+    assert translate(source, output, "--dry-run", *options) == 0
+    assert content_of(tmp_path) == before
+    printed = capsys.readouterr().out
+    if "--import-batch" in options:
+        assert "3 answers" in printed and "not stored in a dry run" in printed
+        assert "3 known, 1 to ask" in printed
+
+
+def test_a_second_run_on_an_output_stops(tmp_path, stub, capsys, monkeypatch):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    with held(journal_of(output)):
+        for options in ((), ("--export-batch", tmp_path / "x.jsonl"), ("--batch-api",)):
+            assert translate(source, output, *options) == 1
+            message = capsys.readouterr().err
+            assert "another run is working on this output" in message and message.count("\n") == 1
+        # it asks nothing and writes nothing
+        assert translate(source, output, "--dry-run") == 0
+    assert not stub.asked and sorted(path.name for path in tmp_path.iterdir()) == ["en.json"]
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    assert translate(source, output) == 0 and len(load(output)) == 3
+    assert "the file system has no locks" in capsys.readouterr().out
+
+
+def test_an_answer_that_stands_twice_in_the_journal_counts_once(tmp_path, stub):
+    source, output = save(tmp_path / "en.json", english(1)), tmp_path / "zh.json"
+    sent = export_to(tmp_path / "a.jsonl", source, output)
+    results = answered(sent, lambda text: "图中有0个宁静的湖泊。")
+    # rejected at once, then two more tries are wanted
+    options = ("--reask", "0", "--import-batch", save(tmp_path / "r.jsonl", results))
+    assert translate(source, output, *options) == 1
+    lines = journal_of(output).read_text().splitlines()
+    journal_of(output).write_text("\n".join([*lines, lines[-1], lines[-1], ""]))
+    stub.answer = lambda text, nth: "图中有0个宁静的湖泊。" if nth == 1 else chinese(text)
+    assert translate(source, output, "--reask", "2") == 0 and len(stub.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        ("--export-batch", "en.jsonl"),
+        ("--export-batch", "zh.jsonl"),
+        ("--export-batch", "zh.jsonl.journal.jsonl"),
+        ("--export-batch", "memory.jsonl", "--memory", "memory.jsonl"),
+        ("--export-batch", "results.jsonl", "--import-batch", "results.jsonl"),
+        ("--export-batch", "new.jsonl", "--memory-out", "new-2.jsonl"),
+        ("--export-batch", "q.jsonl"),
+        ("--memory-out", "zh.jsonl.journal.jsonl"),
+        ("--memory-out", "en.jsonl"),
+        ("--memory-out", "zh.jsonl"),
+        ("--output", "results.jsonl", "--import-batch", "results.jsonl"),
+    ),
+)
+def test_no_file_takes_the_place_of_another(tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    source, output = save(tmp_path / "en.jsonl", english(2)), tmp_path / "zh.jsonl"
+    sent = export_to(tmp_path / "a.jsonl", source, output)
+    save(tmp_path / "results.jsonl", answered(sent))
+    save(tmp_path / "memory.jsonl", [{"source": "Lake 9 .", "target": "湖"}])
+    # of a round of more requests
+    save(tmp_path / "q-2.jsonl", sent)
+    before = content_of(tmp_path)
+    assert translate(source, output, *options) == 1
+    message = capsys.readouterr().err
+    assert "name another" in message and message.count("\n") == 1
+    assert content_of(tmp_path) == before
+
+
+def test_all_files_of_results_are_checked_before_any_is_stored(tmp_path, capsys):
+    source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
+    sent = export_to(tmp_path / "a.jsonl", source, output)
+    good = save(tmp_path / "good.jsonl", answered(sent))
+    foreign = save(tmp_path / "foreign.jsonl", [{**answered(sent)[0], "custom_id": "x"}])
+    before = journal_of(output).read_bytes()
+    for second, words in ((foreign, "results of another run"), (tmp_path / "no.jsonl", "no.jsonl")):
+        assert translate(source, output, "--import-batch", good, second) == 1
+        assert words in capsys.readouterr().err
+        assert journal_of(output).read_bytes() == before
+
+
+def test_where_requests_cannot_go_and_what_a_kill_left_of_them(tmp_path, capsys):
+    source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
+    assert translate(source, output, "--export-batch", tmp_path / "no" / "r.jsonl") == 1
+    message = capsys.readouterr().err
+    assert "folder of --export-batch" in message and "does not exist" in message
+    names = (".r.jsonl.77.tmp", ".r-2.jsonl.78.tmp", ".rest.jsonl.77.tmp", ".r.json.77.tmp")
+    for name in names:
+        (tmp_path / name).write_text("{")
+    export_to(tmp_path / "r.jsonl", source, output)
+    assert [name for name in names if (tmp_path / name).exists()] == list(names[2:])
+
+
 # ---- the API
 
 
@@ -298,6 +456,62 @@ def test_an_api_without_batches_is_one_line(tmp_path, stub, capsys):
     assert translate(source, output, *options, "--base-url", stub.url) == 1
     message = capsys.readouterr().err
     assert "the Batch API: " in message and message.count("\n") == 1 and KEY not in message
+
+
+def test_files_that_were_removed_do_not_lend_their_names(tmp_path, api):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    assert in_batches(api, source, output) == 0
+    for path in tmp_path.glob("zh-batch-*"):
+        path.unlink()
+    save(source, english(5))
+    assert in_batches(api, source, output) == 0
+    assert [len(made) for made in api.made] == [3, 2] and len(load(output)) == 5
+
+
+def test_a_batch_is_fetched_whose_file_of_requests_was_removed(tmp_path, api, monkeypatch):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    api.answer = lambda text, nth: None if nth == 2 else chinese(text)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("data.batch_api.time.sleep", killed)
+        assert in_batches(api, source, output) == 130
+    for path in tmp_path.glob("zh-batch-*"):
+        path.unlink()
+    assert in_batches(api, source, output) == 0
+    # what the first left out is asked again, and only that
+    assert [len(made) for made in api.made] == [3, 1] and len(load(output)) == 3
+
+
+def test_a_wait_goes_on_over_outages(tmp_path, api, capsys):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    looks, look = [], api.look
+
+    def broken(number):
+        looks.append(number)
+        return ConnectionError if 1 < len(looks) < 5 else look(number)
+
+    api.look = broken
+    assert in_batches(api, source, output, "--max-retries", "0") == 0
+    assert len(api.made) == 1 and len(load(output)) == 3
+    assert capsys.readouterr().out.count("the wait goes on") == 1
+
+
+def test_a_batch_that_the_api_does_not_know(tmp_path, api, monkeypatch, capsys):
+    """The others are fetched, --lost-batch asks again for this one alone."""
+    monkeypatch.setattr("data.batch.MOST_REQUESTS", 2)
+    source, output = save(tmp_path / "en.json", english(4)), tmp_path / "zh.json"
+    look, unknown = api.look, "batch-0"
+    api.look = lambda number: None if number == unknown else look(number)
+    assert in_batches(api, source, output) == 1
+    message = capsys.readouterr().err
+    assert "batch batch-0" in message and "is not known" in message and "--lost-batch" in message
+    assert message.count("\n") == 1 and "same command" not in message
+    assert in_batches(api, source, output, "--lost-batch") == 0
+    assert [len(made) for made in api.made] == [2, 2, 2] and len(load(output)) == 4
+    assert captions_of(api.made[2]) == captions_of(api.made[0])
 
 
 @pytest.mark.parametrize(
