@@ -127,9 +127,19 @@ class Texts:
                 self.known[name] = answer.text
                 self.passed += 1
                 return True
-        if len(answers) > self.args.reask:
+        if len(answers) > self.args.reask or self._asked_in_vain(answers):
             self.rejected[name] = (answers[-1].text, found)
             return True
+        return False
+
+    def _asked_in_vain(self, answers):
+        """Whether a filter has refused the very request that would come next."""
+        for answer in reversed(answers):
+            # the next request quotes it
+            if answer.text:
+                return False
+            if answer.model in ("", self.args.model):
+                return True
         return False
 
     @property

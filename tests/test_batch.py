@@ -250,6 +250,20 @@ def test_an_answer_counts_that_comes_after_its_request_was_given_up(tmp_path, st
     assert journal_of(output).read_bytes() == before
 
 
+def test_a_late_answer_that_is_bad_is_asked_again_after_a_refusal(tmp_path):
+    source, output = save(tmp_path / "en.json", english(1)), tmp_path / "zh.json"
+    [first] = export_to(tmp_path / "a.jsonl", source, output)
+    [second] = export_to(tmp_path / "b.jsonl", source, output, "--lost-batch")
+    refusal = (400, {"error": {"code": "content_filter", "message": "content policy"}})
+    results = save(tmp_path / "r.jsonl", [result(second, refusal)])
+    # nothing passes: the refusal is final
+    assert translate(source, output, "--import-batch", results) == 1
+    late = save(tmp_path / "late.jsonl", [result(first, "图中有0个宁静的湖泊。")])
+    assert translate(source, output, "--import-batch", late) == 0
+    [again] = tmp_path.glob("zh-requests-*.jsonl")
+    assert len(load(again)[0]["body"]["messages"]) == 4
+
+
 def content_of(folder):
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 

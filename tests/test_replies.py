@@ -372,9 +372,19 @@ def test_what_a_filter_refuses_holds_back_nothing(tmp_path, stub, ending):
         assert row["imged_id"] == "1.png" and row["problems"] == [
             ["filter", f"finish_reason {ending}"]
         ]
-    # asked twice, and no more by a second run
-    assert Counter(stub.asked)["Lake 1 ."] == 2 and len(stub.asked) == 5
-    assert translate(source, output, "--reask", 2) == 0 and len(stub.asked) == 6
+    # the same request would be refused again: asked once, whatever --reask says
+    assert Counter(stub.asked)["Lake 1 ."] == 1 and len(stub.asked) == 4
+    assert translate(source, output, "--reask", 2) == 0 and len(stub.asked) == 4
+    # another model may answer it
+    assert translate(source, output, "--model", "other") == 0 and len(stub.asked) == 5
+
+
+def test_a_refusal_of_the_complaint_is_final_too(tmp_path, stub):
+    answers = iter(["图中有0个宁静的湖泊。", error(400, "flagged", code="content_filter")])
+    stub.answer = lambda text, nth: next(answers, chinese(text))
+    source, output = save(tmp_path / "en.json", english(1)), tmp_path / "zh.json"
+    assert translate(source, output, "--reask", 9) == 1 and len(stub.asked) == 2
+    assert load(rejected_of(output))[0]["problems"][0][0] == "filter"
 
 
 @pytest.mark.parametrize(
