@@ -96,14 +96,15 @@ def read_cache(path, reader):
 
 
 def examine_all(paths, cache_path, bands=None):
-    """{path: what examine() found}, from the cache where it knows them.
+    """{path: what examine() found}, from the cache (None: there is none) where it knows them.
 
     The cache is written whatever happens.
     """
     from model.images import reader_of, stamp
 
     reader = reader_of(bands)
-    cache, found, keys, new = read_cache(cache_path, reader), {}, {}, 0
+    cache = read_cache(cache_path, reader) if cache_path else {}
+    found, keys, new = {}, {}, 0
     for path in paths:
         keys[path] = str(path), *stamp(path)
         if keys[path] in cache:
@@ -125,7 +126,7 @@ def examine_all(paths, cache_path, bands=None):
                 bar.update()
     finally:
         pool.shutdown(cancel_futures=True)
-        if new:
+        if new and cache_path:
             # the last entry of a path: what it was before is gone
             current = {entry["path"]: entry for entry in cache.values()}
             write_records(cache_path, current.values())

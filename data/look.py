@@ -10,8 +10,8 @@ import hashlib
 import re
 
 from data import quality, seen_questions
-from data.image_check import find
-from data.journal import normalized
+from data.image_check import CACHE, examine_all, find
+from data.journal import SUFFIX, Journal, normalized
 from data.peel import without_thoughts
 from data.records import caption_records
 from data.stage import listed
@@ -39,27 +39,25 @@ LOOK_STYLES |= {name: (text, 3) for name, text in seen_questions.INSTRUCTIONS.it
 
 
 class Pictures:
-    """The images of the records. files: {imged_id: file}; keys: {imged_id: hash of its bytes}.
+    """The images of the records, each read once before anything is asked.
 
-    Raises UserError that lists the records whose image is not in the folder --look.
+    files: {hash of its bytes: file}; keys: {imged_id: that hash}; broken: {imged_id: what is
+    wrong}, listed on the screen. Raises UserError that lists the records whose image is not in the
+    folder --look, or where none can be read.
     """
 
     def __init__(self, args):
         # only here: it loads numpy
         from model.images import open_file
 
-        self.files, self.keys, missing, chinese = {}, {}, [], []
+        places, missing, chinese = {}, [], []
         for record in caption_records(args.input, args.limit):
             name = record["imged_id"]
-            file = find(name, [args.look])
-            if file is None:
+            places[name] = find(name, [args.look])
+            if places[name] is None:
                 missing.append(name)
-                continue
-            if quality.written_in(record["caption"]) == "zh":
+            elif quality.written_in(record["caption"]) == "zh":
                 chinese.append(name)
-            with open_file(file) as opened:
-                self.keys[name] = hashlib.file_digest(opened, "sha256").hexdigest()[:32]
-            self.files[self.keys[name]] = file
         if missing:
             raise UserError(
                 f"{len(missing)} images are not in --look {args.look}: {listed(missing)}"
@@ -70,6 +68,28 @@ class Pictures:
                 "--look compares the image with English sentences"
             )
 
+        cache = None if args.dry_run else args.output.parent / CACHE
+        found = examine_all(list(dict.fromkeys(places.values())), cache)
+        self.files, self.keys, self.broken = {}, {}, {}
+        for name, file in places.items():
+            if "kind" in found[file]:
+                self.broken[name] = f"{found[file]['kind']}: {found[file]['text']}"
+                continue
+            with open_file(file) as opened:
+                self.keys[name] = hashlib.file_digest(opened, "sha256").hexdigest()[:32]
+            self.files[self.keys[name]] = file
+        self.report(args)
+
+    def report(self, args):
+        """Say which images are broken. Raises UserError where all are."""
+        if not self.broken:
+            return
+        problems = [f"{name} ({problem})" for name, problem in self.broken.items()]
+        text = f"{len(problems)} images of --look {args.look} cannot be read"
+        if not self.files:
+            raise UserError(f"{text}, all there are: {listed(problems)}")
+        print("\n  ".join([f"{text}:", *problems]), flush=True)
+
     def part(self, key):
         """An image as a part of a message: a data: URI of JPEG. Raises UserError."""
         from model.images import read_image
@@ -79,6 +99,23 @@ class Pictures:
         image.thumbnail((SIDE, SIDE))
         uri = data_uri(image, "JPEG", quality=90)
         return {"type": "image_url", "image_url": {"url": uri}}
+
+
+def sightings(journal, pictures):
+    """{hash of an image: [Answer]} of the first request, in this journal and in those beside it.
+
+    What runs for other outputs have seen is copied to the journal. Raises OSError.
+    """
+    answers, copied = journal.read(SEEN), []
+    for path in sorted(journal.path.parent.glob(f"*{SUFFIX}")):
+        if path == journal.path:
+            continue
+        for key, seen in Journal(path).read(SEEN).items():
+            if key in pictures.files and key not in answers:
+                answers[key] = seen
+                copied += [{"source": key, "style": SEEN, **one.as_entry()} for one in seen]
+    journal.store(copied)
+    return answers
 
 
 class Sightings(Texts):
@@ -127,6 +164,8 @@ class LookedTexts(Texts):
         # {name: (hash of the image, caption, what is seen)}
         self.units = {}
         for record in caption_records(args.input, args.limit):
+            if self.leaves_out(record):
+                continue
             key = pictures.keys[record["imged_id"]]
             # where nothing usable was said of an image, the caption alone counts
             seen = sightings.known.get(key, "")
@@ -141,6 +180,9 @@ class LookedTexts(Texts):
     @property
     def allowance(self):
         return LOOK_STYLES[self.args.style][1]
+
+    def leaves_out(self, record):
+        return record["imged_id"] in self.pictures.broken
 
     def name_of(self, record):
         return normalized(f"{self.pictures.keys[record['imged_id']]} {record['caption']}")

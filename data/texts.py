@@ -80,6 +80,10 @@ class Texts:
         """Factor on the length that quality.py allows."""
         return STYLES[self.args.style][1]
 
+    def leaves_out(self, record):
+        """Whether a record cannot be asked for."""
+        return False
+
     def name_of(self, record):
         return normalized(record["caption"])
 

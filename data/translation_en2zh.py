@@ -40,13 +40,19 @@ def translate(args):
     args.in_files = bool(args.export_batch or args.import_batch)
     # a dry run writes nothing
     with nullcontext() if args.dry_run else held(path):
-        ask_and_write(args, path)
+        pictures = look.Pictures(args) if args.look else None
+        ask_and_write(args, path, pictures)
+    if pictures and pictures.broken:
+        raise UserError(
+            f"{len(pictures.broken)} records have no image that can be read, see above: they are "
+            f"not in {args.output}; mend the images, the same command asks for the rest"
+        )
 
 
-def ask_and_write(args, path):
+def ask_and_write(args, path, pictures):
     """Ask for what is not known, and write the output once all is settled. Raises UserError."""
-    if args.look:
-        texts, journal = looked_texts(args, path)
+    if pictures:
+        texts, journal = looked_texts(args, path, pictures)
     else:
         journal = Journal(path, args.dry_run)
         count, captions = distinct_captions(args)
@@ -66,12 +72,11 @@ def ask_and_write(args, path):
         print(f"{args.memory_out}: {count} pairs of translation memory")
 
 
-def looked_texts(args, path):
+def looked_texts(args, path, pictures):
     """(LookedTexts, their journal) once every image was looked at; (None, None) before that."""
-    pictures = look.Pictures(args)
     looks, journal = Journal(path, args.dry_run), Journal(path, args.dry_run)
     answers = journal.read(args.style)
-    seen = look.Sightings(args, pictures, looks.read(look.SEEN))
+    seen = look.Sightings(args, pictures, look.sightings(looks, pictures))
     # files of results are of one kind of requests; which, the journal knows
     own = [file for file in args.import_batch if batch.answers_some(file, looks)]
     if seen.left:
@@ -179,6 +184,8 @@ def distinct_captions(args):
 def results(texts, args):
     """Yield (record, its English or None, Chinese, problems) of every record."""
     for record in caption_records(args.input, args.limit):
+        if texts.leaves_out(record):
+            continue
         name = texts.name_of(record)
         if name in texts.known:
             target, problems = texts.known[name], []

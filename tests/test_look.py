@@ -171,16 +171,83 @@ def test_in_batches_by_the_api(lakes, api):  # noqa: F811
     assert [row["caption"] for row in load(lakes.parent / "zh.json")] == [DESCRIPTION] * 3
 
 
-def test_an_image_that_cannot_be_shown_is_one_line_and_costs_no_answer(lakes, stub, capsys):
-    stub.answer = saying()
-    bad = lakes.parent / "images" / "b.png"
-    bad.write_bytes(bad.read_bytes()[:60])
+def broken_lakes(lakes):
+    """Another two images that cannot be read."""
+    rows = load(lakes)
+    for name in ("d", "e"):
+        whole = (lakes.parent / "images" / "b.png").read_bytes()
+        (lakes.parent / "images" / f"{name}.png").write_bytes(whole[:60] + name.encode())
+        rows.append({"imged_id": f"{name}.png", "caption": "A lake .", "split": "val"})
+    return save(lakes, rows)
+
+
+@pytest.mark.parametrize("way", ("online", "files", "batches"))
+def test_images_that_cannot_be_shown_are_listed_and_the_rest_goes_on(
+    lakes,
+    stub,
+    api,  # noqa: F811
+    capsys,
+    way,
+):
+    stub.answer = api.answer = saying()
+    folder, source = lakes.parent, broken_lakes(lakes)
+
+    def run(*options):
+        assert look(source, *options) == 1
+        printed = capsys.readouterr()
+        assert printed.out.count("d.png (") == printed.out.count("e.png (") == 1
+        assert "2 records have no image that can be read" in printed.err
+        assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
+
+    if way == "online":
+        run()
+    elif way == "batches":
+        run("--batch-api", "--base-url", api.url, "--poll", "0.01")
+    else:
+        run("--export-batch", folder / "r.jsonl")
+        for requests in (folder / "r.jsonl", folder / "zh-requests-2.jsonl"):
+            contents = [line["body"]["messages"][1]["content"] for line in load(requests)]
+            assert len(contents) == 2
+            lines = [
+                result(line, saying()(content, 0))
+                for line, content in zip(load(requests), contents)
+            ]
+            run("--import-batch", save(folder / "results.jsonl", lines))
+    assert [row["imged_id"] for row in load(folder / "zh.json")] == ["a.png", "b.png", "c.png"]
+    # mended, it is the only one that is asked
+    for name in "de":
+        Image.new("RGB", (30, 30), "green").save(folder / "images" / f"{name}.png")
+    stub.asked.clear()
+    assert look(source) == 0 and len(stub.asked) == 2 and len(load(folder / "zh.json")) == 5
+
+
+def test_a_missing_image_or_none_that_can_be_read_stops_before_anything_is_asked(
+    lakes, stub, capsys
+):
+    images = lakes.parent / "images"
+    for name in "abc":
+        (images / f"{name}.png").write_bytes(b"no image")
     assert look(lakes) == 1
-    message = capsys.readouterr().err
-    assert "1 of 2 captions failed" in message and "b.png" in message and message.count("\n") == 1
-    bad.unlink()
-    assert look(lakes) == 1
+    assert "3 images of --look" in (message := capsys.readouterr().err) and "all there" in message
+    (images / "b.png").unlink()
+    assert look(lakes) == 1 and not stub.asked
     assert "1 images are not in --look" in capsys.readouterr().err
+
+
+def test_what_was_seen_serves_the_other_outputs_beside_it(lakes, stub):
+    stub.answer = saying()
+    assert look(lakes) == 0
+    stub.asked.clear()
+    stub.answer = saying(PAIRS)
+    other = lakes.parent / "questions.json"
+    options = ("--look", lakes.parent / "images", "--style", "questions")
+    assert translate(lakes, other, *options) == 0 and len(load(other)) == 3
+    # no image is looked at a second time
+    assert len(stub.asked) == 2 and all(shown(content)[1] for content in stub.asked)
+    # and the first output may go
+    for path in (lakes.parent / "zh.json", journal_of(lakes.parent / "zh.json"), other):
+        path.unlink()
+    assert translate(lakes, other, *options) == 0 and len(stub.asked) == 2 and len(load(other)) == 3
 
 
 def test_chinese_captions_are_not_compared(tmp_path, lakes, stub, capsys):
