@@ -77,6 +77,11 @@ def got(expected, value):
     return Fault(f"expected {expected}", f", got {reprlib.repr(value)}")
 
 
+def outside_fault(name):
+    """Of a file name of a caption set, which the user may have from anybody."""
+    return got("a file name within the image folder", name)
+
+
 def inner_fault(record):
     """The Fault that a record is, or that one of its values is or lists; or None."""
     if isinstance(record, Fault):

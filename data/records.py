@@ -1,7 +1,6 @@
 """Record files, JSON arrays or .jsonl: reading, checking every record, writing atomically."""
 
 import json
-import re
 import reprlib
 from collections import Counter
 from contextlib import contextmanager
@@ -9,9 +8,17 @@ from itertools import islice
 from pathlib import Path
 
 from data.caption_sets import SPLITS, nwpu_images, split_of
-from data.faults import Fault, Problems, Tally, got, inner_fault, split_problem, text_problem
+from data.faults import (
+    Fault,
+    Problems,
+    Tally,
+    inner_fault,
+    outside_fault,
+    split_problem,
+    text_problem,
+)
 from model.errors import UserError
-from model.files import json_problem, parse_json, replacing
+from model.files import json_problem, leads_out, parse_json, replacing
 
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 
@@ -70,8 +77,13 @@ def _open(path):
         start = file.read(8)
     if start.startswith(ARCHIVES):
         raise UserError(f"{path} is an archive: unpack it")
-    encoding = json.detect_encoding(start[:4])
-    return open(path, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
+    return open(path, encoding=encoding_of(start))
+
+
+def encoding_of(content):
+    """The encoding of a text by its first bytes, for a BOM as well as without."""
+    encoding = json.detect_encoding(content[:4])
+    return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
 def parsed(text):
@@ -167,15 +179,18 @@ def checked_records(path, key, problem_of, limit=None, unique=True, tidy=None, r
     problems.report(good)
 
 
-def image_records(path, key, problem_of, limit=None, unique=True, notes=None, read=read_records):
+def image_records(
+    path, key, problem_of, limit=None, unique=True, notes=None, read=read_records, within=True
+):
     """checked_records of images, whose name under `key` is a path within the image folder.
 
-    Names get / for \\, splits their usual spelling; `notes`, a Tally, says which.
+    Names get / for \\, splits their usual spelling; `notes`, a Tally, says which. within: else a
+    name may be any path, as rows have it, whose author knows where the images are.
     """
     notes = notes or Tally()
 
     def problem(record):
-        return _name_problem(record[key]) or problem_of(record)
+        return _name_problem(record[key], within) or problem_of(record)
 
     def tidy(record):
         return _tidied(record, key, notes)
@@ -183,10 +198,10 @@ def image_records(path, key, problem_of, limit=None, unique=True, notes=None, re
     return checked_records(path, key, problem, limit, unique, tidy, read)
 
 
-def _name_problem(name):
-    outside = re.match(r"[A-Za-z]:/|//", name)
-    if outside or any(char < " " for char in name):
-        return got("a file name within the image folder", name)
+def _name_problem(name, within):
+    """What is wrong with the file name of an image, or None; within: it is one in a folder."""
+    if any(char < " " for char in name) or (within and leads_out(name)):
+        return outside_fault(name)
     return None
 
 
@@ -228,7 +243,7 @@ def row_records(path, problem_of, limit=None):
     def problem(record):
         return problem_of(record) or split_problem(record)
 
-    return image_records(path, "imged_id", problem, limit, unique=False)
+    return image_records(path, "imged_id", problem, limit, unique=False, within=False)
 
 
 @contextmanager

@@ -47,7 +47,10 @@ def are_tokens(value):
 
 
 def sentences_of(image):
-    """The texts of those of its sentences that have words, as they stand."""
+    """The texts of those of its sentences that have words, as they stand but for what files add.
+
+    That is a BOM and the line breaks of Windows.
+    """
     texts = map(text_of, listed_sentences(image) or [])
     return [text for text in texts if has_words(text)]
 
@@ -56,9 +59,8 @@ def text_of(sentence):
     """Its `raw`, or its tokens separated by spaces; "" for null."""
     if sentence is None:
         return ""
-    if "raw" in sentence:
-        return sentence["raw"] or ""
-    return " ".join(sentence["tokens"] or [])
+    text = sentence["raw"] if "raw" in sentence else " ".join(sentence["tokens"] or [])
+    return (text or "").replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def caption_set(path, problem_of=image_problem, notes=None):
@@ -83,4 +85,5 @@ def images_of(files, problem_of=image_problem, notes=None):
         unique=files.has_captions,
         notes=notes,
         read=files.read,
+        within=files.has_captions,
     )

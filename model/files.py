@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import posixpath
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +79,12 @@ def sync_files(folder):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     return files
+
+
+def leads_out(name):
+    """Whether a name leads out of the folder that it is of, on any system, by its text alone."""
+    name = posixpath.normpath(name.replace("\\", "/"))
+    return name == ".." or re.match("/|[.][.]/|[A-Za-z]:/", name) is not None
 
 
 def is_inside(folder, name):

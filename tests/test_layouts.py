@@ -940,6 +940,83 @@ def test_converted_images_stay_in_their_folder(tmp_path):
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a.png"]
 
 
+@pytest.mark.parametrize("name", ("../../etc/passwd", "/etc/passwd", "C:/x.jpg", "a/../../b.jpg"))
+@pytest.mark.parametrize("form", ("coco", "csv", "texts", "karpathy", "nwpu", "pairs"))
+def test_captions_name_no_image_outside_of_their_folder(tmp_path, capsys, form, name):
+    named = [{"filename": "a/b.jpg", "raw": "A ."}, {"filename": name, "raw": "B ."}]
+    if form == "csv":
+        source = tmp_path / "in.csv"
+        source.write_text(f"image,caption\na/b.jpg,A .\n{name},B .\n")
+    elif form == "texts":
+        source = tmp_path / "in_caps.txt"
+        source.write_text("A .\nB .\n")
+        (tmp_path / "in_filename.txt").write_text(f"a/b.jpg\n{name}\n")
+    elif form == "coco":
+        pictures = [{"id": n, "file_name": one["filename"]} for n, one in enumerate(named)]
+        captions = [{"image_id": n, "caption": one["raw"]} for n, one in enumerate(named)]
+        source = save(tmp_path / "in.json", {"images": pictures, "annotations": captions})
+    elif form == "karpathy":
+        source = save(tmp_path / "in.json", [image("a/b.jpg"), image(name)])
+    elif form == "nwpu":
+        # within a folder ../ leads to the set's own
+        named[1]["filename"] = name = "../../b.jpg"
+        source = save(tmp_path / "in.json", {"lake": named})
+    else:
+        rows = [{"image": one["filename"], "caption": one["raw"]} for one in named]
+        source = save(tmp_path / "in.json", rows)
+    message = faults(source, tmp_path, capsys)
+    assert "1 bad records: " in message
+    assert "expected a file name within the image folder, got " in message
+    # what the next stages read
+    for script, caption in ((translation_en2zh, "A lake ."), (generate_prompt, "湖。")):
+        records = save(tmp_path / "x.json", [{"imged_id": name, "caption": caption}])
+        assert call(script, "--input", records, "--output", tmp_path / "out.json") == 1
+        assert "expected a file name within the image folder, got " in capsys.readouterr().err
+
+
+def test_a_class_folder_has_no_links_out_of_it(tmp_path, capsys):
+    root = tmp_path / "set"
+    save_images(root / "lake", "a.jpg")
+    (root / "lake" / "b.jpg").symlink_to("a.jpg")
+    assert len(imported(root, tmp_path / "rows.json")) == 2
+    (root / "lake" / "c.jpg").symlink_to("/etc/passwd")
+    message = faults(root, tmp_path, capsys)
+    words = "lake/c.jpg: expected a file name within the image folder, got '/etc/passwd'"
+    assert words in message and "1 bad records" in message
+
+
+def test_rows_name_images_wherever_they_are(tmp_path):
+    """Their author has put them there: exported rows with an absolute --image-root come back."""
+    turns = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "a"}]
+    names = ["/data/x/a.png", "../x/b.png"]
+    source = save(tmp_path / "in.json", [{"img": name, "conversations": turns} for name in names])
+    made = imported(source, tmp_path / "rows.json")
+    assert [row["imged_id"] for row in made] == names
+
+
+def test_no_mark_of_a_file_stays_in_captions_and_names(tmp_path):
+    """A BOM and the line breaks of Windows, as cat and editors leave them."""
+    expected = [record("a.jpg", "A\nlake ."), record("b.jpg", "B .")]
+    texts = ("\ufeffA\r\nlake .", "\ufeffB .")
+    pictures = [{"id": 1, "file_name": "\ufeffa.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    captions = [{"image_id": n, "caption": text} for n, text in enumerate(texts, 1)]
+    save(tmp_path / "coco.json", {"images": pictures, "annotations": captions})
+    save(tmp_path / "own.json", [image("a.jpg", None, texts[:1]), image("b.jpg", None, texts[1:])])
+    table = f'image,caption\r\na.jpg,"{texts[0]}"\r\n\ufeffb.jpg,B .\r\n'
+    (tmp_path / "table.csv").write_bytes(table.encode("utf-8-sig"))
+    for name in ("coco.json", "own.json", "table.csv"):
+        assert imported(tmp_path / name, tmp_path / "en.json") == expected
+    (tmp_path / "x_caps.txt").write_bytes("\ufeffA\r\n\ufeffB .\r\n".encode())
+    (tmp_path / "x_filename.txt").write_bytes("\ufeffa.jpg\r\n\ufeffb.jpg\r\n".encode())
+    lines = [record("a.jpg", "A"), record("b.jpg", "B .")]
+    assert imported(tmp_path / "x_caps.txt", tmp_path / "en.json") == lines
+    members = [("a.jpg", b"x"), ("a.txt", f"{texts[0]}\r\n".encode()), ("b.jpg", b"x")]
+    members += [("b.json", json.dumps({"caption": texts[1]}).encode("utf-8-sig"))]
+    members += [("c.jpg", b"x"), ("c.txt", "C 湖 .\r\n".encode("utf-16"))]
+    made = imported(shard(tmp_path / "s.tar", members), tmp_path / "en.json")
+    assert [row["caption"] for row in made] == ["A\nlake .  ", "B .  ", "C 湖 .  "]
+
+
 def test_keys_that_stand_twice_lose_nothing(tmp_path, capsys):
     """As a class of NWPU that was pasted twice; the JSON of Python keeps the last."""
     source = tmp_path / "in.json"

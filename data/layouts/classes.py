@@ -8,10 +8,11 @@ import re
 from functools import cache
 
 from data.caption_sets import SPLITS, split_of
-from data.faults import Fault
+from data.faults import Fault, outside_fault
 from data.instructions import word
 from data.lexicon import language, vocabulary
 from model.errors import UserError
+from model.files import is_inside
 
 IMAGES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".jp2"}
 # {name in lower case without spaces: Chinese}
@@ -80,7 +81,8 @@ def read(content):
         if path.suffix.lower() not in IMAGES:
             content.notes.add("a name of no image, left out", repr(name.as_posix()))
             continue
-        yield name.as_posix(), _image(name)
+        linked_out = path.is_symlink() and not is_inside(root, name)
+        yield name.as_posix(), outside_fault(str(path.readlink())) if linked_out else _image(name)
 
 
 def _image(name):

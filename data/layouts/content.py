@@ -153,7 +153,7 @@ def named_image(value, key):
         return got(f"a path or an address in {key!r}", value)
     if "://" not in value:
         # ./a.jpg and x//a.jpg are a.jpg and x/a.jpg; a \ is read later
-        return {"filename": normpath(value.strip(" "))}
+        return {"filename": normpath(value.strip(" \ufeff"))}
     name = re.split(r"[?#]", value)[0].rpartition("/")[2]
     if not name:
         return got(f"an address that ends in a file name in {key!r}", value)

@@ -10,7 +10,7 @@ from data.faults import Fault, no_key, object_problem
 from data.layouts import conversations
 from data.layouts.classes import IMAGES
 from data.layouts.content import Content, with_captions
-from data.records import parsed
+from data.records import encoding_of, parsed
 from model.errors import UserError
 
 # bytes of a text or JSON: more is no caption
@@ -110,7 +110,9 @@ def _images(content, shard, key, parts, file):
         texts[one] = file.read(parts[one].size)
     try:
         record = parsed(texts.get(".json", b"{}"))
-        text = texts[".txt"].decode() if ".txt" in texts else None
+        text = texts.get(".txt")
+        if text is not None:
+            text = text.decode(encoding_of(text)).strip()
     except ValueError as error:
         return [Fault("a text that cannot be read", f", of {key!r}: {error}")]
     problem = object_problem(record)

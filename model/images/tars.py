@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from model.errors import UserError
-from model.files import damage, replacing
+from model.files import damage, leads_out, replacing
 
 # Raised by one where an index is written otherwise than before: it is then built again
 FORMAT = 1
@@ -163,7 +163,7 @@ def _what_instead(path: Path) -> str:
 def _fault(info: tarfile.TarInfo) -> str:
     if info.issym() or info.islnk():
         return "is a link"
-    if info.name.startswith("/") or ".." in info.name.split("/"):
+    if leads_out(info.name):
         return "lies outside the tar's folder"
     # what its header promises may be any size
     if info.issparse():
