@@ -22,7 +22,7 @@ from data.conversation import rounds_of
 from data.image_check import find
 from data.packing import Packer, refuse_old_shards
 from data.row_files import RowFiles, part_of
-from data.row_images import check, convert, folders_of
+from data.row_images import check, convert, folders_of, warn_of_tiffs, without_machine
 from data.row_options import FORMAT, PROMPT, add_image_options, add_row_options, contradictions
 from data.row_sources import sources_of, survey
 from data.stage import add_path_options, run_stage
@@ -71,6 +71,8 @@ def generate(args):
     def file_of(img):
         return args.output.parent / names[img] if img in names else find(img, folders)
 
+    if args.format == "evalscope":
+        warn_of_tiffs({file_of(img) for img, _, _ in images_of(sources, dropped)})
     written = write_rows(sources, dropped, (names, file_of), seen.statistics, leaks, args)
 
     leaks.report()
@@ -90,6 +92,10 @@ def write_rows(sources, dropped, images, statistics, leaks, args):
     a tar). Raises UserError where there is no row.
     """
     names, file_of = images
+    if args.format == "hf":
+        used = {img: names.get(img, img) for img, _, _ in images_of(sources, dropped)}
+        shortened = without_machine(used.values(), [source.root for source in sources])
+        names = {img: shortened(name) for img, name in used.items()}
     with RowFiles(args.output, args.format) as rows, packer_of(sources, dropped, args) as packer:
         for img, split, records in images_of(sources, dropped):
             dialogues = []

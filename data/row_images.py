@@ -24,6 +24,31 @@ def folders_of(sources, args):
     return list(dict.fromkeys(folders))
 
 
+def without_machine(names, roots=()):
+    """A function that takes from an absolute name what tells where images are on this machine.
+
+    names: of all images; roots: their --image-root. What stays is the path from the folder that all
+    absolute ones lie in: of one root, from there. Relative names stay as they are.
+    """
+    folders = {path for path in (*roots, *map(os.path.dirname, names)) if os.path.isabs(path)}
+    top = os.path.commonpath(folders) if folders else None
+
+    def shortened(name):
+        return Path(os.path.relpath(name, top)).as_posix() if os.path.isabs(name) else name
+
+    return shortened
+
+
+def warn_of_tiffs(files):
+    """Say which of the files that rows for a service name are no images that services take."""
+    tiffs = [file for file in files if file.is_file() and file.suffix.lower() in (".tif", ".tiff")]
+    if tiffs:
+        warn(
+            f"{len(tiffs)} images are TIFF ({min(tiffs)}), which the services that EvalScope asks "
+            "do not take: give --png DIR"
+        )
+
+
 def check(sources, folders, args):
     """The imgs whose rows are dropped because of their image.
 
@@ -101,10 +126,11 @@ def convert(sources, folders, dropped, args):
     for source in sources:
         # merged sets may have the same file names
         prefix = f"{source.path.stem.removesuffix('-zh')}/" if len(sources) > 1 else ""
+        shortened = without_machine(record["imged_id"] for _, _, record in source.records())
         for img, _, record in source.records():
             if img in dropped or img in names:
                 continue
-            png = Path(record["imged_id"]).with_suffix(".png")
+            png = Path(shortened(record["imged_id"])).with_suffix(".png")
             name = prefix + "/".join(exports.inside(png.as_posix()))
             file = find(img, folders)
             other = images.setdefault(folder / name, file)

@@ -79,7 +79,8 @@ def hf(folder):
     if folder.exists() and not list(folder.glob(f"*/{METADATA}")):
         raise UserError(f"{folder} is there and no earlier --format hf made it: name another")
     with replacing_folder(folder) as new, ExitStack() as tables:
-        writers, written = {}, set()
+        # written: {(split, name in the folder): file}
+        writers, written = {}, {}
 
         def write_row(img, file, rounds, split):
             part = new / HF_SPLITS[split]
@@ -87,9 +88,12 @@ def hf(folder):
                 part.mkdir()
                 writers[split] = tables.enter_context(record_writer(part / METADATA))
             name = _inside(img)
-            if (split, name) not in written:
-                written.add((split, name))
+            other = written.get((split, name))
+            if other is None:
+                written[split, name] = file
                 _copy(file, part / name)
+            elif other != file:
+                raise UserError(f"{file} and {other} would both be {name}: rename one of them")
             own = row("remoteglm", img, rounds)
             del own["img"]
             writers[split]({"file_name": name, **own})

@@ -108,6 +108,57 @@ def test_a_folder_for_datasets(described, capsys):
     assert (folder / "mine" / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("options", ((), ("--png", "png")))
+def test_a_folder_for_datasets_does_not_tell_where_its_images_were(described, options):
+    """Neither of an absolute --image-root nor of rows that name their images in full."""
+    folder = described.parent
+    own = folder / "other" / "images"
+    save_images(own / "d", "b.tif")
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    rows = [{"imged_id": str(own / "d" / "b.tif"), "conversations": turns, "split": "train"}]
+    named = save(folder / "own.json", rows)
+    found = {}
+    for number, inputs in enumerate(((described,), (named,), (described, named))):
+        roots = {described: f"{folder}/./images/", named: "."}
+        files = ("--output", folder / f"set{number}", "--format", "hf", *options)
+        roots = ("--image-root", *(roots[path] for path in inputs))
+        assert call(generate_prompt, "--input", *inputs, *files, *roots) == 0
+        rows = load(folder / f"set{number}" / "train" / "metadata.jsonl")
+        found[number] = [row["file_name"] for row in rows]
+        for row in rows:
+            assert (folder / f"set{number}" / "train" / row["file_name"]).is_file()
+        assert folder.name not in str(found[number])
+    if not options:
+        assert found[0] == ["a.png", "d/b.tif"] and found[1] == ["b.tif"]
+        assert found[2] == ["images/a.png", "images/d/b.tif", "other/images/d/b.tif"]
+
+
+def test_two_images_of_one_name_are_not_one_in_a_folder_for_datasets(described, capsys):
+    folder = described.parent
+    save_images(folder / "x" / "images", "a.png")
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    rows = [
+        {"imged_id": name, "conversations": turns} for name in ("images/a.png", "../images/a.png")
+    ]
+    source = save(folder / "own.json", rows)
+    options = ("--format", "hf", "--image-root", ".", "--keep-duplicates")
+    generate(source, folder / "x" / "set", *options, status=1)
+    assert "would both be images/a.png: rename one of them" in capsys.readouterr().err
+    assert not (folder / "x" / "set").exists()
+
+
+def test_services_take_no_tiff(described, capsys):
+    folder = described.parent
+    generate(described, folder / "x.jsonl", "--format", "evalscope")
+    message = capsys.readouterr().err
+    assert f"1 images are TIFF ({folder}/images/d/b.tif)" in message and "give --png DIR" in message
+    assert message.count("\n") == 1
+    output = generate(described, folder / "x.jsonl", "--format", "evalscope", "--png", "png")
+    assert "TIFF" not in capsys.readouterr().err
+    urls = [row["messages"][0]["content"][0]["image_url"]["url"] for row in load(output)]
+    assert all(Path(url).read_bytes().startswith(b"\x89PNG") for url in urls)
+
+
 @pytest.mark.slow
 def test_evalscope_loads_the_rows(described):
     pytest.importorskip("evalscope", reason="evalscope is not installed")
