@@ -17,6 +17,8 @@ SPELLINGS = {
     "valid": "val",
     "testing": "test",
 }
+# of an image that a layout has read: the key that its captions have there, for messages
+CAPTIONS_UNDER = "captions under"
 RSICD_PAGE = "the RSICD_optimal project page on GitHub (201528014227051/RSICD_optimal)"
 
 
@@ -172,7 +174,7 @@ def split_of(text):
 
 
 def nwpu_images(data):
-    """NWPU-Captions' layout -> a list of images in the Karpathy layout, or None if it is not that.
+    """NWPU-Captions' layout -> [(where, image in the Karpathy layout), ...], or None if it is not.
 
     data: {class: [{"filename", "split", "raw", "raw_1", ..., "raw_4"}]}; the images of a class lie
     in a folder of its name.
@@ -181,14 +183,18 @@ def nwpu_images(data):
         return None
     found = []
     for folder, images in data.items():
-        found += [_in_folder(folder, image) for image in images]
-    known = any(isinstance(image, dict) and "raw" in image for image in found)
+        for index, image in enumerate(images):
+            found.append((f"{folder} record {index}", _in_folder(folder, image)))
+    known = any(isinstance(image, dict) and "raw" in image for _, image in found)
     return found if known else None
 
 
 def _in_folder(folder, image):
-    if isinstance(image, dict) and isinstance(image.get("filename"), str):
-        return {**image, "filename": f"{folder}/{image['filename']}"}
+    if not isinstance(image, dict):
+        return image
+    image = {**image, CAPTIONS_UNDER: "raw"}
+    if isinstance(image.get("filename"), str):
+        image["filename"] = f"{folder}/{image['filename']}"
     return image
 
 

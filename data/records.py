@@ -47,8 +47,12 @@ def read_content(path):
 
 def records_in(path, content):
     """Yield (where, record) of what a .json file holds. Raises UserError."""
-    if isinstance(content, dict):
-        content = content["images"] if "images" in content else nwpu_images(content)
+    if isinstance(content, dict) and "images" in content:
+        content = content["images"]
+    in_classes = nwpu_images(content) if isinstance(content, dict) else None
+    if in_classes is not None:
+        yield from in_classes
+        return
     if not isinstance(content, list):
         raise UserError(f'{path}: expected an array of records or {{"images": [...]}} at the top')
     for index, record in enumerate(content):

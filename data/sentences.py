@@ -1,6 +1,6 @@
 """The images of a caption set in any layout, and what their sentences say."""
 
-from data.caption_sets import listed_sentences
+from data.caption_sets import CAPTIONS_UNDER, listed_sentences
 from data.faults import Fault, got, has_words, no_key, split_problem
 from data.layouts import open_files
 from data.records import image_records
@@ -10,12 +10,13 @@ from model.errors import UserError
 def image_problem(image):
     """What is wrong with an image of a caption set, or None; `empty` where it has no sentences."""
     expected = "expected 'sentences' [{\"raw\": text}, ...]"
-    sentences = listed_sentences(image)
+    sentences, key = listed_sentences(image), image.get(CAPTIONS_UNDER, "sentences")
     # they may stand under another name
-    if "sentences" not in image and sentences is None and set(image) - {"filename", "split"}:
-        return no_key(image, "sentences")
+    others = [name for name in image if name != CAPTIONS_UNDER]
+    if "sentences" not in image and sentences is None and set(others) - {"filename", "split"}:
+        return no_key(others, key)
     if sentences is None or sentences == []:
-        return split_problem(image) or Fault("no caption (none in 'sentences')", empty=True)
+        return split_problem(image) or Fault(f"no caption (none in {key!r})", empty=True)
     if not isinstance(sentences, list):
         return Fault(expected, f", got {type(sentences).__name__}")
 

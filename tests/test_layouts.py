@@ -1181,4 +1181,62 @@ def test_the_text_beside_a_json_without_a_caption_is_not_lost(tmp_path):
 def test_an_image_without_a_caption_is_named_in_every_layout(tmp_path, capsys):
     content = {**COCO, "annotations": COCO["annotations"][:1]}
     message = faults(save(tmp_path / "in.json", content), tmp_path, capsys)
-    assert "2 bad records: image 0 ('a.jpg'): no caption (none in 'sentences'); image 2" in message
+    assert (
+        "2 bad records: image 0 ('a.jpg'): no caption (none in 'annotations'); image 2" in message
+    )
+    # what is called captions there
+    source = save(tmp_path / "in.json", [{"image": "a.jpg", "captions": []}])
+    assert "no caption (none in 'captions')" in faults(source, tmp_path, capsys)
+    path = shard(
+        tmp_path / "s.tar", [("a.jpg", b"x"), ("a.txt", b""), ("b.jpg", b"x"), ("b.txt", b"")]
+    )
+    assert "member 3 ('s.tar/b.jpg'): no caption (none in '.txt')" in faults(path, tmp_path, capsys)
+
+
+def test_a_fault_of_nwpu_is_found_by_its_class(tmp_path, capsys):
+    content = {"lake": [{"filename": "1.jpg", "raw": "A ."}]}
+    content["river"] = [{"filename": "1.jpg", "raw": "B ."}, {"filename": "2.jpg", "raw_1": "C ."}]
+    content["sea"] = [{"filename": "1.jpg", "raw": 5}, 7]
+    message = faults(save(tmp_path / "in.json", content), tmp_path, capsys)
+    assert "river record 1 ('river/2.jpg'): no 'raw' among its keys (filename, raw_1); " in message
+    assert "sea record 0 ('sea/1.jpg'): expected text in 'raw', got 5" in message
+    assert "sea record 1: expected an object, got int" in message and "3 bad records" in message
+
+
+@pytest.mark.parametrize("kinds", ((str, int), (int, str)))
+def test_ids_of_coco_are_one_as_text_and_as_number(tmp_path, capsys, kinds):
+    of_image, of_annotation = kinds
+    content = json.loads(json.dumps(COCO))
+    for entry in content["images"]:
+        entry["id"] = of_image(entry["id"])
+    for entry in content["annotations"]:
+        entry["image_id"] = of_annotation(entry["image_id"])
+    plain = imported(save(tmp_path / "x.json", COCO), tmp_path / "plain.json")
+    assert imported(save(tmp_path / "x.json", content), tmp_path / "en.json") == plain
+    # of which image?
+    content["images"] += [{"id": of_annotation(7), "file_name": "d.jpg"}]
+    message = faults(save(tmp_path / "x.json", content), tmp_path, capsys)
+    assert f"image 3: an 'id' that an earlier image has, {of_annotation(7)!r}" in message
+
+
+def test_addresses_that_end_in_one_file_name_say_what_to_do(tmp_path, capsys):
+    source = tmp_path / "in.csv"
+    source.write_text("text,url\nA .,https://host/x/a.jpg\nB .,https://host/y/a.jpg\n")
+    message = faults(source, tmp_path, capsys)
+    assert "line 3: an address that ends in the file name of an earlier one: download" in message
+    assert "https://host/y/a.jpg and https://host/x/a.jpg" in message and "'address'" not in message
+
+
+def test_faults_of_shards_name_the_member_and_how_members_stand(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data.layouts.webdataset.MOST_TEXT", 9)
+    members = [("a.jpg", b"x"), ("a.txt", b"x" * 10), ("b.jpg", b"x"), ("b.json", {"x": 1})]
+    message = faults(shard(tmp_path / "s.tar", members), tmp_path, capsys)
+    assert "member 2: a member that has more than 9 bytes" in message
+    assert "member 3: no 'caption' among its keys (x), in 'b.json'" in message
+    # the images first, then their texts; names with a dot
+    for order in (("a.jpg", "b.jpg", "a.txt", "b.txt"), ("P1.v2.jpg", "P1.v2.txt")):
+        members = [(name, b"A .") for name in order]
+        message = faults(shard(tmp_path / "s.tar", members), tmp_path, capsys)
+        assert f"in {order[0]!r}" in message
+        words = "the members of a key, their name up to the first dot, stand one after the other"
+        assert words in message and message.count("\n") == 1

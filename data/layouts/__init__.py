@@ -88,13 +88,17 @@ class CaptionFiles:
         for content in self.contents:
             prefix = f"{content.path.name} " if len(self.contents) > 1 else ""
             for where, image in self.layout.read(content):
-                brings_rows = not {"conversations", "scene"}.isdisjoint(image)
-                if isinstance(image, dict) and brings_rows == has_captions:
-                    image = OTHER_KIND
-                unsplit = isinstance(image, dict) and "split" not in image
-                if unsplit and self.layout is not karpathy:
-                    image = content.with_split(image)
+                if isinstance(image, dict):
+                    image = self._image(content, image, has_captions)
                 yield prefix + where, image
+
+    def _image(self, content, image, has_captions):
+        brings_rows = not {"conversations", "scene"}.isdisjoint(image)
+        if brings_rows == has_captions:
+            return OTHER_KIND._replace(seen=f", {image.get('filename')!r}")
+        if "split" not in image and self.layout is not karpathy:
+            return content.with_split(image)
+        return image
 
 
 def open_files(paths, layout=None, image_key=None, caption_key=None, notes=None):

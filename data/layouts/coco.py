@@ -1,5 +1,6 @@
 """COCO captions: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}."""
 
+from data.caption_sets import CAPTIONS_UNDER
 from data.faults import Fault, got, no_key, object_problem
 from data.layouts.content import named_image, sentences_in, stated_split
 from model.errors import UserError
@@ -19,7 +20,7 @@ def read(content):
         if isinstance(image, Fault):
             yield f"image {index}", image
         else:
-            images[entry["id"]] = (f"image {index}", image)
+            images[str(entry["id"])] = (f"image {index}", image)
 
     for index, annotation in enumerate(_list(content.data, "annotations")):
         fault = _add(annotation, images)
@@ -42,16 +43,19 @@ def _image(entry, images):
             return no_key(entry, needed)
     if not isinstance(entry["id"], int | str):
         return got("a number or text in 'id'", entry["id"])
-    if entry["id"] in images:
+    if str(entry["id"]) in images:
         return Fault("an 'id' that an earlier image has", f", {entry['id']!r}")
     image = named_image(entry[key], key)
     if isinstance(image, Fault):
         return image
-    return stated_split({**image, "sentences": []}, entry)
+    return stated_split({**image, "sentences": [], CAPTIONS_UNDER: "annotations"}, entry)
 
 
 def _add(annotation, images):
-    """Add a caption to its image; returns its Fault, or None."""
+    """Add a caption to its image; returns its Fault, or None.
+
+    images: by their ids as text, which one list may have and the other as numbers.
+    """
     problem = object_problem(annotation)
     if problem:
         return problem
@@ -59,10 +63,10 @@ def _add(annotation, images):
         if key not in annotation:
             return no_key(annotation, key)
     number = annotation["image_id"]
-    if not isinstance(number, int | str) or number not in images:
+    if not isinstance(number, int | str) or str(number) not in images:
         return Fault("an 'image_id' that no image has", f", {number!r}")
     sentences = sentences_in(annotation["caption"], "caption")
     if isinstance(sentences, Fault):
         return sentences
-    images[number][1]["sentences"] += sentences
+    images[str(number)][1]["sentences"] += sentences
     return None

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from posixpath import normpath
 
-from data.caption_sets import SPLITS, split_of
+from data.caption_sets import CAPTIONS_UNDER, SPLITS, split_of
 from data.faults import Fault, Tally, got
 from data.records import parsed, read_content, read_records, records_in
 from data.stage import RECORD_FILES
@@ -28,6 +28,12 @@ LOOKED_AT = 20
 # a list of texts as Python, NumPy and pandas print it into a cell
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.S)
 PRINTED_LIST = re.compile(r"\[\s*['\"]")
+
+
+SAME_ENDING = (
+    "an address that ends in the file name of an earlier one: download the images under names of "
+    "their own, and name those in place of the addresses"
+)
 
 
 @dataclass
@@ -202,7 +208,7 @@ def _printed_texts(value):
 
 def with_captions(image, record, keys):
     """An image with its captions, under these keys of its record, and its split; or a Fault."""
-    image = {**image, "sentences": []}
+    image = {**image, "sentences": [], CAPTIONS_UNDER: next(iter(keys), "caption")}
     for key in keys:
         sentences = sentences_in(record.get(key), key)
         if isinstance(sentences, Fault):
@@ -247,7 +253,7 @@ def _grouped(rows, repeated):
             first[name] = facts
             yield where, {**image, "sentences": sentences[name]}
             continue
-        for key, value in facts.items():
-            if value != first[name][key]:
-                yield where, Fault(f"another {key!r} than an earlier row of {name}")
-                break
+        if facts["split"] != first[name]["split"]:
+            yield where, Fault(f"another 'split' than an earlier row of {name}")
+        elif facts["address"] != first[name]["address"]:
+            yield where, Fault(SAME_ENDING, f", {facts['address']} and {first[name]['address']}")

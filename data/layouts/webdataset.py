@@ -6,6 +6,7 @@ dialogue, or {"rows": [dialogue, ...]} as generate_prompt.py --pack writes it.
 
 from itertools import groupby
 
+from data.caption_sets import CAPTIONS_UNDER
 from data.faults import Fault, no_key, object_problem
 from data.layouts import conversations
 from data.layouts.classes import IMAGES
@@ -16,6 +17,10 @@ from model.errors import UserError
 # bytes of a text or JSON: more is no caption
 MOST_TEXT = 2**20
 TEXTS = {".json", ".txt"}
+NEIGHBOURS = (
+    "the members of a key, their name up to the first dot, stand one after the other in a tar "
+    "(tar --sort=name)"
+)
 
 
 def shards_of(path):
@@ -57,17 +62,25 @@ def _samples(content, shard):
     with open(shard, "rb") as file:
         for key, entries in groupby(members(shard), lambda entry: _key(entry[1].name)):
             entries = list(entries)
-            where = f"{shard.name} member {entries[0][0]}"
-            faults = _faults(key, entries)
+            first, faults = entries[0][0], _faults(key, entries)
             if key in seen and not faults:
-                faults.append(Fault("a key that came before", f", {key!r}"))
+                kind = f"a key that came before: {NEIGHBOURS}"
+                faults.append((first, Fault(kind, f", {key!r}")))
             seen.add(key)
-            for fault in faults:
-                yield where, fault
+            for number, fault in faults:
+                yield f"{shard.name} member {number}", fault
             if not faults:
                 parts = {_extension(info.name).lower(): info for _, info, _ in entries}
                 for image in _images(content, shard, key, parts, file):
-                    yield where, image
+                    yield f"{shard.name} member {first}", _in_member(image, parts)
+
+
+def _in_member(image, parts):
+    """An image as it is; a Fault with the name of the text, or image, that it is of."""
+    if not isinstance(image, Fault):
+        return image
+    told = [parts[one].name for one in (".json", ".txt", *parts) if one in parts]
+    return image._replace(seen=f"{image.seen}, in {told[0]!r}")
 
 
 def _key(name):
@@ -81,8 +94,9 @@ def _extension(name):
 
 
 def _faults(key, entries):
+    """[(number of a member, its Fault), ...]"""
     faults, seen = [], set()
-    for _, info, fault in entries:
+    for number, info, fault in entries:
         extension = _extension(info.name).lower()
         if extension in seen:
             fault = fault or "is there twice"
@@ -90,9 +104,10 @@ def _faults(key, entries):
         if extension in TEXTS and info.size > MOST_TEXT:
             fault = fault or f"has more than {MOST_TEXT} bytes, too many for a text"
         if fault:
-            faults.append(Fault(f"a member that {fault}", f", {info.name!r}"))
+            faults.append((number, Fault(f"a member that {fault}", f", {info.name!r}")))
     if not faults and len(_image_extensions(seen)) != 1:
-        faults.append(Fault("expected one image of a key", f", {key!r} has {sorted(seen)}"))
+        fault = Fault(f"expected one image of a key: {NEIGHBOURS}", f", {key!r} has {sorted(seen)}")
+        faults.append((entries[0][0], fault))
     return faults
 
 
@@ -131,13 +146,17 @@ def _dialogue(content, name, row):
 
 def _captioned(content, name, record, text):
     if text is None and not record:
-        return Fault("no .json or .txt with the caption beside an image", f", {name!r}")
+        return Fault(f"no .json or .txt with the caption beside an image: {NEIGHBOURS}")
     _, keys = content.keys(record)
     if not keys and text is None:
         return no_key(record, content.caption_key or "caption")
     image = with_captions({"filename": name}, record, keys)
+    if isinstance(image, Fault):
+        return image
+    if not keys:
+        image[CAPTIONS_UNDER] = ".txt"
     # img2dataset writes the caption into both
-    if isinstance(image, dict) and text and text.strip() not in _stripped(image):
+    if text and text not in _stripped(image):
         image["sentences"].append({"raw": text})
     return image
 
