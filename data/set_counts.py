@@ -1,8 +1,10 @@
 """What a caption set holds and what is written of it, counted and compared with the known sets."""
 
+import reprlib
 import sys
 from collections import Counter
 
+from data import quality
 from data.caption_sets import described, listed_sentences, looks_like
 from data.faults import Tally
 from data.sentences import sentences_of
@@ -38,7 +40,8 @@ class Counts:
         if not self.has_captions:
             return True
         name, listed_ = image["filename"], len(listed_sentences(image) or [])
-        worded = len(sentences_of(image))
+        texts = sentences_of(image)
+        worded = len(texts)
         self.listed[listed_] += 1
         self.wordless += listed_ - worded
         if not worded:
@@ -46,7 +49,20 @@ class Counts:
         elif worded < listed_:
             self.faults.add("left with fewer sentences", repr(name))
         self._add_name(name)
+        self._add_languages(name, texts)
         return worded > 0
+
+    def _add_languages(self, name, texts):
+        """Translation judges whole captions, in which one such sentence goes unseen."""
+        written = {quality.written_in(text): text for text in reversed(texts)}
+        if "other" in written:
+            kind, text = "with a sentence that is neither English nor Chinese", written["other"]
+        elif len(written) > 1:
+            kind, text = "with sentences in English and in Chinese", written["zh"]
+        else:
+            return
+        number = sum(self.splits.values()) - 1
+        self.faults.add(kind, f"record {number} ({name!r}: {reprlib.repr(text)})")
 
     def _add_name(self, name):
         folded = hash(name.casefold())

@@ -924,6 +924,32 @@ def test_captions_in_another_language_are_named(tmp_path, capsys, text):
     assert "1 of 3 captions are neither English nor Chinese: record 1 (b.jpg: " in message
 
 
+RUSSIAN = "Много самолётов стоит на аэродроме ."
+
+
+def test_sentences_in_another_language_are_told_at_import(tmp_path, capsys):
+    five = [f"There are {number} lakes ." for number in range(5)]
+    images = [image("a.jpg", None, five), image("b.jpg", None, [*five, RUSSIAN])]
+    images += [image("c.jpg", None, ["La Paz stadium", "Die casting plants , 3 ."])]
+    images += [image("d.jpg", None, [five[0], "图中有一个湖泊。"])]
+    images += [image("e.jpg", None, ["图中有一个湖泊。"])]
+    source = save(tmp_path / "in.json", images)
+    assert len(imported(source, tmp_path / "en.json")) == 5
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "warning: " in message
+    words = "1 images with a sentence that is neither English nor Chinese: record 1 ('b.jpg': "
+    assert words in message and "Много" in message
+    assert "1 images with sentences in English and in Chinese: record 3 ('d.jpg': " in message
+    options = ("--dataset", "demo", "--strict")
+    assert words in faults(source, tmp_path / "x", capsys, *options)
+    members = [("a.jpg", b"x"), ("a.txt", RUSSIAN.encode())]
+    members += [("b.jpg", b"x"), ("b.json", {"caption": RUSSIAN})]
+    imported(shard(tmp_path / "s.tar", members), tmp_path / "en.json")
+    words = "2 images with a sentence that is neither English nor Chinese: record 0 ('s.tar/a.jpg'"
+    message = capsys.readouterr().err
+    assert words in message and "record 1 ('s.tar/b.jpg'" in message
+
+
 def test_converted_images_stay_in_their_folder(tmp_path):
     (tmp_path / "x").mkdir()
     save_images(tmp_path / "x", "a.png")
