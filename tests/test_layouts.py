@@ -255,6 +255,20 @@ def test_captions_and_names_in_text_files(tmp_path, each):
     ]
 
 
+def test_both_text_files_of_a_set_are_one_input(tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / f"{split}_caps.txt").write_text(f"A {split} .\n")
+        (tmp_path / f"{split}_filename.txt").write_text(f"{split}.jpg\n")
+    files = [tmp_path / f"{split}_{kind}.txt" for kind in ("filename", "caps") for split in
+             ("train", "val")]  # fmt: skip
+    expected = [record(f"{split}.jpg", f"A {split} .", split=split) for split in ("train", "val")]
+    for options in ((), ("--layout", "texts")):
+        assert imported(files, tmp_path / "en.json", *options) == expected
+    # those of no captions among them
+    message = faults([files[0], files[2], files[1]], tmp_path, capsys)
+    assert "val_filename.txt: a file of captions is called like train_caps.txt" in message
+
+
 def test_text_files_that_do_not_go_together(tmp_path, capsys):
     (tmp_path / "train_caps.txt").write_text("A .\nB .\nC .\n")
     message = faults(tmp_path, tmp_path, capsys)
@@ -470,6 +484,17 @@ def test_splits_above_class_folders_and_images_out_of_place(tmp_path, capsys):
     imported(tmp_path / "set", tmp_path / "other.json", status=1)
     message = capsys.readouterr().err
     assert "3.png: expected its class folder above an image, got 0 folders" in message
+
+
+def test_a_folder_above_the_class_folders_names_theirs(tmp_path, capsys):
+    root = tmp_path / "UCMerced_LandUse"
+    for folder in ("beach", "river"):
+        save_images(root / "Images" / folder, "1.png")
+    (root / "readme.txt").write_text("x")
+    message = faults(root, tmp_path, capsys)
+    assert f"class folders one level down: give --input {root}/Images\n" in message
+    assert message.count("\n") == 1
+    assert len(imported(root / "Images", tmp_path / "rows.json")) == 2
 
 
 def test_classes_of_the_published_sets_are_known():

@@ -109,14 +109,20 @@ def open_files(paths, layout=None, image_key=None, caption_key=None, notes=None)
     although it is not said outright.
     """
     contents = [Content(path, image_key, caption_key, notes or Tally()) for path in paths]
-    if layout:
-        return CaptionFiles(contents, LAYOUTS[layout])
+    layout = layout or _common_layout(contents)
+    if layout == "texts":
+        contents = texts.without_names(contents)
+    return CaptionFiles(contents, LAYOUTS[layout])
+
+
+def _common_layout(contents):
+    """The name of the layout that all are of. Raises UserError."""
     found = {_recognised(content): content for content in contents}
     if len(found) > 1:
         seen = ", ".join(f"{content.path} ({name})" for name, content in found.items())
         raise UserError(f"the inputs are of several layouts: {seen}; import one after the other")
     [name] = found
-    return CaptionFiles(contents, LAYOUTS[name])
+    return name
 
 
 def _recognised(content):

@@ -66,14 +66,25 @@ CLASSES = {
 
 def recognises(content):
     """Whether a folder has a folder of a known class in it, or in that of a split."""
-    folders = [*content.path.glob("*/"), *content.path.glob("*/*/")]
-    return any(scene_of(folder.name) for folder in folders)
+    return any(_has_classes(folder) for folder in (content.path, *content.path.glob("*/")))
+
+
+def _has_classes(folder):
+    return any(scene_of(one.name) for one in folder.glob("*/"))
 
 
 def read(content):
     root = content.path
     if not root.is_dir():
         raise UserError(f"{root} is no folder: name the one that holds the class folders")
+    folders = [folder for folder in sorted(root.glob("*/")) if split_of(folder.name) not in SPLITS]
+    if not any(scene_of(folder.name) for folder in folders):
+        lower = [folder for folder in folders if _has_classes(folder)]
+        if lower:
+            raise UserError(
+                f"{root} has its class folders one level down: give --input "
+                f"{' '.join(map(str, lower))}"
+            )
     for path in sorted(root.rglob("*")):
         if path.is_dir():
             continue

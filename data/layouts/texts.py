@@ -26,6 +26,13 @@ def _caption_files(folder):
     return [path for path in sorted(folder.iterdir()) if path.name.lower().endswith("caps.txt")]
 
 
+def without_names(contents):
+    """Those of captions, where the user has given their files of names as well."""
+    captions = [content.path for content in contents if CAPTIONS.search(content.path.stem)]
+    names = {_names_of(path).resolve() for path in captions if path.is_file()}
+    return [content for content in contents if content.path.resolve() not in names]
+
+
 def read(content):
     files = [content.path]
     if content.path.is_dir():
