@@ -25,6 +25,7 @@ KNOWN_KEYS = {*IMAGE_KEYS, *QUESTION_KEYS, *ANSWER_KEYS, *DIALOGUE_KEYS, "histor
 EMPTY: tuple = (None, "", [], {})  # what tools write for what a row has not
 ROLES = {"human": "user", "gpt": "assistant"}
 
+NO_TURNS = "conversations must be a list of user and assistant turns"
 MOST_SHOWN = 80  # characters of a wrong value
 PLACE = "<image>"
 # Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral
@@ -49,6 +50,18 @@ IMAGE_FILE = re.compile(
 )
 
 
+class FormError(ValueError):
+    """What is wrong with a row, in a few words. kind: alike of many rows; seen: how it shows here.
+
+    message: in place of both together.
+    """
+
+    def __init__(self, kind: str, seen: str = "", message: str | None = None):
+        super().__init__(message or kind + seen)
+        self.kind = kind
+        self.seen = seen
+
+
 @dataclass
 class Form:
     """What a row holds."""
@@ -60,26 +73,26 @@ class Form:
     lost_image: str | None = None
 
 
-def read_form(row: Any, answered: bool = True) -> Form:
-    """Read one row. Raises ValueError in a few words.
+def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form:
+    """Read one row. Raises FormError.
 
     answered: every question must have its answer; else the last may lack it, and a row that is an
-    image alone has the question None.
+    image alone has the question None. about: the image, whatever the row says of it.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"is {type(row).__name__}, not an object")
+        raise FormError(f"is {type(row).__name__}, not an object")
     images = []
-    for key in IMAGE_KEYS:
-        image = image_name(key, row.get(key))
+    for key in _given(row, IMAGE_KEYS):
+        image = image_name(key, row[key])
         if image is not None:
             images.append(image)
 
     dialogue_key, dialogue = _one_of(row, DIALOGUE_KEYS)
+    question_key, question = _one_of(row, QUESTION_KEYS)
     unused = [key for key in row if key not in KNOWN_KEYS and row[key] not in EMPTY]
-    if dialogue_key:
-        question_key, _ = _one_of(row, QUESTION_KEYS)
-        if question_key:
-            raise ValueError(f"has both {question_key} and {dialogue_key}; keep one of them")
+    if dialogue_key and (dialogue not in EMPTY or question in EMPTY):
+        if question not in EMPTY:
+            raise FormError(f"has both {question_key} and {dialogue_key}; keep one of them")
         unused += [key for key in (*ANSWER_KEYS, "history") if row.get(key)]
         rounds, unused_in_turns = _rounds_of_dialogue(dialogue, images, answered)
         unused += unused_in_turns
@@ -88,8 +101,10 @@ def read_form(row: Any, answered: bool = True) -> Form:
         if row.get("instruction") and "input" in unused:
             unused.remove("input")
 
+    if about:
+        images = [about]
     if len(set(images)) > 1:
-        raise ValueError(f"names {len(set(images))} images; a row has one")
+        raise FormError(f"names {len(set(images))} images; a row has one")
     image = images[0] if images else None
     rounds = _without_places(rounds, image)
     lost = None if image else _lost_image(row, rounds, unused)
@@ -97,19 +112,19 @@ def read_form(row: Any, answered: bool = True) -> Form:
 
 
 def image_name(key: str, value: Any) -> str | None:
-    """The path or address under an image key; None where there is none. Raises ValueError."""
+    """The path or address under an image key; None where there is none. Raises FormError."""
     if isinstance(value, list):
         if len(value) > 1:
-            raise ValueError(f"{key} holds {len(value)} images; a row has one")
+            raise FormError(f"{key} holds {len(value)} images; a row has one")
         value = value[0] if value else None
     if isinstance(value, dict):
         value = value.get("path") or value.get("url") or value
     if value is None:
         return None
     if isinstance(value, str) and not value.strip():
-        raise ValueError(f"{key} is empty; name the image, or leave {key} out for plain text")
+        raise FormError(f"{key} is empty; name the image, or leave {key} out for plain text")
     if not is_text(value):
-        raise ValueError(f"{key} must be a path, got {shown(value)}")
+        raise FormError(f"{key} must be a path", f", got {shown(value)}")
     return value.removeprefix("file://")
 
 
@@ -140,7 +155,7 @@ def joined(content: Any, images: list[str]) -> Any:
     """A content as text: parts are joined, and the images they name are added to `images`.
 
     Anything else comes back as it is, several texts as well: they are choices, not parts. Raises
-    ValueError for an image that is no path.
+    FormError for an image that is no path.
     """
     if not isinstance(content, list):
         return content
@@ -171,12 +186,18 @@ def _kind(part):
     return part.get("type") or ("image" if "image" in part else "text")
 
 
+def _given(row, keys):
+    """Those of the keys that the row has; empty ones only where it has no other."""
+    given = [key for key in keys if row.get(key) is not None]
+    return [key for key in given if row[key] not in EMPTY] or given
+
+
 def _one_of(row, keys):
     """(key, value) of the one of these keys that the row has, else (None, None)."""
-    given = [key for key in keys if row.get(key) is not None]
+    given = _given(row, keys)
     for key in given[1:]:
         if row[key] != row[given[0]]:
-            raise ValueError(f"has both {given[0]} and {key}, which differ; keep one of them")
+            raise FormError(f"has both {given[0]} and {key}, which differ; keep one of them")
     return (given[0], row[given[0]]) if given else (None, None)
 
 
@@ -198,11 +219,11 @@ def _rounds_of_pair(row, images, answered):
     if not all(is_text(text) for text in needed):
         keys = ", ".join(row) or "none"
         wrong = next(text for text in needed if not is_text(text))
-        raise ValueError(
-            f"has keys {keys}; prompt and label must be non-empty texts, got {shown(wrong)}"
+        raise FormError(
+            f"has keys {keys}; prompt and label must be non-empty texts", f", got {shown(wrong)}"
         )
     if answer is not None and answer != "" and not is_text(answer):
-        raise ValueError(f"label must be a text, got {shown(answer)}")
+        raise FormError("label must be a text", f", got {shown(answer)}")
     return [*_history(row.get("history")), (question, answer)]
 
 
@@ -214,7 +235,7 @@ def _history(pairs):
     rounds = []
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_text, pair)):
-            raise ValueError(f"history must be pairs of texts, got {shown(pair)}")
+            raise FormError("history must be pairs of texts", f", got {shown(pair)}")
         rounds.append(tuple(pair))
     return rounds
 
@@ -225,29 +246,32 @@ def _rounds_of_dialogue(turns, images, answered):
     images: gets those that the turns name.
     """
     if not isinstance(turns, list):
-        raise ValueError("conversations must be a list of user and assistant turns")
+        raise FormError(NO_TURNS, f", got {shown(turns)}")
     unused = {}  # an ordered set
     if turns and _role(turns[0]) == "system":
         if _content(turns[0]):
             unused["system"] = True
         turns = turns[1:]
-    if not turns or (answered and len(turns) % 2):
-        raise ValueError("conversations must be a list of user and assistant turns")
+    if not turns:
+        raise FormError(NO_TURNS)
 
     contents = []
     for index, turn in enumerate(turns):
         role = ("user", "assistant")[index % 2]
         content = joined(_content(turn), images)
         if _role(turn) != role or not is_text(content):
-            raise ValueError(
-                "conversations must alternate user, assistant with content; "
-                f"expected {role}, got {shown(turn)}"
+            raise FormError(
+                f"conversations must alternate user, assistant with content; expected {role}",
+                f", got {shown(turn)}",
             )
         contents.append(content)
         images += filter(None, [image_name(key, turn.get(key)) for key in IMAGE_KEYS])
         for key in turn:
             if key not in TURN_KEYS and turn[key] not in EMPTY:
                 unused[f"{key} of turns"] = True
+    if answered and len(contents) % 2:
+        kind = "a question without an answer"
+        raise FormError(kind, message=f"{NO_TURNS}; {kind}")
     return list(zip_longest(contents[::2], contents[1::2])), list(unused)
 
 
@@ -263,27 +287,30 @@ def _content(turn):
 
 
 def _without_places(rounds, image):
-    """The rounds without the place of the image. Raises ValueError for any other markup."""
+    """The rounds without the place of the image. Raises FormError for any other markup."""
     if not any("<" in text or "[" in text for text in _texts(rounds)):  # the patterns are slow
         return rounds
     first, answer = rounds[0]
     places = IMAGE_PLACE.findall(first or "")
     if places and not image:
-        raise ValueError(f"has {places[0].strip()} in a text, but names no image under img")
+        raise FormError(f"has {places[0].strip()} in a text, but names no image under img")
     if len(places) > 1:
-        raise ValueError(f"has {len(places)} places of images in a text; a row has one image")
+        raise FormError(f"has {len(places)} places of images in a text; a row has one image")
     if places:
         first = without_places(first)
         if not first:
-            raise ValueError(f"has no question beside {places[0].strip()}")
+            raise FormError(f"has no question beside {places[0].strip()}")
 
     rounds = [(first, answer), *rounds[1:]]
     for text in _texts(rounds):
         found = IMAGE_PLACE.search(text) or MARKUP.search(text)
         if found:
-            raise ValueError(
-                f"has {found[0].strip()[:60]} in a text, markup of another tool: remove it; the "
-                "image is named under img"
+            mark = found[0].strip()[:60]
+            raise FormError(
+                "markup of another tool in a text",
+                f", {mark}",
+                f"has {mark} in a text, markup of another tool: remove it; the image is named "
+                "under img",
             )
     return rounds
 

@@ -298,7 +298,8 @@ DOWNHILL = {
         *("serving", "mapping", "model"),
         *("data.answers", "data.endpoint", "data.connection", "data.replies", "data.peel"),
     ),
-    "data": ("data", "model.errors", "model.files", "model.images"),
+    # what a row says is read alike at import and in training
+    "data": ("data", "model.errors", "model.files", "model.images", "model.row_forms"),
 }
 
 

@@ -10,10 +10,12 @@ from collections import Counter
 import pytest
 from PIL import Image
 from test_data import call, image, load, save, save_images
+from test_rows import ANSWER, QUESTION, SAME, WRONG
 
 from data import existing, exports, generate_prompt, transform, translation_en2zh
 from data.layouts import classes, open_files
 from model.errors import UserError
+from model.row_forms import ANSWER_KEYS, QUESTION_KEYS
 from model.rows import load_rows
 
 
@@ -347,15 +349,15 @@ def test_faults_of_dialogues(tmp_path, capsys):
     assert "9 bad records" in message
     for kind in (
         "record 1: a question without an answer",
-        "3 records, markup of another tool in a text: record 2",
-        ", <image>; record 3",
+        "2 records, markup of another tool in a text: record 2",
         ", <image>; record 8",
         ", <ref>",
+        "record 3: has 2 places of images in a text; a row has one image",
         "record 4: expected an object, got 5",
-        "record 5: expected a text in every turn, got ''",
-        "record 6: expected a path or an address in 'images', got ['x', 'y']",
-        "record 7: expected turns of user and assistant with a text each, here assistant",
-        "record 9: no question and answer among its keys (image, prompt)",
+        "record 5: conversations must alternate user, assistant with content; expected user, got",
+        "record 6: images holds 2 images; a row has one",
+        "record 7: conversations must alternate user, assistant with content; expected assistant",
+        "record 9: has keys image, prompt; prompt and label must be non-empty texts, got nothing",
     ):
         assert kind in message
 
@@ -1153,7 +1155,8 @@ def test_a_first_record_of_another_kind_does_not_hide_the_layout(tmp_path, capsy
     assert [row["imged_id"] for row in made] == ["a.png"]
     rows[1]["conversations"] = "Q A"
     message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
-    assert "record 1: expected a list of turns of user and assistant, got 'Q A'" in message
+    words = "record 1: conversations must be a list of user and assistant turns, got Q A"
+    assert words in message
     rows = [{"conversations": turns}] * 3
     message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
     assert "none of 3 rows names an image under img, image, images" in message
@@ -1175,10 +1178,40 @@ def test_turns_of_parts_as_of_qwen_and_openai(tmp_path, capsys):
         assert [turn["content"] for turn in row["conversations"]] == ["What?", "A lake."]
     rows = [asked(("image", "a.png"), ("image", "b.png"))]
     message = faults(save(tmp_path / "in.json", rows), tmp_path, capsys)
-    assert "expected a path or an address in 'messages', got ['a.png', 'b.png']" in message
+    assert "record 0: names 2 images; a row has one" in message
     rows = [{"images": ["a.png"], "query": "Q", "response": "A", "system": "You see."}]
     imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
     assert "1 rows with a system text, left out" in capsys.readouterr().err
+
+
+MIXED = [(question, answer) for question in QUESTION_KEYS for answer in ANSWER_KEYS]
+
+
+@pytest.mark.parametrize("form", [*SAME, *MIXED])
+def test_rows_that_training_reads_are_imported(tmp_path, form):
+    row = SAME[form] if form in SAME else {"img": "a.png", form[0]: QUESTION, form[1]: ANSWER}
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    expected = [{"imged_id": "a.png", "conversations": turns}]
+    assert imported(save(tmp_path / "in.json", [row]), tmp_path / "rows.json") == expected
+    # within a shard it is the image beside it, whatever the row calls it
+    path = shard(tmp_path / "s.tar", [("x.png", b"x"), ("x.json", row)])
+    made = imported(path, tmp_path / "rows.json")
+    assert made == [{"imged_id": "s.tar/x.png", "conversations": turns}]
+
+
+@pytest.mark.parametrize("case", [case for case in WRONG if case != "an address"])
+def test_rows_that_training_refuses_are_not_imported(tmp_path, capsys, case):
+    row, _ = WRONG[case]
+    (tmp_path / "in.json").write_text(json.dumps([row]))
+    message = faults(tmp_path / "in.json", tmp_path, capsys, "--layout", "conversations")
+    assert message.count("\n") <= 2 and "Traceback" not in message
+
+
+@pytest.mark.parametrize("history", (5, "ab", {"a": 1}, ["x", "y"], [[1, 2]]))
+def test_a_history_that_is_none_is_a_fault(tmp_path, capsys, history):
+    row = {"img": "a.png", "prompt": QUESTION, "label": ANSWER, "history": history}
+    message = faults(save(tmp_path / "in.json", [row]), tmp_path, capsys)
+    assert "record 0: history must be pairs of texts, got " in message
 
 
 def test_markup_in_turns_is_read_as_in_training(tmp_path, capsys):
@@ -1214,7 +1247,7 @@ def test_captions_and_dialogues_of_shards_are_not_mixed(tmp_path, capsys):
     rows += [("b.json", {"rows": [{"prompt": "Q"}]})]
     message = faults(shard(tmp_path / "s.tar", rows), tmp_path, capsys)
     assert "no 'caption' among its keys (rows)" in message
-    assert "no question and answer among its keys" in message
+    assert "has keys prompt; prompt and label must be non-empty texts, got nothing" in message
 
 
 def test_the_text_beside_a_json_without_a_caption_is_not_lost(tmp_path):

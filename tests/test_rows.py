@@ -68,6 +68,10 @@ SAME = {
     "InternVL": {"image": "a.png", "prompt": f"Image-1: <image>\n{QUESTION}", "label": ANSWER},
     "both spellings": {"img": "a.png", "image": "a.png", "prompt": QUESTION, "label": ANSWER},
     "file://": {"img": "file://a.png", "prompt": QUESTION, "label": ANSWER},
+    "empty columns": {
+        **{"img": "", "image": "a.png", "messages": [], "conversations": None},
+        **{"prompt": "", "query": QUESTION, "label": ANSWER, "output": "", "history": []},
+    },
 }
 
 

@@ -153,7 +153,8 @@ def named_image(value, key):
         [value] = value
     if isinstance(value, dict):
         value = value.get("path") or value.get("url") or value
-    if isinstance(value, dict) and value.get("bytes"):
+    in_address = isinstance(value, str) and value.startswith("data:")
+    if in_address or (isinstance(value, dict) and value.get("bytes")):
         return Fault(f"the image itself under {key!r}: save the images as files, and their names")
     if not isinstance(value, str) or not value.strip():
         return got(f"a path or an address in {key!r}", value)

@@ -141,7 +141,7 @@ def _images(content, shard, key, parts, file):
 
 
 def _dialogue(content, name, row):
-    return object_problem(row) or conversations.image_of(content, {**row, "img": name})
+    return object_problem(row) or conversations.image_of(content, row, name)
 
 
 def _captioned(content, name, record, text):
