@@ -155,6 +155,13 @@ class RemoteAssistant:
             raise
         except Exception as error:  # noqa: BLE001 -- the network
             raise self._problem(error) from None
+        if not ending:
+            raise NoAnswerError(
+                f"{self._settings.base_url} ended the stream without a finish_reason: the answer "
+                "is not whole, or none"
+            )
+        if ending == "content_filter":
+            raise NoAnswerError("refused: finish_reason content_filter", is_refused=True)
         return Reply("", ending.lower(), None).is_truncated
 
     # Many answers

@@ -54,7 +54,11 @@ class Guard:
         return True
 
     def _is_same(self, origin, *hosts):
-        return urlsplit(origin).netloc in hosts or _hostname(origin) in self.trusted
+        try:
+            place = urlsplit(origin).netloc
+        except ValueError:
+            return False
+        return place in hosts or _hostname(origin) in self.trusted
 
 
 def _hostname(address):

@@ -167,6 +167,7 @@ def parse_request(content: bytes) -> ChatRequest:
 
 def _check_text(request):
     texts = [message.text for message in request.messages] + request.stops
+    addresses = [address for message in request.messages for address in message.addresses]
     length = sum(map(len, texts))
     if length > MAX_CHARACTERS:
         raise ApiError(
@@ -176,7 +177,7 @@ def _check_text(request):
             code="context_length_exceeded",
         )
     try:
-        "".join(texts).encode()
+        "".join(texts + addresses).encode()
     except UnicodeEncodeError:
         raise ApiError(
             400,

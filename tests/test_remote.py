@@ -324,6 +324,31 @@ def test_how_an_answer_ended(stub):
     assert answers == ["一片", "", ""] and truncated == [0, 2] and refused.value.is_refused
 
 
+def event(text, finish=None):
+    chunk = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    head = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "gpt"}
+    return f"data: {json.dumps({**head, 'choices': [chunk]})}\n\n".encode()
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        (event("一片"), "without a finish_reason"),
+        (event("一片") + b"data: [DONE]\n\n", "without a finish_reason"),
+        (b"<html>maintenance</html>", "without a finish_reason"),
+        (event("一片") + event("", "content_filter"), "refused: finish_reason content_filter"),
+    ],
+)
+def test_a_stream_that_ends_early_is_no_whole_answer(stub, body, says):
+    stub.answer = lambda text, nth: (200, {"Content-Type": "text/event-stream"}, body)
+    with remote(stub.url, "gpt") as far:
+        with pytest.raises(NoAnswerError, match=says):
+            list(far.stream("有什么？"))
+    stub.answer = lambda *_: (200, {"Content-Type": "text/event-stream"}, event("湖", "stop"))
+    with remote(stub.url, "gpt") as far:
+        assert list(far.stream("有什么？")) == ["湖"]
+
+
 def test_a_wrong_key_ends_all_and_is_not_shown(stub):
     stub.answer = lambda text, nth: error(401, f"wrong key {KEY}")
     with remote(stub.url, "gpt", KEY) as far:
