@@ -72,7 +72,7 @@ def read_lines(path: Path) -> list[Line]:
 
     if has_answers:
         return lines
-    if path.suffix == ".json" and keys:
+    if path.suffix.lower() == ".json" and keys:
         raise UserError(
             f'predictions {path}: line 1 is no {{"img", "prompt", "answer"}}: the file holds a '
             f"list of {', '.join(keys)}, rows without answers; name the file of the answers"
@@ -126,7 +126,7 @@ def _prompt(entry) -> str | None:
     for turn in entry.get("messages") or []:
         if prompt is None or turn.get("role") == "user":
             prompt = turn.get("content")
-    return without_places(prompt) if isinstance(prompt, str) else None
+    return without_places(prompt).strip() if isinstance(prompt, str) else None
 
 
 # The files
@@ -134,11 +134,12 @@ def _prompt(entry) -> str | None:
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, entry) of each; what is no table and no array is JSON lines. Raises UserError."""
-    if path.suffix in (".tsv", ".csv"):
-        yield from _table(path, "\t" if path.suffix == ".tsv" else ",")
-    elif path.suffix == ".xlsx":
+    suffix = path.suffix.lower()
+    if suffix in (".tsv", ".csv"):
+        yield from _table(path, "\t" if suffix == ".tsv" else ",")
+    elif suffix == ".xlsx":
         yield from _sheet(path)
-    elif path.suffix == ".json":
+    elif suffix == ".json":
         content = read_json(path, "predictions", own=True)
         entries = content if isinstance(content, list) else [content]
         for index, entry in enumerate(entries):

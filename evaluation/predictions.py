@@ -160,7 +160,7 @@ def _what_is_there(group, sample) -> str:
         names = sorted({line.image[-1] for lines in group.lines.values() for line in lines})
         return f"the file is about {len(names)} images, such as {names[0]}"
     for line in lines:
-        if line.text is None and line.prompt in (sample.question, None):
+        if line.text is None and line.prompt in (sample.question.strip(), None):
             return f"{line.place} has no answer to it"
     return f"the file asks about it: {lines[0].prompt}"
 
@@ -179,7 +179,7 @@ def _answer(group: AnswerGroup, image, question: str, by_image=True) -> Line | N
     """
     parts = path_parts(image)
     about = [line for line in _about(group, parts) if line.text is not None]
-    lines = [line for line in about if line.prompt == question]
+    lines = [line for line in about if line.prompt == question.strip()]
     if by_image and not lines:
         lines = [line for line in about if line.prompt is None]
 

@@ -166,7 +166,7 @@ def read_rows(path, what):
     None. Raises UserError in one line.
     """
     path = Path(path)
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         content = read_json(path, what, own=True)
         if not isinstance(content, list):
             return [(None, content)]
@@ -216,7 +216,7 @@ def json_problem(path, error):
     if not text or text[0] in "<\0" or text.startswith("version https://git-lfs"):
         return f"line 1 column 1: {error.msg}{diagnosis(path)}"
     problem = f"line {error.lineno} column {error.colno}: {error.msg}"
-    if Path(path).suffix == ".jsonl":
+    if Path(path).suffix.lower() == ".jsonl":
         if error.lineno == 1:
             return f"line 1: {error.msg}; an array needs a name ending in .json"
         return problem

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -464,6 +465,18 @@ def test_answers_of_other_tools(tmp_path, name):
     assert system.answers == list(LABELS) and system.replies == {}
     assert "no image ablation" in system.notes[0]
     assert "no reply to 1 of 1 yes / no questions, such as 0.tif: 有船吗？" in system.notes[1]
+
+
+def test_an_ending_in_capitals_and_space_around_a_question(tmp_path):
+    with open(tmp_path / "A.TSV", "w", newline="", encoding="utf-8") as file:
+        spaced = [[*line[:2], f" {line[2]}\n", *line[3:]] for line in TABLE[1:]]
+        csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL).writerows([TABLE[0], *spaced])
+    (system,) = read_predictions(tmp_path / "A.TSV", SAMPLES, [], lambda: SAMPLES)
+    assert system.answers == list(LABELS)
+    write_lines(tmp_path / "A.JSONL", WRITTEN["llava.jsonl"])
+    spaced = [replace(sample, question=f"{sample.question}\n") for sample in SAMPLES]
+    (system,) = read_predictions(tmp_path / "A.JSONL", spaced, [], lambda: spaced)
+    assert system.answers == list(LABELS)
 
 
 def test_a_workbook_without_its_library(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ import finetune_RemoteGLM as finetune
 from model import UserError, files
 from model.files import PROJECT
 from model.training import log as training_log
+from model.training.base import as_resolved
 from model.training.dataset import batches_of, make_loader
 from model.training.engine import Processes
 from model.training.inputs import read_inputs
@@ -139,6 +140,15 @@ def test_training_on_from_an_adapter_starts_with_its_tensors(series, tiny_checkp
         assert torch.allclose(tensor, theirs[name], atol=1e-9) and tensor.any(), name
     cards = [json.loads((save / run / CARD).read_text()) for run in ("y/1", "x/8")]
     assert cards[0]["base"] == cards[1]["base"] and cards[0]["method"] == cards[1]["method"]
+
+
+def test_training_on_from_an_adapter_keeps_its_language(series, tmp_path):
+    folder = shutil.copytree(series[0] / "eight/8", tmp_path / "a")
+    options = Options(from_pretrained=str(folder))
+    assert not as_resolved(options, torch.float32).english
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**card, "english": True}))
+    assert as_resolved(options, torch.float32).english
 
 
 def test_a_replaced_run_is_not_resumed(series, tiny_checkpoint, rows, tmp_path):

@@ -43,7 +43,10 @@ def as_resolved(options, dtype):
         return options  # open_base fetches it, or says that it is not there
     if not adapter_file(folder):
         return options
-    return like_adapter(options, adapter_card(folder)["method"], folder)
+    card = adapter_card(folder)
+    options = like_adapter(options, card["method"], folder)
+    # in the frames that it has learnt
+    return dataclasses.replace(options, english=options.english or bool(card.get("english")))
 
 
 def open_base(options, device, dtype):
