@@ -10,7 +10,7 @@ import pytest
 from conftest import write_random
 from PIL import Image
 from test_mapping import COLORS, ColorAssistant, fields, map_scene, write_scene
-from test_web import CHROMIUM, chromium, free_port, wait_until
+from test_web import CHROMIUM, CONTRASTS, chromium, free_port, wait_until
 
 import web_demo
 from model import Sampling, UserError, load_assistant
@@ -447,6 +447,8 @@ class TestPage:
         begin(tab, address, scene_file)
         frame = tab.locator("#scene-map iframe")
         frame.wait_for()
+        tab.mouse.move(0, 0)
+        assert not [text for text in tab.evaluate(CONTRASTS) if text[1] < 4.5]
         assert frame.get_attribute("sandbox") == "allow-scripts"
         inside = tab.frames[-1]
         inside.wait_for_selector("svg")
