@@ -38,11 +38,6 @@
     if (event.target.matches?.("#question textarea"))
       sessionStorage.setItem("remoteglm-draft", event.target.value);
   });
-  // What was sent is no draft: its box is empty by then
-  addEventListener("pagehide", () => {
-    const box = document.querySelector("#question textarea");
-    if (box) sessionStorage.setItem("remoteglm-draft", box.value);
-  });
 
   const NAMES = [
     ["复制", "Copy message"], ["已复制", "Copied message"], ["编辑", "Edit"], ["重试", "Retry"],
