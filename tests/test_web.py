@@ -725,17 +725,6 @@ def test_dialogue_image_and_draft_survive_a_reload(staged, stage):
     assert stage[1].calls[-1][2] == (("几个？", "后几个？"),)
 
 
-def test_a_ready_question_leaves_the_box_as_it_is(staged):
-    tab = staged()
-    tab.click("#example-tanks")
-    tab.wait_for_selector("#preview img")
-    tab.fill("#question textarea", "我自己的问题")
-    tab.click("#ready button >> nth=0")
-    tab.wait_for_selector("#chat [data-testid=bot]")
-    wait_for_text(tab, "#send", "发送")
-    assert tab.input_value("#question textarea") == "我自己的问题"
-
-
 DROP = """([name, content, kind]) => {
   const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
   const data = new DataTransfer();

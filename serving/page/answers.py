@@ -25,7 +25,6 @@ ALONE, SIDE, OTHER = "alone", "side", "other"
 # Values of the buttons below a remark
 AS_TEXT, NOT_SENT = "as text", "not sent"
 OUTPUTS = 6  # components that `_outputs` changes
-BOX = 2  # the one of the question among them
 SHOWN_QUESTION = 40  # characters of a question in a remark
 
 
@@ -47,15 +46,9 @@ class Answers:
             yield self._problem(session, error, question)
 
     def ready(self, request: gr.Request, index: int, *rest: Any) -> Iterator:
-        """One of the ready questions, once nothing is answered; the box keeps what is in it."""
-        session = self.service.session(request)
-        if not session.idle.is_set():
-            yield [gr.skip()] * OUTPUTS
-            return
-        question = QUESTIONS[index][self.service.is_english(session)]
-        for outputs in self.answer(request, question, *rest):
-            outputs[BOX] = gr.skip()
-            yield outputs
+        """One of the ready questions."""
+        english = self.service.is_english(self.service.session(request))
+        yield from self.answer(request, QUESTIONS[index][english], *rest)
 
     def option(
         self, request: gr.Request, event: gr.EventData, mode: Any, *settings: Any
