@@ -159,7 +159,7 @@ def trainer_peft(bench, name):
 
 
 def conversations(bench, image):
-    """The rows as LLaMA-Factory and ms-swift read them. image: what stands for it in a text."""
+    """The rows as LLaMA-Factory and ms-swift read them. image: what marks it in a text."""
     found = []
     for row in json.loads(bench.ordered.read_text()):
         messages = [

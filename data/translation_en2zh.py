@@ -45,7 +45,7 @@ def translate(args):
     if pictures and pictures.broken:
         raise UserError(
             f"{len(pictures.broken)} records have no image that can be read, see above: they are "
-            f"not in {args.output}; mend the images, the same command asks for the rest"
+            f"not in {args.output}; repair the images, the same command asks for the rest"
         )
 
 

@@ -148,7 +148,7 @@ class RemoteAssistant:
                 for event in events:
                     _tell_cut((event.model_extra or {}).get("cut"), on_cut)
                     for choice in event.choices[:1]:
-                        ending = choice.finish_reason or ending
+                        ending = (choice.finish_reason or ending).lower()
                         if choice.delta.content:
                             yield choice.delta.content
         except UserError:
@@ -162,7 +162,7 @@ class RemoteAssistant:
             )
         if ending == "content_filter":
             raise NoAnswerError("refused: finish_reason content_filter", is_refused=True)
-        return Reply("", ending.lower(), None).is_truncated
+        return Reply("", ending, None).is_truncated
 
     # Many answers
 

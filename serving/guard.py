@@ -54,11 +54,7 @@ class Guard:
         return True
 
     def _is_same(self, origin, *hosts):
-        try:
-            place = urlsplit(origin).netloc
-        except ValueError:
-            return False
-        return place in hosts or _hostname(origin) in self.trusted
+        return origin.partition("://")[2] in hosts or _hostname(origin) in self.trusted
 
 
 def _hostname(address):

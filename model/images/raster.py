@@ -213,7 +213,8 @@ def _bands_by_name(scene: Any) -> list[int] | None:
     named = {(name or "").strip().lower(): i for name, i in zip(scene.descriptions, scene.indexes)}
     # Of Landsat 4 to 7 B1 is blue, and none of their bands is B11.
     is_older = "b1" in named and "b11" not in named
-    for names in (OUTRIGHT, *(() if is_older else NUMBERED)):
+    known = (OUTRIGHT,) if is_older else (OUTRIGHT, *NUMBERED)
+    for names in known:
         if all(name in named for name in names):
             return [named[name] for name in names]
     return None
