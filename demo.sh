@@ -18,7 +18,7 @@ step "2/5 captions -> records -> Chinese descriptions -> questions and answers (
 step "3/5 LoRA fine-tuning (finetune_RemoteGLM.sh)"
 bash finetune_RemoteGLM.sh --dataset demo --from_pretrained model/tiny/base --experiment-name $name --resume \
     --lora_rank 16 --lora_alpha 64 --lora_targets attention mlp --trainable projection \
-    --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 2400 --eval-interval 1200 --eval-batch-size 32
+    --lr 2e-3 --clip-grad 1 --batch-size 16 --train-iters 2800 --eval-interval 1400 --eval-batch-size 32
 step "4/5 does it describe, invent, look? before and after, on held-out test images (evaluate_RemoteGLM.py)"
 "$python" evaluate_RemoteGLM.py --from_pretrained checkpoints/$name --data data/demo/demo-prompt-test.json --base \
     --references data/demo/dataset.json

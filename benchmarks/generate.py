@@ -9,9 +9,10 @@ float32 (on a GPU float16), on the same weights and prompts; in float32 both mus
 tokens. The ways take turns in one process and each number is a median, so that other load falls on
 all alike. A first round encodes the image; a third round is asked about the same one. "Products
 allow" times nothing but the matrix-vector products of a token, in their order: what is left is this
-project's own. Memory is that of one answer, each way in a process of its own: the peak of RssAnon,
-or what torch allocated on the GPU. --full-size is VisualGLM-6B's size with random weights, on a GPU
-alone; it writes 16 GB into TMPDIR.
+project's own. "Step of 8 rows" is what a decoding step of a batch costs, in steps of one row.
+Memory is that of one answer, each way in a process of its own: the peak of RssAnon, or what torch
+allocated on the GPU. --full-size is VisualGLM-6B's size with random weights, on a GPU alone; it
+writes 16 GB into TMPDIR.
 """
 
 import statistics
@@ -84,11 +85,10 @@ class Ours:
             return self.network.encode_images(pixels.to(self.network.device))
 
     def together(self, prompt, tokens, pixels):
-        """Tokens per second of MANY rows with an image each, their encoding counted in."""
+        """MANY rows with an image each: seconds from the question to each token of all of them."""
         start = time.perf_counter()
         embeds = self.encode(pixels.expand(MANY, -1, -1, -1))
-        ids, times = self._answer(prompt, tokens, embeds, start, rows=MANY)
-        return MANY * len(ids) / times[-1]
+        return self._answer(prompt, tokens, embeds, start, rows=MANY)[1]
 
     def _answer(self, prompt, tokens, embeds, start, rows=1):
         from model import Sampling
@@ -206,7 +206,9 @@ class Seconds:
     first: list = field(default_factory=list)  # to the first token of a first round
     third: list = field(default_factory=list)  # to the first token of a third round
     products: list = field(default_factory=list)  # of a token; none for the baseline
-    together: list = field(default_factory=list)  # of a token of MANY rows; likewise
+    # Of MANY rows, likewise: all in all by their number of tokens, and from one step to the next
+    together: list = field(default_factory=list)
+    step: list = field(default_factory=list)
 
     def medians(self):
         """name -> median, of those that were read."""
@@ -236,6 +238,10 @@ def dialogue(config):
     return head + ids[:QUESTION_TOKENS] + end, head + ids + end, pixels
 
 
+def between(times):
+    return [after - before for before, after in zip(times, times[1:])]
+
+
 def read(folder, tokens, readings, device):
     """way -> Seconds. Exits if float32 and the baseline give different tokens."""
     runs = {way: load(folder, way, device) for way in WAYS[device]}
@@ -251,11 +257,13 @@ def read(folder, tokens, readings, device):
                 continue
             new = seconds[way]
             new.first.append(times[0])
-            new.token += [after - before for before, after in zip(times, times[1:])]
+            new.token += between(times)
             new.third.append(third_time)
             if way != BASELINE:
                 new.products += [run.products() for _ in range(tokens // 2)]
-                new.together.append(1 / run.together(first, tokens, pixels))
+                times = run.together(first, tokens, pixels)
+                new.together.append(times[-1] / (MANY * tokens))
+                new.step += between(times)
         # In half precision two equal logits may change places.
         if generated.get("float32", generated[BASELINE]) != generated[BASELINE]:
             sys.exit(
@@ -300,11 +308,13 @@ def measure(name, folder, args, device="cpu"):
             "products allow": "",
             "share": "",
             f"batch {MANY}, tokens/s": "",
+            f"step of {MANY} rows": "",
         }
         if "products" in typical:
             row["products allow"] = f"{1 / typical['products']:.0f}"
             row["share"] = f"{typical['products'] / typical['token']:.0%}"
             row[f"batch {MANY}, tokens/s"] = f"{1 / typical['together']:.0f}"
+            row[f"step of {MANY} rows"] = f"{typical['step'] / typical['token']:.2f}x"
         for what in ("first", "third"):
             row[f"{what} round, ms"] = f"{typical[what] * 1e3:.0f} ({faster[what]:.2f}x)"
         row["peak, MB"] = f"{peak_memory(folder, way, args.tokens, device) / 1e6:.0f}"

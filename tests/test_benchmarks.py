@@ -340,6 +340,7 @@ def test_answers_are_timed_against_the_same_tokens(monkeypatch, no_gpu, tmp_path
     for way, readings in seconds.items():
         assert len(readings.token) == 2
         assert len(readings.together) == (way != "baseline")
+        assert len(readings.step) == 2 * (way != "baseline")
         assert min(readings.medians().values()) > 0
 
     monkeypatch.setattr(sys, "argv", ["generate.py", "--full-size"])
