@@ -28,20 +28,52 @@ ROLES = {"human": "user", "gpt": "assistant"}
 NO_TURNS = "conversations must be a list of user and assistant turns"
 MOST_SHOWN = 80  # characters of a wrong value
 PLACE = "<image>"
-# Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral
+SIGNS = ("<", "＜", "&lt;", "[", "data:")  # markup has one of them; the patterns are slow
+OPEN, CLOSE = "(?:<|＜|&lt;)", "(?:>|＞|&gt;)"
+
+
+def _tag(names):
+    """A pattern of tags of these names, also as <|name|>, < name >, ＜name＞ and &lt;name&gt;."""
+    return f"{OPEN} ?[|｜]?(?:{names})[|｜]? ?{CLOSE}"
+
+
+# Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral, llama.cpp.
+# With a name inside, <img>a.png</img> and [img]a.png[/img], it is markup as below
+IMAGE_BEGINS = _tag("(?:im|img|image|vision)_start|begin_of_image|img|boi")
+IMAGE_ENDS = _tag("(?:im|img|image|vision)_end|end_of_image|/im(?:g|age)|eoi")
+IMAGE_HERE = "|".join(
+    [
+        _tag("image(?:[_-]?(?:placeholder|pad|token|soft_token|[_: -]?[01]))?")
+        + rf"(?![^<＜&]+{OPEN}/image)",
+        _tag("start_of_image") + f"(?:{_tag('image_soft_token')})?",
+        _tag("ImageHere|__media__"),
+        _tag("img") + _tag("/img"),
+        r"\[im(?:g|age)\](?![^\[\]]+\[/im)(?:\[/im(?:g|age)\]|\[IMG_END\])?",
+    ]
+)
 IMAGE_PLACE = re.compile(
-    r"\s*(?:(?:Picture|Image)[ -]?1? ?:\s*(?=<))?(?:<\|vision_start\|>|<img>)?\s*"
-    r"(?:<image(?:[_-]?(?:placeholder|1))?>|<ImageHere>|<\|image(?:_pad|_1)?\|>|"
-    r"<start_of_image>|\[IMG\]|(?<=<img>)(?=</img>))"
-    r"\s*(?:<\|vision_end\|>|</img>)?\s*",
+    rf"\s*(?:(?:Picture|Image)[ -]?1? ?:\s*(?={OPEN}|\[))?(?:{IMAGE_BEGINS})?\s*"
+    rf"(?:{IMAGE_HERE})\s*(?:{IMAGE_ENDS})?\s*",
     re.I,
 )
-# Media, places in an image (of Qwen, ms-swift, InternVL, GeoChat), reasoning, ends of texts
+# Any other tag: media, places in an image, reasoning, turns and ends of texts. Of one letter only
+# those of models, <p> and <s>: others may be a quantity, a<b>c, a mark on a map, <A>, or bold
+ATTRIBUTES = r"(?:\s+[A-Za-z_-]*\s*[=\d\"'./(\[][^<>]*)?"
 MARKUP = re.compile(
-    r"<img>[^<>]*</img>|!\[[^\]]*\]\([^)]*\)|"
-    r"</?(?:img|image|video|audio|ref|box|ref-object|bbox|quad|poly|point|loc|p|delim|think|"
-    r"tool_call|s|[sbe]o[sp]|pad|unk|g?mask)(?:\s[^<>]*|[_-]?\d*)/?>|"
-    r"\{?(?:<\d+>)+|<\|\w+\|>|\[/?INST\]|\[g?MASK\]",
+    "|".join(
+        [
+            _tag("im(?:g|age)") + "[^<>]*" + _tag("/im(?:g|age)"),
+            r"\[im(?:g|age)\][^\[\]]*\[/im(?:g|age)\]",
+            r"!\[[^\]]*\]\([^)]*\)",
+            r"data:image/[a-z.+-]+;base64,[a-z0-9+/=]*",
+            f"{OPEN}[|｜][^<>|｜]+[|｜]{CLOSE}",
+            f"{OPEN}/?[A-Za-z_][A-Za-z0-9_:-]+{ATTRIBUTES}/?{CLOSE}",
+            rf"{OPEN}(?:/[ps]|0x[0-9A-F]{{2}}){CLOSE}",
+            rf"(?<![A-Za-z0-9])(?:{OPEN}[ps]{CLOSE}|\{{?(?:<\d+>)+)",
+            r"\[(?:/?INST|IMG_\w+|SEG|g?MASK|CLS|SEP|PAD|UNK|grounding|refer|identify|vqa|video)\]",
+            r"\[Round \d+\]",
+        ]
+    ),
     re.I,
 )
 # The name of an image file in a text
@@ -288,7 +320,7 @@ def _content(turn):
 
 def _without_places(rounds, image):
     """The rounds without the place of the image. Raises FormError for any other markup."""
-    if not any("<" in text or "[" in text for text in _texts(rounds)):  # the patterns are slow
+    if not any(sign in text for text in _texts(rounds) for sign in SIGNS):
         return rounds
     first, answer = rounds[0]
     places = IMAGE_PLACE.findall(first or "")
@@ -305,7 +337,7 @@ def _without_places(rounds, image):
     for text in _texts(rounds):
         found = IMAGE_PLACE.search(text) or MARKUP.search(text)
         if found:
-            mark = found[0].strip()[:60]
+            mark = " ".join(found[0].split())[:60]
             raise FormError(
                 "markup of another tool in a text",
                 f", {mark}",

@@ -191,6 +191,133 @@ def test_what_cannot_be_meant_is_refused(folder, case):
     assert "\n" not in str(caught.value)
 
 
+PLACES = [
+    *(
+        "<image>Q",
+        "Q\n<image>",
+        "< image >Q",
+        "＜image＞Q",
+        "&lt;image&gt;Q",
+        "<IMAGE>Q",
+        "[image]Q",
+    ),
+    *("<image:0>Q", "<image_1>Q", "<image 1>Q", "<|image|>Q", "<|image_1|>\nQ", "<image_pad>Q"),
+    *("<__media__>Q", "<image_soft_token>Q", "<image_token>Q", "<image-placeholder>Q"),
+    *("<start_of_image>Q", "<start_of_image><image_soft_token><end_of_image>Q"),
+    *("<im_start><image><im_end>\nQ", "<image_start><image><image_end>Q", "<boi><image><eoi>Q"),
+    *("<|begin_of_image|><|image|><|end_of_image|>Q", "<img><ImageHere></img>Q"),
+    *("[IMG]Q", "[IMG][IMG_END]Q", "[img][/img]Q", "<img></img>Q", "<image></image>Q"),
+    *("Picture 1: <image>\nQ", "Picture 1: <img></img>\nQ", "Image-1: [IMG]\nQ"),
+]
+OTHER_MARKUP = [
+    *("<img>a.png</img>", "[img]a.png[/img]", "<image>a.png</image>", "<img src='a 中.png'>"),
+    *("<image_2>", "<image_start>", "<im_end>", "<boi>", "<eoa>", "<im_patch>", "<image_newline>"),
+    *("<fake_token_around_image>", "<row_1_col_1>", "<global-img>", "[IMG_BREAK]", "[video]"),
+    *("<start_of_turn>", "<end_of_turn>", "<end_of_utterance>", "<|im_end|>", "<unused0>"),
+    *(
+        "<｜User｜>",
+        "<｜begin▁of▁sentence｜>",
+        "<s>",
+        "</s>",
+        "<0x0A>",
+        "[INST]",
+        "[/INST]",
+        "[UNK]",
+    ),
+    *(
+        "[grounding]",
+        "[refer]",
+        "[identify]",
+        "[SEG]",
+        "<grounding>",
+        "<seg>",
+        "<rbox>",
+        "<p>",
+        "</p>",
+    ),
+    *("<obj>", "<region>", "<polygon>", "<det>", "<loc_12>", "<12><34>", "＜box＞", "&lt;box&gt;"),
+    *("<answer>", "</answer>", "<thinking>", "<thought>", "<tool_response>", "<function_call>"),
+    *("[Round 1]", "[gMASK]", "<br/>", "<x:0>", "data:image/png;base64,AA/+="),
+    *("![](a.png)", "<video src='a.mp4'/>"),
+]
+PLAIN = [
+    *(
+        "宽度<5米",
+        "若a<b>c，则选",
+        "<b>多少</b>？",
+        "选项<A>和<B>",
+        "x < y",
+        "x < y > z",
+        "a<=b",
+        "1<2>0",
+        "3<x>2",
+    ),
+    *(
+        "length < width > height",
+        "if x <y and z> 5",
+        "面积 <5 公顷，宽 >3 米",
+        "NDVI<0.3且NDWI>0.2",
+    ),
+    *(
+        "[1]",
+        "见文献[12]",
+        "[0, 1]",
+        "[图片]",
+        "[Round]",
+        "[a.png]",
+        "【图】",
+        "《河流》",
+        "<河流>",
+    ),
+    *(
+        "联系<a.b@c.org>",
+        "<user@host>",
+        "<https://a.org>",
+        "<www.a.org>",
+        "<->",
+        "<--",
+        "<3",
+        ">=5",
+    ),
+    *("<12:30>", "＜5米", "&lt; 5 米", "R&amp;D", "data: 5", "a|b|c"),
+]
+
+
+@pytest.mark.parametrize("text", PLACES)
+def test_a_place_is_taken_out_whole(folder, text):
+    row = {"img": "a.png", "prompt": text.replace("Q", QUESTION), "label": ANSWER}
+    (sample,), _ = load(folder, row)
+    assert sample.question == QUESTION
+
+
+@pytest.mark.parametrize("mark", OTHER_MARKUP)
+def test_other_markup_is_named(folder, mark):
+    """Also in an answer and in what is only asked: it would be trained, or asked, as words."""
+    question = {"img": "a.png", "prompt": f"{mark}{QUESTION}", "label": ANSWER}
+    answer = {"img": "a.png", "prompt": QUESTION, "label": f"{ANSWER} {mark}"}
+    for row, asked in ((question, False), (question, True), (answer, False)):
+        with pytest.raises(UserError) as caught:
+            load(folder, row, questions=asked)
+        said = str(caught.value)
+        assert f"row 0: has {mark} in a text, markup of another tool: remove it" in said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_plain_texts_are_no_markup(folder, text):
+    (sample,), notes = load(folder, {"img": "a.png", "prompt": text, "label": text})
+    assert (sample.question, sample.answer, notes) == (text, text, [])
+
+
+@pytest.mark.parametrize(
+    "place", ["<image>", "<start_of_image>", "[IMG]", "<image:0> 和 <image:1>"]
+)
+def test_two_places_are_two_images(folder, place):
+    text = place if " " in place else f"{place}{place}"
+    with pytest.raises(UserError, match="has 2 places of images in a text"):
+        load(folder, {"img": "a.png", "prompt": f"{text}{QUESTION}", "label": ANSWER})
+
+
 @pytest.mark.parametrize("content", [5, [1], None, {"text": "x"}])
 def test_questions_that_are_no_text_are_not_asked(folder, content):
     for row in ({"img": "a.png", "messages": turns(content)}, {"prompt": content}):
