@@ -18,7 +18,7 @@ from data.faults import (
     text_problem,
 )
 from model.errors import UserError
-from model.files import json_problem, leads_out, parse_json, replacing
+from model.files import WRITE_AGAIN, json_problem, leads_out, parse_json, replacing
 
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 
@@ -117,7 +117,7 @@ def _lines(file):
                 raise
             seen = f" from column {error.colno}: {error.msg}"
             if not text.endswith("\n"):
-                seen += "; the file ends in the middle: copy or download it again"
+                seen += f"; the file ends in the middle: {WRITE_AGAIN}"
             record = Fault("not JSON", seen)
         yield f"line {number}", record
 

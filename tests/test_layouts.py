@@ -913,7 +913,7 @@ def test_lines_that_are_no_json_are_named_in_every_layout(tmp_path, capsys):
         assert "3 bad records: line 2: not JSON from column 2" in message
         assert "line 3: expected an object, got" in message
         assert "line 4: not JSON from column" in message
-        assert "the file ends in the middle: copy or download it again" in message
+        assert "the file ends in the middle: make it again, or copy it whole" in message
 
 
 def test_all_tars_of_a_folder_are_said(tmp_path, capsys):

@@ -377,6 +377,11 @@ def test_rows_without_an_image_say_so(folder, row):
         ("a.json", '[{"prompt": "图像"}]'.encode("gbk"), r"not UTF-8 \(at byte \d+\); save it as"),
         ("a.jsonl", '{"prompt": "图像"}'.encode("gbk"), r"not UTF-8 \(at byte \d+\); save it as"),
         ("a.json", "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("a.json", "", "the file is empty; it has 0 bytes: make it again, or copy it whole$"),
+        ("a.json", "\0" * 9, "the file is empty; it has 9 bytes: make it again, or copy it whole$"),
+        ("a.json", '[{"img":"', "ends in the middle; it has 9 bytes: make it again, or copy it"),
+        ("a.json", "<!DOCTYPE html>", "an HTML page of 15 bytes, not the file; perhaps that of a"),
+        ("a.jsonl", '[{"img": "x"}]', "expected an object, got list; an array needs a name ending"),
     ],
 )
 def test_ones_own_file_is_not_to_be_fetched_again(tmp_path, name, content, words):
@@ -384,4 +389,29 @@ def test_ones_own_file_is_not_to_be_fetched_again(tmp_path, name, content, words
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=words) as caught:
         read_rows(path, "rows")
-    assert "fetch it again" not in str(caught.value) and "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert "fetch it again" not in said and "address" not in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.parquet", b"PAR1\x15\x04\xff"),
+        ("a.csv", b"image,caption\n"),
+        ("a.md", b"# rows"),
+        ("a.xlsx", b"PK\x03\x04"),
+    ],
+)
+def test_rows_of_another_kind(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    words = "no JSON; expected .json .* or .jsonl .*becomes rows by data/transform.py"
+    with pytest.raises(UserError, match=words):
+        load_rows(path)
+
+
+def test_json_lines_by_their_other_name(folder):
+    path = folder / "rows.ndjson"
+    path.write_text(json.dumps(SAME["ours"]) + "\n")
+    (sample,) = load_rows(path)
+    assert sample.answer == ANSWER
