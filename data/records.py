@@ -18,7 +18,7 @@ from data.faults import (
     text_problem,
 )
 from model.errors import UserError
-from model.files import WRITE_AGAIN, json_problem, leads_out, parse_json, replacing
+from model.files import WRITE_AGAIN, json_problem, leads_out, naming, parse_json, replacing
 
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 
@@ -271,7 +271,8 @@ def record_writer(path):
             nonlocal count
             count += 1
             try:
-                file.write(text_of(record))
+                with naming(path):
+                    file.write(text_of(record))
             except UnicodeEncodeError:
                 raise UserError(
                     f"record {count} for {path} holds half a surrogate pair, "

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and what is read back from them. Standard library only."""
 
 import codecs
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PROJECT = Path(__file__).resolve().parents[1]
+# A full disk, a quota, a limit of file sizes
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 JSON_LINES = (".jsonl", ".ndjson")
 # What to do about a file of the user's own that is not whole
 WRITE_AGAIN = "make it again, or copy it whole"
@@ -27,6 +30,17 @@ def temporary_beside(path):
     """The name under which a file is written before it takes the place of `path`."""
     path = Path(path)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def naming(path):
+    """A context in which an error of a full disk that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -40,7 +54,7 @@ def replacing(path, mode="w", sync=True):
     temporary = temporary_beside(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
-        with open(temporary, mode, **text) as file:
+        with naming(path), open(temporary, mode, **text) as file:
             yield file
             file.flush()
             if sync:
