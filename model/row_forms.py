@@ -1,13 +1,15 @@
 """One row as this project or another tool writes it -> its image and its rounds.
 
 image      img, image or images (a list of one): a path, an address, {"path"} or {"url"}
-question   prompt, query, question or instruction (with input after it)
+question   prompt, query, question or instruction (with input after it); of what is only to be
+           asked also text, where it ends in a question mark
 answer     label, response, answer or output
 history    earlier [question, answer] pairs
-dialogue   conversations or messages: [{"role", "content"}] or [{"from", "value"}] in turns of user
-           (human) and assistant (gpt); content is a text or a list of parts; a turn may name the
-           image
+dialogue   conversations, conversation or messages: [{"role", "content"}] or [{"from", "value"}] in
+           turns of user (human) and assistant (gpt, bot, model); content is a text or a list of
+           parts; a turn may name the image
 
+Keys and roles may have capitals: Prompt, USER.
 What marks the image's place in a text (<image> and the like) is taken out.
 """
 
@@ -19,11 +21,14 @@ from typing import Any
 IMAGE_KEYS = ("img", "image", "images")
 QUESTION_KEYS = ("prompt", "query", "question", "instruction")
 ANSWER_KEYS = ("label", "response", "answer", "output")
-DIALOGUE_KEYS = ("conversations", "messages")
+DIALOGUE_KEYS = ("conversations", "conversation", "messages")
 TURN_KEYS = {"role", "from", "content", "value", *IMAGE_KEYS}
-KNOWN_KEYS = {*IMAGE_KEYS, *QUESTION_KEYS, *ANSWER_KEYS, *DIALOGUE_KEYS, "history"}
+KINDS_OF_KEYS = (IMAGE_KEYS, (*QUESTION_KEYS, *DIALOGUE_KEYS), ANSWER_KEYS)
+KNOWN_KEYS = {*chain(*KINDS_OF_KEYS), "history"}
 EMPTY: tuple = (None, "", [], {})  # what tools write for what a row has not
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+TEXT_PARTS = ("text", "input_text", "output_text")
+IMAGE_PARTS = ("image", "image_url", "input_image")
 
 NO_TURNS = "conversations must be a list of user and assistant turns"
 MOST_SHOWN = 80  # characters of a wrong value
@@ -113,6 +118,7 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
     """
     if not isinstance(row, dict):
         raise FormError(f"is {type(row).__name__}, not an object")
+    row = in_small_letters(row)
     images = []
     for key in _given(row, IMAGE_KEYS):
         image = image_name(key, row[key])
@@ -129,6 +135,9 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
         rounds, unused_in_turns = _rounds_of_dialogue(dialogue, images, answered)
         unused += unused_in_turns
     else:
+        if not answered and question in EMPTY and _is_question(row.get("text")):
+            row = row | {"prompt": row["text"]}
+            unused.remove("text")
         rounds = _rounds_of_pair(row, images, answered)
         if row.get("instruction") and "input" in unused:
             unused.remove("input")
@@ -141,6 +150,23 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
     rounds = _without_places(rounds, image)
     lost = None if image else _lost_image(row, rounds, unused)
     return Form(image, rounds, unused, lost)
+
+
+def in_small_letters(row):
+    """The row with keys such as Prompt in small letters, where it has no other key of the kind."""
+    odd = [key for key in row if key not in KNOWN_KEYS and key.lower() in KNOWN_KEYS]
+    if not odd:
+        return row
+    row = dict(row)
+    for key in odd:
+        kind = next((keys for keys in KINDS_OF_KEYS if key.lower() in keys), [key.lower()])
+        if all(row.get(known) in EMPTY for known in kind):
+            row[key.lower()] = row.pop(key)
+    return row
+
+
+def _is_question(text):
+    return is_text(text) and text.rstrip().endswith(("?", "？"))
 
 
 def image_name(key: str, value: Any) -> str | None:
@@ -198,11 +224,12 @@ def joined(content: Any, images: list[str]) -> Any:
         kind = _kind(part)
         if isinstance(part, str):
             texts.append(part)
-        elif kind == "text" and isinstance(part.get("text"), str):
+        elif kind in TEXT_PARTS and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind in ("image", "image_url"):
+        elif kind in IMAGE_PARTS:
             texts.append(PLACE)
-            named = part.get(kind) or part.get("path") or part.get("url")
+            keys = (kind, "image_url", "path", "url")
+            named = next((part[key] for key in keys if part.get(key)), None)
             image = image_name(kind, named)
             if image:
                 images.append(image)
@@ -309,7 +336,7 @@ def _rounds_of_dialogue(turns, images, answered):
 
 def _role(turn):
     role = turn.get("role") or turn.get("from") if isinstance(turn, dict) else None
-    return ROLES.get(role, role) if isinstance(role, str) else None
+    return ROLES.get(role.lower(), role.lower()) if isinstance(role, str) else None
 
 
 def _content(turn):

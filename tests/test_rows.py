@@ -66,6 +66,19 @@ SAME = {
     "Ollama": {"messages": [{**turns()[0], "images": ["a.png"]}, turns()[1]]},
     "Qwen-VL": {"image": "a.png", "prompt": f"Picture 1: <image>\n{QUESTION}", "label": ANSWER},
     "InternVL": {"image": "a.png", "prompt": f"Image-1: <image>\n{QUESTION}", "label": ANSWER},
+    "capitals": {"image": "a.png", "messages": turns(roles=("USER", "ASSISTANT"))},
+    "bot": {"image": "a.png", "conversation": turns(roles=("human", "bot"))},
+    "Gemini": {"image": "a.png", "messages": turns(roles=("user", "model"))},
+    "Responses": {
+        "messages": turns(
+            [
+                {"type": "input_text", "text": QUESTION},
+                {"type": "input_image", "image_url": "a.png"},
+            ],
+            [{"type": "output_text", "text": ANSWER}],
+        )
+    },
+    "spreadsheet": {"Image": "a.png", "Question": QUESTION, "Answer": ANSWER},
     "both spellings": {"img": "a.png", "image": "a.png", "prompt": QUESTION, "label": ANSWER},
     "file://": {"img": "file://a.png", "prompt": QUESTION, "label": ANSWER},
     "empty columns": {
@@ -83,6 +96,37 @@ def test_spellings_of_one_row(folder, form):
     assert not notes
     (asked,), _ = load(folder, SAME[form], questions=True)
     assert (asked.image, asked.question) == (folder / "a.png", QUESTION)
+
+
+@pytest.mark.parametrize(
+    "row, question, unused",
+    [
+        ({"text": QUESTION}, QUESTION, ""),
+        ({"Prompt": QUESTION}, QUESTION, ""),
+        ({"text": "Any ships? ", "prompt": ""}, "Any ships? ", ""),
+        # a caption, or one key too many
+        ({"text": ANSWER}, None, "text (1 rows)"),
+        ({"text": "有船吗？", "prompt": QUESTION}, QUESTION, "text (1 rows)"),
+        ({"Prompt": "有船吗？", "query": QUESTION}, QUESTION, "Prompt (1 rows)"),
+        ({"text": "有船吗？", "messages": turns()[:1]}, QUESTION, "text (1 rows)"),
+    ],
+)
+def test_other_keys_of_a_question(folder, row, question, unused):
+    (sample,), notes = load(folder, {"img": "a.png"} | row, questions=True)
+    assert sample.question == question
+    said = [f"rows {folder / 'rows.json'}: not used: {unused}"] if unused else []
+    assert notes == said
+
+
+def test_a_text_is_no_question_to_train(folder):
+    with pytest.raises(UserError, match="has keys img, text, label; prompt and label must be"):
+        load(folder, {"img": "a.png", "text": QUESTION, "label": ANSWER})
+
+
+def test_a_key_in_capitals_beside_its_like_is_not_read(folder):
+    row = {"img": "a.png", "prompt": QUESTION, "response": ANSWER, "Label": 3}
+    (sample,), notes = load(folder, row)
+    assert sample.answer == ANSWER and "not used: Label (1 rows)" in notes[0]
 
 
 def test_history_stands_before_the_question(folder):
