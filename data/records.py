@@ -20,6 +20,10 @@ from data.faults import (
 from model.errors import UserError
 from model.files import WRITE_AGAIN, json_problem, leads_out, naming, parse_json, replacing
 
+WITHIN = (
+    "write the names relative to one folder of images, and name that to generate_prompt.py by "
+    "--image-root"
+)
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 
 
@@ -204,8 +208,10 @@ def image_records(
 
 def _name_problem(name, within):
     """What is wrong with the file name of an image, or None; within: it is one in a folder."""
-    if any(char < " " for char in name) or (within and leads_out(name)):
+    if any(char < " " for char in name):
         return outside_fault(name)
+    if within and leads_out(name):
+        return outside_fault(name, WITHIN)
     return None
 
 
