@@ -33,7 +33,7 @@ IMAGE_PARTS = ("image", "image_url", "input_image")
 NO_TURNS = "conversations must be a list of user and assistant turns"
 MOST_SHOWN = 80  # characters of a wrong value
 PLACE = "<image>"
-SIGNS = ("<", "＜", "&lt;", "[", "data:")  # markup has one of them; the patterns are slow
+SIGN = re.compile(r"[<＜\[]|&lt;|data:", re.I)  # markup has one; the other patterns are slow
 OPEN, CLOSE = "(?:<|＜|&lt;)", "(?:>|＞|&gt;)"
 
 
@@ -57,13 +57,13 @@ IMAGE_HERE = "|".join(
     ]
 )
 IMAGE_PLACE = re.compile(
-    rf"\s*(?:(?:Picture|Image)[ -]?1? ?:\s*(?={OPEN}|\[))?(?:{IMAGE_BEGINS})?\s*"
-    rf"(?:{IMAGE_HERE})\s*(?:{IMAGE_ENDS})?\s*",
+    rf"(?:(?:Picture|Image)[ -]?1? ?:\s*(?={OPEN}|\[))?(?:{IMAGE_BEGINS}\s*)?"
+    rf"(?:{IMAGE_HERE})(?:\s*(?:{IMAGE_ENDS}))?",
     re.I,
 )
 # Any other tag: media, places in an image, reasoning, turns and ends of texts. Of one letter only
 # those of models, <p> and <s>: others may be a quantity, a<b>c, a mark on a map, <A>, or bold
-ATTRIBUTES = r"(?:\s+[A-Za-z_-]*\s*[=\d\"'./(\[][^<>]*)?"
+ATTRIBUTES = r"(?:\s+(?:[A-Za-z_-]+\s*)?[=\d\"'./(\[][^<>]*)?"
 MARKUP = re.compile(
     "|".join(
         [
@@ -205,8 +205,11 @@ def shown(value: Any) -> str:
 
 
 def without_places(text: str) -> str:
-    """A text without what marks the place of its image."""
-    return " ".join(part for part in IMAGE_PLACE.split(text) if part)
+    """A text without what marks the place of its image, and the space around that."""
+    parts = IMAGE_PLACE.split(text)
+    parts[1:] = [part.lstrip() for part in parts[1:]]
+    parts[:-1] = [part.rstrip() for part in parts[:-1]]
+    return " ".join(filter(None, parts))
 
 
 def joined(content: Any, images: list[str]) -> Any:
@@ -347,7 +350,7 @@ def _content(turn):
 
 def _without_places(rounds, image):
     """The rounds without the place of the image. Raises FormError for any other markup."""
-    if not any(sign in text for text in _texts(rounds) for sign in SIGNS):
+    if not any(map(SIGN.search, _texts(rounds))):
         return rounds
     first, answer = rounds[0]
     places = IMAGE_PLACE.findall(first or "")

@@ -1,6 +1,7 @@
 """Rows as other tools write them: what is read, what is named, what is refused."""
 
 import json
+import time
 
 import pytest
 from PIL import Image
@@ -351,6 +352,16 @@ def test_other_markup_is_named(folder, mark):
 def test_plain_texts_are_no_markup(folder, text):
     (sample,), notes = load(folder, {"img": "a.png", "prompt": text, "label": text})
     assert (sample.question, sample.answer, notes) == (text, text, [])
+
+
+@pytest.mark.parametrize(
+    "text", [" " * 9999 + "<x", "<ab" + " " * 9999, "<image>" + "\n" * 9999 + "x", "<|" * 5000]
+)
+def test_odd_texts_are_read_at_once(folder, text):
+    """Patterns that try every part of a run of blanks take hours for it."""
+    begin = time.perf_counter()
+    load(folder, {"img": "a.png", "prompt": QUESTION + text, "label": ANSWER})
+    assert time.perf_counter() - begin < 5
 
 
 @pytest.mark.parametrize(
