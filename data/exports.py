@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from data.conversation import turns_of
 from model.errors import UserError
-from model.files import parse_json, replacing, write_text
+from model.files import NO_ROOM, parse_json, replacing, write_text
 
 FORMATS = ("remoteglm", "llamafactory", "ms-swift", "llava")
 DATASET_INFO = "dataset_info.json"
@@ -115,6 +115,8 @@ def to_png(source, target, made_before, bands=None):
         with replacing(target, "wb", sync=False) as file:
             image.save(file, format="PNG", pnginfo=origin)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         raise UserError(f"cannot write {target}: {error}") from None
     return True
 

@@ -27,6 +27,8 @@ class Fault(NamedTuple):
     seen: str = ""
     # the form is right, there is just no content: few of them do not stop a run
     empty: bool = False
+    # what to do, said once for all records
+    advice: str = ""
 
     def __str__(self):
         return self.kind + self.seen
@@ -77,9 +79,9 @@ def got(expected, value):
     return Fault(f"expected {expected}", f", got {reprlib.repr(value)}")
 
 
-def outside_fault(name):
+def outside_fault(name, advice=""):
     """Of a file name of a caption set, which the user may have from anybody."""
-    return got("a file name within the image folder", name)
+    return got("a file name within the image folder", name)._replace(advice=advice)
 
 
 def inner_fault(record):
@@ -133,6 +135,8 @@ class Problems:
         self.empty = 0
         self.without_key = 0
         self.last = None
+        # an ordered set
+        self.advice = {}
         # each in full
         self.first = []
         self.kinds = Tally()
@@ -144,6 +148,8 @@ class Problems:
         self.empty += fault.empty
         self.without_key += without_key
         self.last = fault
+        if fault.advice:
+            self.advice[fault.advice] = True
         example = where if name is None else f"{where} ({reprlib.repr(name)})"
 
         if len(self.first) < ON_ONE_LINE:
@@ -166,12 +172,15 @@ class Problems:
         # a file of another kind: the same once for all
         if self.count == self.without_key > ON_ONE_LINE and not good:
             raise UserError(f"{self.path}: all {self.count} records: {self.last}")
+        advice = "".join(f"; {text}" for text in self.advice)
         if self.count <= ON_ONE_LINE:
-            raise UserError(f"{self.path}: {self.count} bad records: {'; '.join(self.first)}")
+            first = "; ".join(self.first)
+            raise UserError(f"{self.path}: {self.count} bad records: {first}{advice}")
 
         lines = self._lines()
         separator = "\n  " if len(lines) > 1 else " "
-        raise UserError(separator.join([f"{self.path}: {self.count} bad records:", *lines]))
+        text = separator.join([f"{self.path}: {self.count} bad records:", *lines])
+        raise UserError(text + advice)
 
     def _lines(self):
         lines = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from model.errors import UserError
-from model.files import lock_file, parse_json
+from model.files import lock_file, naming, parse_json
 
 # of its name, after that of the output
 SUFFIX = ".journal.jsonl"
@@ -211,24 +211,30 @@ class Journal:
     def _write(self, lines):
         if self.is_dry:
             return
+        with naming(self.path):
+            self._open()
+            self.file.write(b"".join(lines))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def _open(self):
         # not before there is something to keep
-        if self.file is None:
-            self.file = open(self.path, "ab+")
-            if self.file.tell():
-                self.file.seek(-1, os.SEEK_END)
-                if self.file.read(1) != b"\n":
-                    # keeps what comes apart from a torn last line
-                    self.file.write(b"\n")
-        self.file.write(b"".join(lines))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        if self.file is not None:
+            return
+        self.file = open(self.path, "ab+")
+        if self.file.tell():
+            self.file.seek(-1, os.SEEK_END)
+            if self.file.read(1) != b"\n":
+                # keeps what comes apart from a torn last line
+                self.file.write(b"\n")
 
     async def close(self):
         # what an interrupt found between answer and disk is kept
         if self.flushing:
             await self.flushing
         if self.file:
-            self.file.close()
+            with naming(self.path):
+                self.file.close()
 
 
 def _line(entry):

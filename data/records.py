@@ -18,8 +18,12 @@ from data.faults import (
     text_problem,
 )
 from model.errors import UserError
-from model.files import json_problem, leads_out, parse_json, replacing
+from model.files import WRITE_AGAIN, json_problem, leads_out, naming, parse_json, replacing
 
+WITHIN = (
+    "write the names relative to one folder of images, and name that to generate_prompt.py by "
+    "--image-root"
+)
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 
 
@@ -117,7 +121,7 @@ def _lines(file):
                 raise
             seen = f" from column {error.colno}: {error.msg}"
             if not text.endswith("\n"):
-                seen += "; the file ends in the middle: copy or download it again"
+                seen += f"; the file ends in the middle: {WRITE_AGAIN}"
             record = Fault("not JSON", seen)
         yield f"line {number}", record
 
@@ -204,8 +208,10 @@ def image_records(
 
 def _name_problem(name, within):
     """What is wrong with the file name of an image, or None; within: it is one in a folder."""
-    if any(char < " " for char in name) or (within and leads_out(name)):
+    if any(char < " " for char in name):
         return outside_fault(name)
+    if within and leads_out(name):
+        return outside_fault(name, WITHIN)
     return None
 
 
@@ -271,7 +277,8 @@ def record_writer(path):
             nonlocal count
             count += 1
             try:
-                file.write(text_of(record))
+                with naming(path):
+                    file.write(text_of(record))
             except UnicodeEncodeError:
                 raise UserError(
                     f"record {count} for {path} holds half a surrogate pair, "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.caption_sets import CAPTION_SETS
 from model.errors import UserError
-from model.files import temporary_beside
+from model.files import NO_ROOM, temporary_beside
 
 DATA = Path(__file__).resolve().parent
 PROJECT = DATA.parent
@@ -23,7 +23,7 @@ def run_stage(script, stage, args):
         stage(args)
     # OSError: disk full, permissions, a folder that went away
     except (UserError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {_said(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -31,6 +31,15 @@ def run_stage(script, stage, args):
         )
         return 130
     return 0
+
+
+def _said(error):
+    if not isinstance(error, OSError) or error.errno not in NO_ROOM or not error.filename:
+        return error
+    return (
+        f"{error.filename} cannot be written: {error.strerror}; make room, the same command "
+        "continues from what is saved"
+    )
 
 
 def add_path_options(parser, reads, writes, several=False):

@@ -16,7 +16,7 @@ from data.conversation import turns_of
 from data.exports import inside, row
 from data.records import record_writer
 from model.errors import UserError
-from model.files import replacing, replacing_folder
+from model.files import naming, replacing, replacing_folder
 
 # {form: ending of its file, "" for a folder}
 SUFFIXES = {"evalscope": ".jsonl", "vlmevalkit": ".tsv", "hf": ""}
@@ -112,7 +112,7 @@ def _copy(file, target):
     from model.images import open_file
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open_file(file) as source, open(target, "wb") as copy:
+    with open_file(file) as source, naming(target), open(target, "wb") as copy:
         shutil.copyfileobj(source, copy)
 
 

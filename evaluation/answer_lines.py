@@ -9,15 +9,14 @@ image_id, caption                      results in COCO's form, a JSON array
 """
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from model.files import parse_json, read_json
-from model.row_forms import without_places
+from model.files import read_json_lines, read_own_text, read_rows, refuse_other_kinds
+from model.row_forms import shown, without_places
 
 # The first of these that a line has is its answer: beside `prediction` others are references
 ANSWER_KEYS = (
@@ -27,6 +26,11 @@ ANSWER_KEYS = (
 LABEL_KEYS = ("label", "labels", "answer", "reference", "ground_truth", "target")
 IMAGE_KEYS = ("img", "image", "images", "image_path", "image_id", "file_name")
 PROMPT_KEYS = ("prompt", "query", "question")
+ANSWER_FILES = (
+    '.jsonl ({"img", "prompt", "answer"} a line), .json (an array of them), .tsv, .csv or .xlsx'
+)
+WHOLE = "the file"  # the place of an object that is all of it
+SHOWN = 12  # keys in a message
 LONGEST_NAME = 1000  # characters; what is longer is an image itself, in base64
 LARGEST_CELL = 2**31 - 1  # the most that csv accepts everywhere
 
@@ -73,15 +77,23 @@ def read_lines(path: Path) -> list[Line]:
     if has_answers:
         return lines
     if path.suffix.lower() == ".json" and keys:
+        held = "one object" if [line.place for line in lines] == [WHOLE] else "a list"
         raise UserError(
-            f'predictions {path}: line 1 is no {{"img", "prompt", "answer"}}: the file holds a '
-            f"list of {', '.join(keys)}, rows without answers; name the file of the answers"
+            f'predictions {path}: line 1 is no {{"img", "prompt", "answer"}}: the file holds '
+            f"{held} of {_named(keys)}, without answers; name the file of the answers, an array "
+            "of such objects"
         )
-    what = f"keys {', '.join(keys)}" if keys else "an empty file"
+    what = f"keys {_named(keys)}" if keys else "an empty file"
     raise UserError(
         f"predictions {path}: no answers about images; expected lines of img, prompt and "
         f"answer, got {what}"
     )
+
+
+def _named(keys) -> str:
+    """Keys in a message: as many as fit."""
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(shown(key) for key in list(keys)[:SHOWN]) + more
 
 
 def _line(place, entry, answer_key) -> Line:
@@ -140,45 +152,23 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     elif suffix == ".xlsx":
         yield from _sheet(path)
     elif suffix == ".json":
-        content = read_json(path, "predictions", own=True)
-        entries = content if isinstance(content, list) else [content]
-        for index, entry in enumerate(entries):
-            yield f"row {index}", entry
+        for place, entry in read_rows(path, "predictions"):
+            yield place or WHOLE, entry
     else:
-        yield from _json_lines(path)
-
-
-def _json_lines(path):
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f'predictions {path}: line {number} is no {{"img", "prompt", "answer"}} '
-                f"({type(error).__name__}: {error})"
-            ) from None
-        yield f"line {number}", entry
+        refuse_other_kinds(path, "predictions", ANSWER_FILES)
+        yield from read_json_lines(path, "predictions")
 
 
 def _table(path, delimiter):
     csv.field_size_limit(LARGEST_CELL)
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), delimiter=delimiter)
+    # newline="": line breaks inside of cells stay as they are
+    text = read_own_text(path, "predictions", newline="")
+    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
     try:
         for entry in reader:
             yield f"line {reader.line_num}", {key: entry[key] for key in entry if key}
     except csv.Error as error:
         raise UserError(f"predictions {path}: no table ({error})") from None
-
-
-def _text(path):
-    try:
-        # newline="": line breaks inside of cells stay as they are
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"predictions {path}: cannot be read ({error})") from None
 
 
 def _sheet(path):

@@ -1,12 +1,14 @@
 """Files that appear whole or not at all, and what is read back from them. Standard library only."""
 
+import codecs
+import errno
 import hashlib
 import json
 import os
 import posixpath
 import re
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import UserError
@@ -17,12 +19,28 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PROJECT = Path(__file__).resolve().parents[1]
+# A full disk, a quota, a limit of file sizes
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+JSON_LINES = (".jsonl", ".ndjson")
+# What to do about a file of the user's own that is not whole
+WRITE_AGAIN = "make it again, or copy it whole"
 
 
 def temporary_beside(path):
     """The name under which a file is written before it takes the place of `path`."""
     path = Path(path)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def naming(path):
+    """A context in which an error of a full disk that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -36,7 +54,7 @@ def replacing(path, mode="w", sync=True):
     temporary = temporary_beside(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
-        with open(temporary, mode, **text) as file:
+        with naming(path), open(temporary, mode, **text) as file:
             yield file
             file.flush()
             if sync:
@@ -165,15 +183,18 @@ def read_rows(path, what):
     place: "row 3", counted from 0, or "line 4"; JSON that is no array is its own only row, at
     None. Raises UserError in one line.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".jsonl":
-        content = read_json(path, what, own=True)
-        if not isinstance(content, list):
-            return [(None, content)]
-        return [(f"row {index}", row) for index, row in enumerate(content)]
+    if Path(path).suffix.lower() in JSON_LINES:
+        return read_json_lines(path, what)
+    content = read_json(path, what, own=True)
+    if not isinstance(content, list):
+        return [(None, content)]
+    return [(f"row {index}", row) for index, row in enumerate(content)]
 
+
+def read_json_lines(path, what):
+    """[("line 4", its content)] of the user's JSON lines. Raises UserError."""
     rows = []
-    for number, line in enumerate(_own_lines(path, what), 1):
+    for number, line in enumerate(read_own_text(path, what).split("\n"), 1):
         if line.strip():
             rows.append((f"line {number}", parse_line(path, what, number, line)))
     return rows
@@ -182,23 +203,43 @@ def read_rows(path, what):
 def parse_line(path, what, number, line):
     """A line (str or bytes) of the user's JSON lines -> its content. Raises UserError."""
     try:
-        return parse_json(line)
+        content = parse_json(line)
     except json.JSONDecodeError as error:
         error.lineno = number
         problem = own_problem(path, error)
     except UnicodeDecodeError as error:
         problem = f": line {number}{own_problem(path, error)}"
+    else:
+        if not isinstance(content, list):
+            return content
+        raise UserError(
+            f"{what} {path}: line {number} is no row: expected an object, got list; an array "
+            "needs a name ending in .json"
+        )
     raise UserError(f"{what} {path}: not readable as JSON lines{problem}")
 
 
-def _own_lines(path, what):
+def read_own_text(path, what, newline=None):
+    """The text of a file that the user made. newline: as for open. Raises UserError."""
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        with open(path, encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except FileNotFoundError:
         raise UserError(f"{what} {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         problem = own_problem(path, error)
         raise UserError(f"{what} {path}: cannot be read{problem}") from None
+
+
+def refuse_other_kinds(path, what, expected):
+    """Raises UserError where neither the name of a file nor how it begins is that of JSON."""
+    path = Path(path)
+    if path.suffix.lower() in (".json", *JSON_LINES) or not path.is_file():
+        return
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(200).removeprefix(codecs.BOM_UTF8).lstrip()
+        if start and start[:1] not in b"{[":
+            raise UserError(f"{what} {path}: no JSON; expected {expected}")
 
 
 def own_problem(path, error):
@@ -207,24 +248,32 @@ def own_problem(path, error):
         return f": not UTF-8 (at byte {error.start}); save it as UTF-8"
     if isinstance(error, OSError):
         return f" ({error.strerror})"
-    return damage(path) or f": {json_problem(path, error)}"
+    return f": {json_problem(path, error)}"
 
 
 def json_problem(path, error):
     """What a JSONDecodeError says about a file of the user's own, and what to do."""
+    found = damage(path)
+    if found:
+        return found.removeprefix(": ")
     text = error.doc.strip()
-    if not text or text[0] in "<\0" or text.startswith("version https://git-lfs"):
-        return f"line 1 column 1: {error.msg}{diagnosis(path)}"
+    if not text.strip("\0"):
+        return f"the file is empty{_size_of(path)}"
+
     problem = f"line {error.lineno} column {error.colno}: {error.msg}"
-    if Path(path).suffix.lower() == ".jsonl":
-        if error.lineno == 1:
+    if Path(path).suffix.lower() in JSON_LINES:
+        if error.lineno == 1 and text[0] == "[":
             return f"line 1: {error.msg}; an array needs a name ending in .json"
         return problem
     if error.msg == "Extra data":
         return f"{problem}; one record a line needs a name ending in .jsonl"
     if text[0] in "[{" and (text[-1] not in "]}" or not error.doc[error.pos :].strip()):
-        return f"{problem}: the file ends in the middle{diagnosis(path)}"
+        return f"{problem}: the file ends in the middle{_size_of(path)}"
     return problem
+
+
+def _size_of(path):
+    return f"; it has {Path(path).stat().st_size} bytes: {WRITE_AGAIN}"
 
 
 def diagnosis(path):
@@ -256,8 +305,8 @@ def impostor(start, size):
         )
     if start[:1] == b"<" and b"<svg" not in start:
         return (
-            f": an HTML page of {size} bytes, not the file; the download address has changed "
-            "or wants a login"
+            f": an HTML page of {size} bytes, not the file; perhaps that of a login or an error, "
+            "saved in its place"
         )
     return ""
 

@@ -1,13 +1,15 @@
 """One row as this project or another tool writes it -> its image and its rounds.
 
 image      img, image or images (a list of one): a path, an address, {"path"} or {"url"}
-question   prompt, query, question or instruction (with input after it)
+question   prompt, query, question or instruction (with input after it); of what is only to be
+           asked also text, where it ends in a question mark
 answer     label, response, answer or output
 history    earlier [question, answer] pairs
-dialogue   conversations or messages: [{"role", "content"}] or [{"from", "value"}] in turns of user
-           (human) and assistant (gpt); content is a text or a list of parts; a turn may name the
-           image
+dialogue   conversations, conversation or messages: [{"role", "content"}] or [{"from", "value"}] in
+           turns of user (human) and assistant (gpt, bot, model); content is a text or a list of
+           parts; a turn may name the image
 
+Keys and roles may have capitals: Prompt, USER.
 What marks the image's place in a text (<image> and the like) is taken out.
 """
 
@@ -19,29 +21,64 @@ from typing import Any
 IMAGE_KEYS = ("img", "image", "images")
 QUESTION_KEYS = ("prompt", "query", "question", "instruction")
 ANSWER_KEYS = ("label", "response", "answer", "output")
-DIALOGUE_KEYS = ("conversations", "messages")
+DIALOGUE_KEYS = ("conversations", "conversation", "messages")
 TURN_KEYS = {"role", "from", "content", "value", *IMAGE_KEYS}
-KNOWN_KEYS = {*IMAGE_KEYS, *QUESTION_KEYS, *ANSWER_KEYS, *DIALOGUE_KEYS, "history"}
+KINDS_OF_KEYS = (IMAGE_KEYS, (*QUESTION_KEYS, *DIALOGUE_KEYS), ANSWER_KEYS)
+KNOWN_KEYS = {*chain(*KINDS_OF_KEYS), "history"}
 EMPTY: tuple = (None, "", [], {})  # what tools write for what a row has not
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+TEXT_PARTS = ("text", "input_text", "output_text")
+IMAGE_PARTS = ("image", "image_url", "input_image")
 
 NO_TURNS = "conversations must be a list of user and assistant turns"
 MOST_SHOWN = 80  # characters of a wrong value
 PLACE = "<image>"
-# Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral
+SIGN = re.compile(r"[<＜\[]|&lt;|data:", re.I)  # markup has one; the other patterns are slow
+OPEN, CLOSE = "(?:<|＜|&lt;)", "(?:>|＞|&gt;)"
+
+
+def _tag(names):
+    """A pattern of tags of these names, also as <|name|>, < name >, ＜name＞ and &lt;name&gt;."""
+    return f"{OPEN} ?[|｜]?(?:{names})[|｜]? ?{CLOSE}"
+
+
+# Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral, llama.cpp.
+# With a name inside, <img>a.png</img> and [img]a.png[/img], it is markup as below
+IMAGE_BEGINS = _tag("(?:im|img|image|vision)_start|begin_of_image|img|boi")
+IMAGE_ENDS = _tag("(?:im|img|image|vision)_end|end_of_image|/im(?:g|age)|eoi")
+IMAGE_HERE = "|".join(
+    [
+        _tag("image(?:[_-]?(?:placeholder|pad|token|soft_token|[_: -]?[01]))?")
+        + rf"(?![^<＜&]+{OPEN}/image)",
+        _tag("start_of_image") + f"(?:{_tag('image_soft_token')})?",
+        _tag("ImageHere|__media__"),
+        _tag("img") + _tag("/img"),
+        r"\[im(?:g|age)\](?![^\[\]]+\[/im)(?:\[/im(?:g|age)\]|\[IMG_END\])?",
+    ]
+)
 IMAGE_PLACE = re.compile(
-    r"\s*(?:(?:Picture|Image)[ -]?1? ?:\s*(?=<))?(?:<\|vision_start\|>|<img>)?\s*"
-    r"(?:<image(?:[_-]?(?:placeholder|1))?>|<ImageHere>|<\|image(?:_pad|_1)?\|>|"
-    r"<start_of_image>|\[IMG\]|(?<=<img>)(?=</img>))"
-    r"\s*(?:<\|vision_end\|>|</img>)?\s*",
+    rf"(?:(?:Picture|Image)[ -]?1? ?:\s*(?={OPEN}|\[))?(?:{IMAGE_BEGINS}\s*)?"
+    rf"(?:{IMAGE_HERE})(?:\s*(?:{IMAGE_ENDS}))?",
     re.I,
 )
-# Media, places in an image (of Qwen, ms-swift, InternVL, GeoChat), reasoning, ends of texts
+# Any other tag: media, places in an image, reasoning, turns and ends of texts. Of one letter only
+# those of models, <p> and <s>: others may be a quantity, a<b>c, a mark on a map, <A>, or bold
+ATTRIBUTES = r"(?:\s+(?:[A-Za-z_-]+\s*)?[=\d\"'./(\[][^<>]*)?"
 MARKUP = re.compile(
-    r"<img>[^<>]*</img>|!\[[^\]]*\]\([^)]*\)|"
-    r"</?(?:img|image|video|audio|ref|box|ref-object|bbox|quad|poly|point|loc|p|delim|think|"
-    r"tool_call|s|[sbe]o[sp]|pad|unk|g?mask)(?:\s[^<>]*|[_-]?\d*)/?>|"
-    r"\{?(?:<\d+>)+|<\|\w+\|>|\[/?INST\]|\[g?MASK\]",
+    "|".join(
+        [
+            _tag("im(?:g|age)") + "[^<>]*" + _tag("/im(?:g|age)"),
+            r"\[im(?:g|age)\][^\[\]]*\[/im(?:g|age)\]",
+            r"!\[[^\]]*\]\([^)]*\)",
+            r"data:image/[a-z.+-]+;base64,[a-z0-9+/=]*",
+            f"{OPEN}[|｜][^<>|｜]+[|｜]{CLOSE}",
+            f"{OPEN}/?[A-Za-z_][A-Za-z0-9_:-]+{ATTRIBUTES}/?{CLOSE}",
+            rf"{OPEN}(?:/[ps]|0x[0-9A-F]{{2}}){CLOSE}",
+            rf"(?<![A-Za-z0-9])(?:{OPEN}[ps]{CLOSE}|\{{?(?:<\d+>)+)",
+            r"\[(?:/?INST|IMG_\w+|SEG|g?MASK|CLS|SEP|PAD|UNK|grounding|refer|identify|vqa|video)\]",
+            r"\[Round \d+\]",
+        ]
+    ),
     re.I,
 )
 # The name of an image file in a text
@@ -81,6 +118,7 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
     """
     if not isinstance(row, dict):
         raise FormError(f"is {type(row).__name__}, not an object")
+    row = in_small_letters(row)
     images = []
     for key in _given(row, IMAGE_KEYS):
         image = image_name(key, row[key])
@@ -97,6 +135,9 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
         rounds, unused_in_turns = _rounds_of_dialogue(dialogue, images, answered)
         unused += unused_in_turns
     else:
+        if not answered and question in EMPTY and _is_question(row.get("text")):
+            row = row | {"prompt": row["text"]}
+            unused.remove("text")
         rounds = _rounds_of_pair(row, images, answered)
         if row.get("instruction") and "input" in unused:
             unused.remove("input")
@@ -109,6 +150,23 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
     rounds = _without_places(rounds, image)
     lost = None if image else _lost_image(row, rounds, unused)
     return Form(image, rounds, unused, lost)
+
+
+def in_small_letters(row):
+    """The row with keys such as Prompt in small letters, where it has no other key of the kind."""
+    odd = [key for key in row if key not in KNOWN_KEYS and key.lower() in KNOWN_KEYS]
+    if not odd:
+        return row
+    row = dict(row)
+    for key in odd:
+        kind = next((keys for keys in KINDS_OF_KEYS if key.lower() in keys), [key.lower()])
+        if all(row.get(known) in EMPTY for known in kind):
+            row[key.lower()] = row.pop(key)
+    return row
+
+
+def _is_question(text):
+    return is_text(text) and text.rstrip().endswith(("?", "？"))
 
 
 def image_name(key: str, value: Any) -> str | None:
@@ -147,8 +205,11 @@ def shown(value: Any) -> str:
 
 
 def without_places(text: str) -> str:
-    """A text without what marks the place of its image."""
-    return " ".join(part for part in IMAGE_PLACE.split(text) if part)
+    """A text without what marks the place of its image, and the space around that."""
+    parts = IMAGE_PLACE.split(text)
+    parts[1:] = [part.lstrip() for part in parts[1:]]
+    parts[:-1] = [part.rstrip() for part in parts[:-1]]
+    return " ".join(filter(None, parts))
 
 
 def joined(content: Any, images: list[str]) -> Any:
@@ -166,11 +227,12 @@ def joined(content: Any, images: list[str]) -> Any:
         kind = _kind(part)
         if isinstance(part, str):
             texts.append(part)
-        elif kind == "text" and isinstance(part.get("text"), str):
+        elif kind in TEXT_PARTS and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind in ("image", "image_url"):
+        elif kind in IMAGE_PARTS:
             texts.append(PLACE)
-            named = part.get(kind) or part.get("path") or part.get("url")
+            keys = (kind, "image_url", "path", "url")
+            named = next((part[key] for key in keys if part.get(key)), None)
             image = image_name(kind, named)
             if image:
                 images.append(image)
@@ -277,7 +339,7 @@ def _rounds_of_dialogue(turns, images, answered):
 
 def _role(turn):
     role = turn.get("role") or turn.get("from") if isinstance(turn, dict) else None
-    return ROLES.get(role, role) if isinstance(role, str) else None
+    return ROLES.get(role.lower(), role.lower()) if isinstance(role, str) else None
 
 
 def _content(turn):
@@ -288,7 +350,7 @@ def _content(turn):
 
 def _without_places(rounds, image):
     """The rounds without the place of the image. Raises FormError for any other markup."""
-    if not any("<" in text or "[" in text for text in _texts(rounds)):  # the patterns are slow
+    if not any(map(SIGN.search, _texts(rounds))):
         return rounds
     first, answer = rounds[0]
     places = IMAGE_PLACE.findall(first or "")
@@ -305,7 +367,7 @@ def _without_places(rounds, image):
     for text in _texts(rounds):
         found = IMAGE_PLACE.search(text) or MARKUP.search(text)
         if found:
-            mark = found[0].strip()[:60]
+            mark = " ".join(found[0].split())[:60]
             raise FormError(
                 "markup of another tool in a text",
                 f", {mark}",

@@ -15,13 +15,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from model.errors import UserError
-from model.files import PROJECT, read_rows
+from model.files import PROJECT, read_rows, refuse_other_kinds
 from model.images import blank_image, exists, is_address, nearby, read_image
 from model.row_forms import read_form, shown
 
 ROW_FORMS = '{"img", "prompt", "label"} or {"img", "conversations": [{"role", "content"}, ...]}'
 QUESTION_FORMS = (
     '{"img", "prompt"}, {"img"} or {"img", "conversations": [{"role", "content"}, ...]}'
+)
+ROW_FILES = (
+    ".json (an array of rows) or .jsonl (a row a line); other data becomes rows by "
+    "data/transform.py, then data/generate_prompt.py"
 )
 SHOWN = 5  # problems named in one message
 # What a Path spells otherwise: // and /./ and Windows' slashes
@@ -138,6 +142,7 @@ class RowCheck:
 
 
 def _read(path, forms):
+    refuse_other_kinds(path, "rows", ROW_FILES)
     rows = read_rows(path, "rows")
     if not rows or rows[0][0] is None:
         got = type(rows[0][1]).__name__ if rows else "an empty list"

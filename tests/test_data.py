@@ -4,12 +4,14 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import struct
 import subprocess
 import sys
 import tracemalloc
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -636,6 +638,47 @@ def test_a_file_that_is_no_json_is_one_line_that_says_what_it_is(tmp_path, capsy
     assert words in message and not output.exists()
     if "cut" in case and suffix == ".jsonl":
         assert "the file ends in the middle" in message
+
+
+def limited(size, script, *options):
+    """A script in a process whose files may have so many bytes -> (exit status, stderr)."""
+    done = subprocess.run(
+        [sys.executable, DATA / script, *map(str, options)],
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)),
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("end", (".json", ".jsonl"))
+def test_a_file_size_limit_names_the_file_and_the_way_on(tmp_path, end):
+    en, zh, rows = (tmp_path / f"{name}{end}" for name in ("en", "zh", "rows"))
+    source = save(tmp_path / "in.json", [image(f"{i}.png", "train") for i in range(300)])
+    save(zh, [{"imged_id": f"{i}.png", "caption": "湖。", "split": "train"} for i in range(300)])
+    for output, script, *options in (
+        (en, "transform.py", "--input", source),
+        (rows, "generate_prompt.py", "--input", zh, "--no-image-check"),
+    ):
+        status, message = limited(5000, script, *options, "--output", output)
+        assert status == 1 and message == (
+            f"{script}: error: {output} cannot be written: File too large; make room, the same "
+            "command continues from what is saved\n"
+        )
+        assert not output.exists()
+        assert limited(10**6, script, *options, "--output", output) == (0, "")
+
+
+def test_a_png_that_finds_no_room_is_named(tmp_path):
+    (tmp_path / "images").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "images" / "1.tif")
+    source = save(tmp_path / "zh.json", [{"imged_id": "1.tif", "caption": "湖。"}])
+    options = ("--input", source, "--output", tmp_path / "rows.json", "--png", "shown")
+    status, message = limited(2000, "generate_prompt.py", *options)
+    file = tmp_path / "shown" / "1.png"
+    assert status == 1 and f"error: {file} cannot be written: File too large; make room" in message
+    assert message.count("\n") == 1 and not file.exists()
 
 
 def test_nan_is_null(tmp_path):
@@ -1514,7 +1557,7 @@ BAD = {
         ("in.json is not JSON", "line 2 column"),
     ),
     "JSONL called JSON": ("transform", b'{"a": 1}\n{"a": 2}\n', (), ("line 2 column 1", ".jsonl")),
-    "empty file": ("transform", b"", (), ("is not JSON: line 1 column 1",)),
+    "empty file": ("transform", b"", (), ("is not JSON: the file is empty; it has 0 bytes",)),
     "not UTF-8": (
         "transform",
         '{"images": "湖"}'.encode("gbk"),

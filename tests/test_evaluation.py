@@ -525,6 +525,67 @@ def test_a_mismatch_shows_both_sides(tmp_path, lines, words):
     assert "\n" not in str(caught.value)
 
 
+KINDS = r"no JSON; expected .jsonl \(.*\), .json \(.*\), .tsv, .csv or .xlsx$"
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        (
+            "a.jsonl",
+            '{"answer": "河"}'.encode("gbk"),
+            r"not UTF-8 \(at byte \d+\); save it as UTF-8$",
+        ),
+        (
+            "a.jsonl",
+            '{"answer": "河"}'.encode("utf-16"),
+            r"not UTF-8 \(at byte 0\); save it as UTF-8$",
+        ),
+        ("a.json", '[{"answer": "河"}]'.encode("gbk"), r"not UTF-8 \(at byte \d+\); save it as"),
+        (
+            "a.csv",
+            "image,answer\na.tif,河\n".encode("gbk"),
+            r"not UTF-8 \(at byte \d+\); save it as",
+        ),
+        ("a.txt", "一条河。\n", KINDS),
+        ("a.md", "| img | answer |\n", KINDS),
+        ("a.html", "<html>", KINDS),
+        ("a.parquet", b"PAR1\x15\x04\xff", KINDS),
+        (
+            "a.jsonl",
+            '[{"img": "a.tif", "answer": "x"}]',
+            "got list; an array needs a name ending in .json$",
+        ),
+        ("a.jsonl", '[\n{"img": "a.tif"}]', "an array needs a name ending in .json$"),
+        ("a.jsonl", "<html>", "an HTML page of 6 bytes"),
+        ("a.json", '{"img": 1}\n{"img": 2}', "one record a line needs a name ending in .jsonl"),
+        (
+            "a.json",
+            '{"a.tif": "河"}',
+            "holds one object of a.tif, without answers; name the file of",
+        ),
+        ("a.json", "", "the file is empty; it has 0 bytes: make it again"),
+        ("a.json", '[{"img":', "the file ends in the middle; it has 8 bytes: make it again"),
+    ],
+)
+def test_predictions_of_another_kind(tmp_path, name, content, words):
+    """One line that says what is read, or what to do: in the words that rows get."""
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=words) as caught:
+        read_predictions(path, SAMPLES, [])
+    said = str(caught.value)
+    assert said.startswith(f"predictions {path}: ") and "\n" not in said
+    assert "JSONDecodeError" not in said and "fetch" not in said
+
+
+def test_lines_of_answers_by_any_other_name(tmp_path):
+    for name in ("a.ndjson", "a.txt", "a"):
+        write_lines(tmp_path / name, WRITTEN["llava.jsonl"])
+        (system,) = read_predictions(tmp_path / name, SAMPLES, [], lambda: SAMPLES)
+        assert system.answers == list(LABELS)
+
+
 def test_another_ending_is_not_another_image(tmp_path):
     """a.png is an image of its own: its answer is not that of a.tif."""
     samples = [Sample(Path(f"a.{end}"), PROMPT, None) for end in ("tif", "png")]
@@ -917,7 +978,7 @@ class TestScript:
             ),
             (
                 ["--predictions", "no.jsonl", "--data", "VAL"],
-                "predictions no.jsonl: cannot be read",
+                "predictions no.jsonl: no such file",
             ),
             (["--predictions", "VAL", "--data", "VAL"], "line 1 is no "),
             (

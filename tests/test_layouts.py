@@ -913,7 +913,7 @@ def test_lines_that_are_no_json_are_named_in_every_layout(tmp_path, capsys):
         assert "3 bad records: line 2: not JSON from column 2" in message
         assert "line 3: expected an object, got" in message
         assert "line 4: not JSON from column" in message
-        assert "the file ends in the middle: copy or download it again" in message
+        assert "the file ends in the middle: make it again, or copy it whole" in message
 
 
 def test_all_tars_of_a_folder_are_said(tmp_path, capsys):
@@ -993,6 +993,12 @@ def test_converted_images_stay_in_their_folder(tmp_path):
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a.png"]
 
 
+ADVICE = (
+    "; write the names relative to one folder of images, and name that to generate_prompt.py by "
+    "--image-root\n"
+)
+
+
 @pytest.mark.parametrize("name", ("../../etc/passwd", "/etc/passwd", "C:/x.jpg", "a/../../b.jpg"))
 @pytest.mark.parametrize("form", ("coco", "csv", "texts", "karpathy", "nwpu", "pairs"))
 def test_captions_name_no_image_outside_of_their_folder(tmp_path, capsys, form, name):
@@ -1020,11 +1026,29 @@ def test_captions_name_no_image_outside_of_their_folder(tmp_path, capsys, form, 
     message = faults(source, tmp_path, capsys)
     assert "1 bad records: " in message
     assert "expected a file name within the image folder, got " in message
+    assert message.endswith(ADVICE)
     # what the next stages read
     for script, caption in ((translation_en2zh, "A lake ."), (generate_prompt, "湖。")):
         records = save(tmp_path / "x.json", [{"imged_id": name, "caption": caption}])
         assert call(script, "--input", records, "--output", tmp_path / "out.json") == 1
-        assert "expected a file name within the image folder, got " in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert "expected a file name within the image folder, got " in message
+        assert message.endswith(ADVICE)
+
+
+def test_what_to_do_about_absolute_names_is_said_once_and_works(tmp_path, capsys):
+    folder = tmp_path / "far" / "pictures"
+    save_images(folder, *(f"{i}.png" for i in range(9)))
+    images = [image(f"{folder}/{i}.png") for i in range(9)]
+    message = faults(save(tmp_path / "in.json", images), tmp_path, capsys)
+    assert message.count("--image-root") == 1 and message.endswith(ADVICE)
+
+    captions = [{"imged_id": f"{i}.png", "caption": "湖。"} for i in range(9)]
+    source = save(tmp_path / "zh.json", captions)
+    options = ("--input", source, "--output", tmp_path / "rows.json", "--image-root", folder)
+    assert call(generate_prompt, *options) == 0
+    named = [row["img"] for row in load(tmp_path / "rows.json")]
+    assert named == [f"{folder}/{i}.png" for i in range(9)]
 
 
 def test_a_class_folder_has_no_links_out_of_it(tmp_path, capsys):
@@ -1036,6 +1060,7 @@ def test_a_class_folder_has_no_links_out_of_it(tmp_path, capsys):
     message = faults(root, tmp_path, capsys)
     words = "lake/c.jpg: expected a file name within the image folder, got '/etc/passwd'"
     assert words in message and "1 bad records" in message
+    assert message.endswith("'/etc/passwd'; copy the image to where the link is\n")
 
 
 def test_rows_name_images_wherever_they_are(tmp_path):

@@ -1,6 +1,7 @@
 """Rows as other tools write them: what is read, what is named, what is refused."""
 
 import json
+import time
 
 import pytest
 from PIL import Image
@@ -66,6 +67,19 @@ SAME = {
     "Ollama": {"messages": [{**turns()[0], "images": ["a.png"]}, turns()[1]]},
     "Qwen-VL": {"image": "a.png", "prompt": f"Picture 1: <image>\n{QUESTION}", "label": ANSWER},
     "InternVL": {"image": "a.png", "prompt": f"Image-1: <image>\n{QUESTION}", "label": ANSWER},
+    "capitals": {"image": "a.png", "messages": turns(roles=("USER", "ASSISTANT"))},
+    "bot": {"image": "a.png", "conversation": turns(roles=("human", "bot"))},
+    "Gemini": {"image": "a.png", "messages": turns(roles=("user", "model"))},
+    "Responses": {
+        "messages": turns(
+            [
+                {"type": "input_text", "text": QUESTION},
+                {"type": "input_image", "image_url": "a.png"},
+            ],
+            [{"type": "output_text", "text": ANSWER}],
+        )
+    },
+    "spreadsheet": {"Image": "a.png", "Question": QUESTION, "Answer": ANSWER},
     "both spellings": {"img": "a.png", "image": "a.png", "prompt": QUESTION, "label": ANSWER},
     "file://": {"img": "file://a.png", "prompt": QUESTION, "label": ANSWER},
     "empty columns": {
@@ -83,6 +97,37 @@ def test_spellings_of_one_row(folder, form):
     assert not notes
     (asked,), _ = load(folder, SAME[form], questions=True)
     assert (asked.image, asked.question) == (folder / "a.png", QUESTION)
+
+
+@pytest.mark.parametrize(
+    "row, question, unused",
+    [
+        ({"text": QUESTION}, QUESTION, ""),
+        ({"Prompt": QUESTION}, QUESTION, ""),
+        ({"text": "Any ships? ", "prompt": ""}, "Any ships? ", ""),
+        # a caption, or one key too many
+        ({"text": ANSWER}, None, "text (1 rows)"),
+        ({"text": "有船吗？", "prompt": QUESTION}, QUESTION, "text (1 rows)"),
+        ({"Prompt": "有船吗？", "query": QUESTION}, QUESTION, "Prompt (1 rows)"),
+        ({"text": "有船吗？", "messages": turns()[:1]}, QUESTION, "text (1 rows)"),
+    ],
+)
+def test_other_keys_of_a_question(folder, row, question, unused):
+    (sample,), notes = load(folder, {"img": "a.png"} | row, questions=True)
+    assert sample.question == question
+    said = [f"rows {folder / 'rows.json'}: not used: {unused}"] if unused else []
+    assert notes == said
+
+
+def test_a_text_is_no_question_to_train(folder):
+    with pytest.raises(UserError, match="has keys img, text, label; prompt and label must be"):
+        load(folder, {"img": "a.png", "text": QUESTION, "label": ANSWER})
+
+
+def test_a_key_in_capitals_beside_its_like_is_not_read(folder):
+    row = {"img": "a.png", "prompt": QUESTION, "response": ANSWER, "Label": 3}
+    (sample,), notes = load(folder, row)
+    assert sample.answer == ANSWER and "not used: Label (1 rows)" in notes[0]
 
 
 def test_history_stands_before_the_question(folder):
@@ -191,6 +236,143 @@ def test_what_cannot_be_meant_is_refused(folder, case):
     assert "\n" not in str(caught.value)
 
 
+PLACES = [
+    *(
+        "<image>Q",
+        "Q\n<image>",
+        "< image >Q",
+        "＜image＞Q",
+        "&lt;image&gt;Q",
+        "<IMAGE>Q",
+        "[image]Q",
+    ),
+    *("<image:0>Q", "<image_1>Q", "<image 1>Q", "<|image|>Q", "<|image_1|>\nQ", "<image_pad>Q"),
+    *("<__media__>Q", "<image_soft_token>Q", "<image_token>Q", "<image-placeholder>Q"),
+    *("<start_of_image>Q", "<start_of_image><image_soft_token><end_of_image>Q"),
+    *("<im_start><image><im_end>\nQ", "<image_start><image><image_end>Q", "<boi><image><eoi>Q"),
+    *("<|begin_of_image|><|image|><|end_of_image|>Q", "<img><ImageHere></img>Q"),
+    *("[IMG]Q", "[IMG][IMG_END]Q", "[img][/img]Q", "<img></img>Q", "<image></image>Q"),
+    *("Picture 1: <image>\nQ", "Picture 1: <img></img>\nQ", "Image-1: [IMG]\nQ"),
+]
+OTHER_MARKUP = [
+    *("<img>a.png</img>", "[img]a.png[/img]", "<image>a.png</image>", "<img src='a 中.png'>"),
+    *("<image_2>", "<image_start>", "<im_end>", "<boi>", "<eoa>", "<im_patch>", "<image_newline>"),
+    *("<fake_token_around_image>", "<row_1_col_1>", "<global-img>", "[IMG_BREAK]", "[video]"),
+    *("<start_of_turn>", "<end_of_turn>", "<end_of_utterance>", "<|im_end|>", "<unused0>"),
+    *(
+        "<｜User｜>",
+        "<｜begin▁of▁sentence｜>",
+        "<s>",
+        "</s>",
+        "<0x0A>",
+        "[INST]",
+        "[/INST]",
+        "[UNK]",
+    ),
+    *(
+        "[grounding]",
+        "[refer]",
+        "[identify]",
+        "[SEG]",
+        "<grounding>",
+        "<seg>",
+        "<rbox>",
+        "<p>",
+        "</p>",
+    ),
+    *("<obj>", "<region>", "<polygon>", "<det>", "<loc_12>", "<12><34>", "＜box＞", "&lt;box&gt;"),
+    *("<answer>", "</answer>", "<thinking>", "<thought>", "<tool_response>", "<function_call>"),
+    *("[Round 1]", "[gMASK]", "<br/>", "<x:0>", "data:image/png;base64,AA/+="),
+    *("![](a.png)", "<video src='a.mp4'/>"),
+]
+PLAIN = [
+    *(
+        "宽度<5米",
+        "若a<b>c，则选",
+        "<b>多少</b>？",
+        "选项<A>和<B>",
+        "x < y",
+        "x < y > z",
+        "a<=b",
+        "1<2>0",
+        "3<x>2",
+    ),
+    *(
+        "length < width > height",
+        "if x <y and z> 5",
+        "面积 <5 公顷，宽 >3 米",
+        "NDVI<0.3且NDWI>0.2",
+    ),
+    *(
+        "[1]",
+        "见文献[12]",
+        "[0, 1]",
+        "[图片]",
+        "[Round]",
+        "[a.png]",
+        "【图】",
+        "《河流》",
+        "<河流>",
+    ),
+    *(
+        "联系<a.b@c.org>",
+        "<user@host>",
+        "<https://a.org>",
+        "<www.a.org>",
+        "<->",
+        "<--",
+        "<3",
+        ">=5",
+    ),
+    *("<12:30>", "＜5米", "&lt; 5 米", "R&amp;D", "data: 5", "a|b|c"),
+]
+
+
+@pytest.mark.parametrize("text", PLACES)
+def test_a_place_is_taken_out_whole(folder, text):
+    row = {"img": "a.png", "prompt": text.replace("Q", QUESTION), "label": ANSWER}
+    (sample,), _ = load(folder, row)
+    assert sample.question == QUESTION
+
+
+@pytest.mark.parametrize("mark", OTHER_MARKUP)
+def test_other_markup_is_named(folder, mark):
+    """Also in an answer and in what is only asked: it would be trained, or asked, as words."""
+    question = {"img": "a.png", "prompt": f"{mark}{QUESTION}", "label": ANSWER}
+    answer = {"img": "a.png", "prompt": QUESTION, "label": f"{ANSWER} {mark}"}
+    for row, asked in ((question, False), (question, True), (answer, False)):
+        with pytest.raises(UserError) as caught:
+            load(folder, row, questions=asked)
+        said = str(caught.value)
+        assert f"row 0: has {mark} in a text, markup of another tool: remove it" in said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_plain_texts_are_no_markup(folder, text):
+    (sample,), notes = load(folder, {"img": "a.png", "prompt": text, "label": text})
+    assert (sample.question, sample.answer, notes) == (text, text, [])
+
+
+@pytest.mark.parametrize(
+    "text", [" " * 9999 + "<x", "<ab" + " " * 9999, "<image>" + "\n" * 9999 + "x", "<|" * 5000]
+)
+def test_odd_texts_are_read_at_once(folder, text):
+    """Patterns that try every part of a run of blanks take hours for it."""
+    begin = time.perf_counter()
+    load(folder, {"img": "a.png", "prompt": QUESTION + text, "label": ANSWER})
+    assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize(
+    "place", ["<image>", "<start_of_image>", "[IMG]", "<image:0> 和 <image:1>"]
+)
+def test_two_places_are_two_images(folder, place):
+    text = place if " " in place else f"{place}{place}"
+    with pytest.raises(UserError, match="has 2 places of images in a text"):
+        load(folder, {"img": "a.png", "prompt": f"{text}{QUESTION}", "label": ANSWER})
+
+
 @pytest.mark.parametrize("content", [5, [1], None, {"text": "x"}])
 def test_questions_that_are_no_text_are_not_asked(folder, content):
     for row in ({"img": "a.png", "messages": turns(content)}, {"prompt": content}):
@@ -250,6 +432,11 @@ def test_rows_without_an_image_say_so(folder, row):
         ("a.json", '[{"prompt": "图像"}]'.encode("gbk"), r"not UTF-8 \(at byte \d+\); save it as"),
         ("a.jsonl", '{"prompt": "图像"}'.encode("gbk"), r"not UTF-8 \(at byte \d+\); save it as"),
         ("a.json", "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("a.json", "", "the file is empty; it has 0 bytes: make it again, or copy it whole$"),
+        ("a.json", "\0" * 9, "the file is empty; it has 9 bytes: make it again, or copy it whole$"),
+        ("a.json", '[{"img":"', "ends in the middle; it has 9 bytes: make it again, or copy it"),
+        ("a.json", "<!DOCTYPE html>", "an HTML page of 15 bytes, not the file; perhaps that of a"),
+        ("a.jsonl", '[{"img": "x"}]', "expected an object, got list; an array needs a name ending"),
     ],
 )
 def test_ones_own_file_is_not_to_be_fetched_again(tmp_path, name, content, words):
@@ -257,4 +444,29 @@ def test_ones_own_file_is_not_to_be_fetched_again(tmp_path, name, content, words
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=words) as caught:
         read_rows(path, "rows")
-    assert "fetch it again" not in str(caught.value) and "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert "fetch it again" not in said and "address" not in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.parquet", b"PAR1\x15\x04\xff"),
+        ("a.csv", b"image,caption\n"),
+        ("a.md", b"# rows"),
+        ("a.xlsx", b"PK\x03\x04"),
+    ],
+)
+def test_rows_of_another_kind(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    words = "no JSON; expected .json .* or .jsonl .*becomes rows by data/transform.py"
+    with pytest.raises(UserError, match=words):
+        load_rows(path)
+
+
+def test_json_lines_by_their_other_name(folder):
+    path = folder / "rows.ndjson"
+    path.write_text(json.dumps(SAME["ours"]) + "\n")
+    (sample,) = load_rows(path)
+    assert sample.answer == ANSWER

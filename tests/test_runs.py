@@ -142,13 +142,34 @@ def test_training_on_from_an_adapter_starts_with_its_tensors(series, tiny_checkp
     assert cards[0]["base"] == cards[1]["base"] and cards[0]["method"] == cards[1]["method"]
 
 
-def test_training_on_from_an_adapter_keeps_its_language(series, tmp_path):
-    folder = shutil.copytree(series[0] / "eight/8", tmp_path / "a")
-    options = Options(from_pretrained=str(folder))
-    assert not as_resolved(options, torch.float32).english
-    card = json.loads((folder / CARD).read_text())
-    (folder / CARD).write_text(json.dumps({**card, "english": True}))
-    assert as_resolved(options, torch.float32).english
+@pytest.mark.parametrize(
+    "of_card, asked, english",
+    [
+        (False, [], False),
+        (True, [], True),
+        (True, ["--no-english"], False),
+        (True, ["--no_english"], False),
+        (False, ["--english"], True),
+        (None, [], False),
+    ],
+)
+def test_training_on_keeps_the_language_of_the_checkpoint(
+    series, tiny_checkpoint, tmp_path, of_card, asked, english
+):
+    """Of an adapter and of a full checkpoint, unless the command line says another."""
+    for source in (series[0] / "eight/8", tiny_checkpoint):
+        folder = shutil.copytree(source, tmp_path / Path(source).name)
+        card = json.loads((folder / CARD).read_text()) | {"english": of_card}
+        (folder / CARD).write_text(json.dumps(card))
+        options, _ = finetune.parse(["--from_pretrained", str(folder), *asked])
+        assert as_resolved(options, torch.float32).english is english
+
+
+def test_a_run_of_no_language_is_chinese():
+    nowhere = Options(from_pretrained="visualglm-of-nowhere")
+    scratch = Options(model_config="model.json", method="full")
+    for options in (nowhere, scratch):
+        assert options.english is None and as_resolved(options, torch.float32).english is False
 
 
 def test_a_replaced_run_is_not_resumed(series, tiny_checkpoint, rows, tmp_path):

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 from stub_endpoint import KEY, chinese, completion, error
-from test_data import DATA, call, english, load, no_key, save  # noqa: F401  (no_key is a fixture)
+from test_data import DATA, call, english, limited, load, no_key, save  # noqa: F401  (no_key is a fixture)
 
 from data import endpoint, existing, texts, translation_en2zh
 
@@ -75,6 +75,20 @@ def test_identical_captions_are_asked_once_and_other_keys_pass_through(tmp_path,
         KEY not in printed.out + printed.err
         and "4 records, 2 distinct captions, 2 known, 0 to ask" in printed.out
     )
+
+
+def test_a_full_disk_names_the_journal_and_loses_no_answer(tmp_path, stub):
+    source, output = save(tmp_path / "en.json", english(40)), tmp_path / "zh.json"
+    options = ("--input", source, "--output", output)
+    status, message = limited(2000, "translation_en2zh.py", *options)
+    assert status == 1 and message.splitlines()[-1] == (
+        f"translation_en2zh.py: error: {journal_of(output)} cannot be written: File too large; "
+        "make room, the same command continues from what is saved"
+    )
+    kept = journal_of(output).read_bytes().count(b"\n")
+    asked = len(stub.asked)
+    assert kept and translate(source, output) == 0
+    assert len(stub.asked) - asked == 40 - kept and len(load(output)) == 40
 
 
 def test_memory_in_needs_neither_network_nor_key_nor_client_and_leaves_no_journal(

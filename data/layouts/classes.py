@@ -92,8 +92,15 @@ def read(content):
         if path.suffix.lower() not in IMAGES:
             content.notes.add("a name of no image, left out", repr(name.as_posix()))
             continue
-        linked_out = path.is_symlink() and not is_inside(root, name)
-        yield name.as_posix(), outside_fault(str(path.readlink())) if linked_out else _image(name)
+        yield name.as_posix(), _link_fault(root, name) or _image(name)
+
+
+def _link_fault(root, name):
+    """The Fault of a link that leads out of the root, or None."""
+    path = root / name
+    if not path.is_symlink() or is_inside(root, name):
+        return None
+    return outside_fault(str(path.readlink()), "copy the image to where the link is")
 
 
 def _image(name):

@@ -8,7 +8,14 @@ from data.conversation import form_of, turns_of
 from data.faults import Fault, object_problem
 from data.layouts.content import named_image, stated_split
 from model.errors import UserError
-from model.row_forms import ANSWER_KEYS, DIALOGUE_KEYS, EMPTY, IMAGE_KEYS, QUESTION_KEYS
+from model.row_forms import (
+    ANSWER_KEYS,
+    DIALOGUE_KEYS,
+    EMPTY,
+    IMAGE_KEYS,
+    QUESTION_KEYS,
+    in_small_letters,
+)
 
 
 def recognises(content):
@@ -16,6 +23,7 @@ def recognises(content):
 
 
 def is_dialogue(record):
+    record = in_small_letters(record)
     if any(record.get(key) not in EMPTY for key in DIALOGUE_KEYS):
         return True
     return all(any(key in record for key in keys) for keys in (QUESTION_KEYS, ANSWER_KEYS))
@@ -41,6 +49,7 @@ def read(content):
 
 
 def _says_something(record):
+    record = in_small_letters(record)
     return is_dialogue(record) or any(record.get(key) not in EMPTY for key in IMAGE_KEYS)
 
 

@@ -14,7 +14,7 @@ from model.find import find_checkpoint
 from model.opening import family_of
 from model.training.feature_cache import uses_feature_cache
 from model.training.options import layers, like_adapter
-from model.weight_files import adapter_file
+from model.weight_files import adapter_file, read_card
 
 
 def training_dtype(options, device):
@@ -33,20 +33,30 @@ def as_resolved(options, dtype):
     """The options with what an empty one or an adapter to start from decides. Raises UserError."""
     name = str(dtype).removeprefix("torch.")
     options = dataclasses.replace(options, dtype=name)
-    if options.model_config:
+    folder = _folder_at_hand(options)
+    card = read_card(folder) if folder else {}
+    if folder and adapter_file(folder):
+        card = adapter_card(folder)
+        options = like_adapter(options, card["method"], folder)
+    if options.english is not None:
         return options
+    # in the frames that it has learnt
+    return dataclasses.replace(options, english=bool(card.get("english")))
+
+
+def _folder_at_hand(options):
+    """What the run starts from; None where open_base makes or fetches it, or says it is not there.
+
+    Raises UserError.
+    """
+    if options.model_config:
+        return None
     try:
-        folder = find_checkpoint(options.from_pretrained)
+        return find_checkpoint(options.from_pretrained)
     except UserError:
         if Path(options.from_pretrained).expanduser().is_dir():
             raise
-        return options  # open_base fetches it, or says that it is not there
-    if not adapter_file(folder):
-        return options
-    card = adapter_card(folder)
-    options = like_adapter(options, card["method"], folder)
-    # in the frames that it has learnt
-    return dataclasses.replace(options, english=options.english or bool(card.get("english")))
+    return None
 
 
 def open_base(options, device, dtype):

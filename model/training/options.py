@@ -3,6 +3,7 @@
 finetune_RemoteGLM.py makes its command line of these fields; a saved run stores them by name.
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import math
@@ -67,7 +68,13 @@ class Options:
     min_pixels: int = option(
         DATA, 0, "of such a base: smaller images are enlarged to so many; 0: the base's own"
     )
-    english: bool = option(DATA, False, "frame questions with Q: / A: instead of 问： / 答：")
+    english: bool | None = option(
+        DATA,
+        None,
+        "frame questions with Q: / A: instead of 问： / 答：; default: as what it starts from was "
+        "trained, else not",
+        action=argparse.BooleanOptionalAction,
+    )
     num_workers: int = option(DATA, -1, "processes that read images; -1: 4 with a GPU, else 0")
     augment: float = option(
         DATA,
