@@ -96,8 +96,9 @@ def output_may_fail():
 class Parser(argparse.ArgumentParser):
     """The docstring of a script is its help; a wrong option is one line, not the whole usage.
 
-    Every option may be spelled with - or _ between its words. From the first Parser of a script on,
-    printing does not fail at a character.
+    Every option may be spelled with - or _ between its words. Words that are no text are refused,
+    names of files as well: rows, cards and reports could not hold them. From the first Parser of a
+    script on, printing does not fail at a character.
     """
 
     def __init__(self, description, **options):
@@ -116,7 +117,24 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._spelled(str(word)) for word in args], namespace)
+        words = [self._spelled(str(word)) for word in args]
+        self._check_text(words)
+        return super().parse_known_args(words, namespace)
+
+    def _check_text(self, words):
+        """Ends the script at bytes of another encoding, which Python shows as half surrogates."""
+        option = ""
+        for word in words:
+            if word.startswith("--"):
+                option = word.partition("=")[0]
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                value = word.removeprefix(f"{option}=")
+                self.error(
+                    f"{option} {value}: expected text in {sys.getfilesystemencoding()}, the "
+                    "encoding of the locale; write it so, or set LC_ALL to what the terminal sends"
+                )
 
     def _spelled(self, word):
         """`--batch_size=4` -> `--batch-size=4` where that is how the option was added."""

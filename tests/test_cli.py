@@ -482,6 +482,66 @@ def test_bytes_that_are_no_text(adapter):
     )
 
 
+WITHOUT_TORCH = """import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise AssertionError("torch is loaded")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there words are Unicode")
+@pytest.mark.parametrize(
+    "script, option, shown",
+    [
+        ("cli_demo", "--prompt", "--prompt"),
+        ("cli_demo", "--prompt_zh=", "--prompt_zh"),
+        ("cli_demo", "--model", "--model"),
+        ("cli_demo", "--image", "--image"),
+        ("evaluate_RemoteGLM", "--description-questions ？", "--description-questions"),
+        ("export_RemoteGLM", "--base_path", "--base_path"),
+        ("finetune_RemoteGLM", "--experiment-name", "--experiment-name"),
+        ("web_demo", "--auth=", "--auth"),
+        ("data/transform", "--caption-column", "--caption-column"),
+        ("data/translation_en2zh", "--model=", "--model"),
+        ("data/generate_prompt", "--prompt", "--prompt"),
+        ("data/synthetic/demo_scenes", "--output", "--output"),
+    ],
+)
+def test_an_option_that_is_no_text_is_one_line(script, option, shown, tmp_path):
+    """Bytes of another encoding than the locale's: they can be neither asked nor written."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    word = "有".encode("gbk")
+    words = option.encode().split()
+    words = [words[0] + word] if option.endswith("=") else [*words, word]
+    result = subprocess.run(
+        [sys.executable, PROJECT / f"{script}.py", *words],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+    )
+    name = Path(script).name
+    assert re.fullmatch(
+        rf"{name}.py: error: {shown} \\udcd3\\udcd0: expected text in utf-8, .*\n", result.stderr
+    )
+    assert result.returncode == 2 and not result.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there words are Unicode")
+def test_a_locale_without_chinese_is_named():
+    result = subprocess.run(
+        [sys.executable, PROJECT / "cli_demo.py", "--prompt", "有飞机吗？".encode()],
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(": expected text in ascii, .*set LC_ALL", result.stderr)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+
+
 def test_a_base_is_not_compared_with_itself(adapter, tiny_checkpoint, rows, capsys):
     options = ["--image", rows / "images/0.tif", "--base", "--prompt", "x", *GREEDY]
     expected = f"--base is left out: {tiny_checkpoint} has no adapter that could be switched off\n"
