@@ -252,8 +252,8 @@ def say(name, pieces, stoppable):
 class Speaker:
     """Answers of a checkpoint; with_base: after the answers of its untuned base.
 
-    english: as for Assistant.stream. What a length limit leaves out is noted once a question, on
-    standard error, and in a terminal after an answer that the limit ended.
+    english: as for Assistant.stream. Standard error notes what a length limit leaves out, once a
+    question, and after an answer that the limit ended.
     """
 
     assistant: "Assistant"
@@ -280,17 +280,23 @@ class Speaker:
         return answer
 
     def answers(self, question, image):
-        """{"base_answer" if with_base, "answer"}. Raises UserError."""
+        """{"base_answer" if with_base, "answer"}; "base_truncated" and "truncated": True where the
+        limit ended them. Raises UserError.
+        """
         answers = {}
         on_cut = self._note_cut
         if self.with_base:
             with self.assistant.untuned():
                 answers["base_answer"] = "".join(self._stream(question, image, (), on_cut))
             self._note_truncated()
+            if self.is_truncated:
+                answers["base_truncated"] = True
             on_cut = None
 
         answers["answer"] = "".join(self._stream(question, image, (), on_cut))
         self._note_truncated()
+        if self.is_truncated:
+            answers["truncated"] = True
         return answers
 
     def _stream(self, question, image, history, on_cut):
@@ -303,8 +309,7 @@ class Speaker:
         self._note(cut_note(bool(self.english), rounds, tokens))
 
     def _note_truncated(self):
-        # For a person who reads along: programs have --input, which marks such answers
-        if self.is_truncated and sys.stderr.isatty():
+        if self.is_truncated:
             self._note(self.words["truncated"])
 
     def _note(self, text):

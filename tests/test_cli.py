@@ -69,7 +69,9 @@ def test_one_shot(adapter, tiny_checkpoint, rows, capsys):
         "image": path,
         "prompt": "红色吗？",
         "base_answer": answer(tiny_checkpoint, "红色吗？", image),
+        "base_truncated": True,  # this network finds no end within 60 tokens
         "answer": answer(adapter, "红色吗？", image),
+        "truncated": True,
     }
 
     chat(adapter, "--prompt", "你好", *GREEDY)  # without an image: plain text
@@ -165,6 +167,29 @@ def test_an_answer_that_the_limit_ended_says_so(endless, rows, tmp_path):
         assert terminal.status() == 0
 
 
+@pytest.mark.parametrize("base, tuned", [(False, True), (True, False), (False, False)])
+def test_programs_learn_of_an_answer_that_the_limit_ended(
+    adapter, monkeypatch, capsys, base, tuned
+):
+    """Also where no person reads along: by the note, and by the key that --input writes as well."""
+    ends = []
+
+    def stream(self, *_):
+        yield "x"
+        return ends.pop(0)
+
+    monkeypatch.setattr("model.Assistant.stream", stream)
+    note = "注意：回答到了长度上限（--max_length）就停下了\n"
+    for more in ([], ["--json"]):
+        ends = [base, tuned]
+        chat(adapter, "--prompt", "红", "--base", *more, *GREEDY)
+        said = capsys.readouterr()
+        assert said.err == note * (base + tuned)
+    keys = {"base_truncated": base, "truncated": tuned}
+    expected = {"image": None, "prompt": "红", "base_answer": "x", "answer": "x"}
+    assert json.loads(said.out) == expected | {key: True for key in keys if keys[key]}
+
+
 def test_dialogue(adapter, rows, monkeypatch, capsys):
     """clear, a wrong path, a second round, plain text, stop.
 
@@ -246,12 +271,15 @@ def test_a_dialogue_too_long_says_what_was_not_read(
 )
 def test_a_question_too_long_says_so_once(adapter, rows, capsys, more):
     """What was not read changes nothing, and standard output holds the answer alone."""
+    notes = ["注意：超出长度上限，未读入问题的末尾\n"]
+    # The same limit ends each answer
+    notes += ["注意：回答到了长度上限（--max_length）就停下了\n"] * (1 + ("--base" in more))
     outs = []
     for end in ("红色吗？", "蓝色吗？"):
         question = "绿色的农田。" * 9 + end
         chat(adapter, "--image", rows / "images/0.tif", *GREEDY, *more, "--prompt", question)
         said = capsys.readouterr()
-        assert said.err == "注意：超出长度上限，未读入问题的末尾\n"
+        assert said.err == "".join(notes)
         outs.append(said.out.replace(end, ""))
     assert outs[0] == outs[1] and (not more or json.loads(outs[0])["answer"])
 
