@@ -26,6 +26,7 @@ from command_line import (
     add_language_options,
     add_loading_options,
     compares,
+    ctrl_c_ends_at_once,
     loading,
 )
 from mapping.arguments import add_scene_options, check_scene_options, scene_options
@@ -288,15 +289,15 @@ class Speaker:
         if self.with_base:
             with self.assistant.untuned():
                 answers["base_answer"] = "".join(self._stream(question, image, (), on_cut))
-            self._note_truncated()
             if self.is_truncated:
                 answers["base_truncated"] = True
+            self._note_truncated()
             on_cut = None
 
         answers["answer"] = "".join(self._stream(question, image, (), on_cut))
-        self._note_truncated()
         if self.is_truncated:
             answers["truncated"] = True
+        self._note_truncated()
         return answers
 
     def _stream(self, question, image, history, on_cut):
@@ -397,8 +398,9 @@ def map_scene(args):
     """A map of args.scene in the folder args.output. Raises UserError."""
     from tqdm import tqdm
 
-    from mapping.run import make_map, prepared
-    from model import load_assistant
+    with ctrl_c_ends_at_once():
+        from mapping.run import make_map, prepared
+        from model import load_assistant
 
     options = scene_options(args)
     # What can be wrong with the user's files shows before the weights are read.
@@ -514,7 +516,8 @@ def converse_about(speaker, image, first):
 def open_assistant(args):
     """(what answers, its name): a checkpoint, or with --serve a server. Raises UserError."""
     if not args.serve:
-        from model import load_assistant
+        with ctrl_c_ends_at_once():
+            from model import load_assistant
 
         yield load_assistant(args.from_pretrained, **loading(args)), args.from_pretrained
         return

@@ -57,7 +57,17 @@ def _leave_output():
         return
 
 
+def _end_by_ctrl_c():
+    """Let Ctrl-C that nothing caught be the end, as a shell expects it; Python itself would do so
+    too, but forgets it where torch has opened a process group: exit status 1.
+    """
+    if getattr(sys, "last_type", None) is KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 sys.excepthook = _show_no_traceback
+atexit.register(_end_by_ctrl_c)  # called after all others, the first one registered
 atexit.register(_leave_output)
 
 
@@ -163,6 +173,21 @@ def sigterm_cleans_up():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ctrl_c_ends_at_once():
+    """A context of imports, in which Ctrl-C ends the process where it stands, without a word.
+
+    C code that imports, as torch's does, would lose a KeyboardInterrupt or abort at it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def add_loading_options(parser, whole=False, **from_pretrained):

@@ -1,6 +1,8 @@
 """What the scripts of data/ share: default paths, their options, and errors shown as one line."""
 
 import argparse
+import multiprocessing
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +33,11 @@ def run_stage(script, stage, args):
         )
         return 130
     return 0
+
+
+def worker_pool():
+    """A multiprocessing.Pool whose processes leave Ctrl-C to this one, which ends them at it."""
+    return multiprocessing.Pool(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
 def add_path_options(parser, reads, writes, several=False):

@@ -423,14 +423,89 @@ SCRIPTS = ["cli_demo", "evaluate_RemoteGLM", "export_RemoteGLM", "web_demo"]
 SCRIPTS += [f"data/{name}" for name in ("transform", "translation_en2zh", "generate_prompt")]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_ctrl_c_among_the_imports_is_no_traceback(script, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+WITH_TORCH = ["baseline", "peers", "quantized_layers", "qwen3_vl", "split", "train", "trainer_peft"]
+WITH_TORCH = [f"benchmarks/{name}" for name in WITH_TORCH] + ["data/synthetic/make_tiny_base"]
+
+
+@pytest.mark.parametrize(
+    "script, module",
+    [(name, "model.errors") for name in SCRIPTS] + [(name, "torch") for name in WITH_TORCH],
+)
+def test_ctrl_c_among_the_imports_is_no_traceback(script, module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED.replace("model.errors", module))
     command = [sys.executable, PROJECT / f"{script}.py", "--help"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == -signal.SIGINT  # as a shell expects it, which says 130
     assert result.stdout == result.stderr == ""
+
+
+STOPPED = """import sys
+
+def stop(*_):
+    print("flushed")
+    raise KeyboardInterrupt
+
+sys.path.insert(0, sys.argv.pop(1))
+import export_RemoteGLM, model.files
+model.files.sync_files = stop
+export_RemoteGLM.main()
+"""
+
+
+@pytest.mark.parametrize("form", ["sat", "hf", "int8"])
+def test_ctrl_c_ends_an_export_as_a_shell_expects_it(form, adapter, tmp_path):
+    """In its last moment too: what is half written is removed, and so the status says."""
+    options = ["--from_pretrained", adapter, "--format", form, "--output", tmp_path / "new"]
+    result = in_python(STOPPED, PROJECT, *options)
+    assert result.returncode == -signal.SIGINT and result.stdout == "flushed\n"
+    assert not result.stderr and not list(tmp_path.iterdir())
+
+
+LOST = """import os, signal, sys, time
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                print("lost", flush=True)
+
+sys.meta_path.insert(0, Interrupted())
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "cli_demo.py --from_pretrained BASE --prompt x",
+        "cli_demo.py --from_pretrained BASE --scene images/examples/river.tif --output OUTPUT",
+        "evaluate_RemoteGLM.py --from_pretrained BASE --data ROWS --output OUTPUT",
+        "export_RemoteGLM.py --from_pretrained BASE --format hf --output OUTPUT",
+        "web_demo.py --from_pretrained BASE --port PORT",
+        *(f"{name}.py --help" for name in WITH_TORCH),
+    ],
+    ids=lambda words: words.split(".py")[0] + ("-map" if "--scene" in words else ""),
+)
+def test_ctrl_c_is_not_lost_where_torch_loads(script, tiny_checkpoint, rows, tmp_path):
+    """Among the imports of torch's own C code a KeyboardInterrupt is lost, or aborts the process:
+    the signal itself ends it there.
+    """
+    (tmp_path / "sitecustomize.py").write_text(LOST)
+    places = {
+        "BASE": str(tiny_checkpoint),
+        "ROWS": str(rows / "rows-val.json"),
+        "OUTPUT": str(tmp_path / "new"),
+        "PORT": str(free_port()),
+    }
+    words = [places.get(word, word) for word in script.split()]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, *words], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == -signal.SIGINT and result.stdout == result.stderr == ""
 
 
 PRINTS = """import sys
