@@ -26,6 +26,7 @@ from command_line import (
     add_language_options,
     add_loading_options,
     compares,
+    ctrl_c_ends_at_once,
     loading,
 )
 from mapping.arguments import add_scene_options, check_scene_options, scene_options
@@ -252,8 +253,8 @@ def say(name, pieces, stoppable):
 class Speaker:
     """Answers of a checkpoint; with_base: after the answers of its untuned base.
 
-    english: as for Assistant.stream. What a length limit leaves out is noted once a question, on
-    standard error, and in a terminal after an answer that the limit ended.
+    english: as for Assistant.stream. Standard error notes what a length limit leaves out, once a
+    question, and after an answer that the limit ended.
     """
 
     assistant: "Assistant"
@@ -280,16 +281,22 @@ class Speaker:
         return answer
 
     def answers(self, question, image):
-        """{"base_answer" if with_base, "answer"}. Raises UserError."""
+        """{"base_answer" if with_base, "answer"}; "base_truncated" and "truncated": True where the
+        limit ended them. Raises UserError.
+        """
         answers = {}
         on_cut = self._note_cut
         if self.with_base:
             with self.assistant.untuned():
                 answers["base_answer"] = "".join(self._stream(question, image, (), on_cut))
+            if self.is_truncated:
+                answers["base_truncated"] = True
             self._note_truncated()
             on_cut = None
 
         answers["answer"] = "".join(self._stream(question, image, (), on_cut))
+        if self.is_truncated:
+            answers["truncated"] = True
         self._note_truncated()
         return answers
 
@@ -303,8 +310,7 @@ class Speaker:
         self._note(cut_note(bool(self.english), rounds, tokens))
 
     def _note_truncated(self):
-        # For a person who reads along: programs have --input, which marks such answers
-        if self.is_truncated and sys.stderr.isatty():
+        if self.is_truncated:
             self._note(self.words["truncated"])
 
     def _note(self, text):
@@ -392,8 +398,9 @@ def map_scene(args):
     """A map of args.scene in the folder args.output. Raises UserError."""
     from tqdm import tqdm
 
-    from mapping.run import make_map, prepared
-    from model import load_assistant
+    with ctrl_c_ends_at_once():
+        from mapping.run import make_map, prepared
+        from model import load_assistant
 
     options = scene_options(args)
     # What can be wrong with the user's files shows before the weights are read.
@@ -509,7 +516,8 @@ def converse_about(speaker, image, first):
 def open_assistant(args):
     """(what answers, its name): a checkpoint, or with --serve a server. Raises UserError."""
     if not args.serve:
-        from model import load_assistant
+        with ctrl_c_ends_at_once():
+            from model import load_assistant
 
         yield load_assistant(args.from_pretrained, **loading(args)), args.from_pretrained
         return

@@ -57,7 +57,17 @@ def _leave_output():
         return
 
 
+def _end_by_ctrl_c():
+    """Let Ctrl-C that nothing caught be the end, as a shell expects it; Python itself would do so
+    too, but forgets it where torch has opened a process group: exit status 1.
+    """
+    if getattr(sys, "last_type", None) is KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 sys.excepthook = _show_no_traceback
+atexit.register(_end_by_ctrl_c)  # called after all others, the first one registered
 atexit.register(_leave_output)
 
 
@@ -96,8 +106,9 @@ def output_may_fail():
 class Parser(argparse.ArgumentParser):
     """The docstring of a script is its help; a wrong option is one line, not the whole usage.
 
-    Every option may be spelled with - or _ between its words. From the first Parser of a script on,
-    printing does not fail at a character.
+    Every option may be spelled with - or _ between its words. Words that are no text are refused,
+    names of files as well: rows, cards and reports could not hold them. From the first Parser of a
+    script on, printing does not fail at a character.
     """
 
     def __init__(self, description, **options):
@@ -116,7 +127,24 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._spelled(str(word)) for word in args], namespace)
+        words = [self._spelled(str(word)) for word in args]
+        self._check_text(words)
+        return super().parse_known_args(words, namespace)
+
+    def _check_text(self, words):
+        """Ends the script at bytes of another encoding, which Python shows as half surrogates."""
+        option = ""
+        for word in words:
+            if word.startswith("--"):
+                option = word.partition("=")[0]
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                value = word.removeprefix(f"{option}=")
+                self.error(
+                    f"{option} {value}: expected text in {sys.getfilesystemencoding()}, the "
+                    "encoding of the locale; write it so, or set LC_ALL to what the terminal sends"
+                )
 
     def _spelled(self, word):
         """`--batch_size=4` -> `--batch-size=4` where that is how the option was added."""
@@ -145,6 +173,21 @@ def sigterm_cleans_up():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ctrl_c_ends_at_once():
+    """A context of imports, in which Ctrl-C ends the process where it stands, without a word.
+
+    C code that imports, as torch's does, would lose a KeyboardInterrupt or abort at it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def add_loading_options(parser, whole=False, **from_pretrained):

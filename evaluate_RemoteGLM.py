@@ -19,7 +19,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from command_line import compares, loading
+from command_line import compares, ctrl_c_ends_at_once, loading
 from evaluation.arguments import parse
 from model.errors import UserError
 from model.files import PROJECT
@@ -170,7 +170,8 @@ def generate(args, samples, questions, output, server):
 
 def of_checkpoint(args, answers):
     """[System] of --from_pretrained and its base. answers: generate_answers of an assistant."""
-    from model import load_assistant
+    with ctrl_c_ends_at_once():
+        from model import load_assistant
 
     systems = []
     if args.base and args.base is not True:

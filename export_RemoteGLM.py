@@ -11,7 +11,7 @@ Merged for SwissArmyTransformer or Hugging Face, as a PEFT adapter, or quantized
 import sys
 from pathlib import Path
 
-from command_line import Parser, add_loading_options, loading
+from command_line import Parser, add_loading_options, ctrl_c_ends_at_once, loading
 from model.errors import UserError
 
 FORMATS = {
@@ -49,7 +49,8 @@ def parse(argv=None):
 
 def export(args):
     """Write the folder -> what the user should know of it. Raises UserError."""
-    from model.opening import export_checkpoint
+    with ctrl_c_ends_at_once():
+        from model.opening import export_checkpoint
 
     return export_checkpoint(args.from_pretrained, args.format, args.output, **loading(args))
 

@@ -23,6 +23,7 @@ from command_line import (
     add_bands_option,
     add_language_options,
     add_loading_options,
+    ctrl_c_ends_at_once,
     loading,
     sigterm_cleans_up,
 )
@@ -289,10 +290,11 @@ def open_engine(args):
 
 def serve_until_stopped(args, listener):
     """Serve until Ctrl-C or SIGTERM; while the checkpoint is loaded the answer is 503."""
-    from serving.api import Api, create_app
-    from serving.guard import Guard
-    from serving.served import Served
-    from serving.server import Server
+    with ctrl_c_ends_at_once():
+        from serving.api import Api, create_app
+        from serving.guard import Guard
+        from serving.served import Served
+        from serving.server import Server
 
     api = Api(Path(args.from_pretrained).name, args.api_key, args.bands, args.english)
     trusted = [*args.trusted_host, urlsplit(args.root_path).hostname or "localhost"]

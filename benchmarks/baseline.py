@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-import torch.nn.functional as F
 from networks import folder_config, load_tokenizer, rendered
 
-from command_line import Parser
+from command_line import Parser, ctrl_c_ends_at_once
+
+with ctrl_c_ends_at_once():
+    import torch
+    import torch.nn.functional as F
+
 from model.devices import DTYPES
 from model.visualglm.sat import BaseMixin, BaseModel, LoraMixin, ensure_model_parallel_group
 

@@ -21,13 +21,16 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch
+from networks import PROJECT, machine, table
+
+from command_line import Parser, ctrl_c_ends_at_once, sigterm_cleans_up
+
+with ctrl_c_ends_at_once():
+    import torch
+
 from bench import Bench
 from hf_networks import on_meta, write_llava
-from networks import PROJECT, machine, table
 from processes import Failed, as_words, gigabytes, readings, watch
-
-from command_line import Parser, sigterm_cleans_up
 
 HERE = Path(__file__).resolve().parent
 RANK = 8

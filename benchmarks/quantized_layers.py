@@ -23,11 +23,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from networks import machine, table
 
-from command_line import Parser
+from command_line import Parser, ctrl_c_ends_at_once
+
+with ctrl_c_ends_at_once():
+    import torch
+    import torch.nn.functional as F
+
 from model.float_products import widen_products
 from model.quantization import GROUP, Dequantized, TorchInt4, TorchInt8, quantize
 from model.visualglm.packing import PackedLinear

@@ -17,15 +17,19 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import torch
-import transformers
+from networks import machine, table
+
+from command_line import Parser, ctrl_c_ends_at_once, sigterm_cleans_up
+
+with ctrl_c_ends_at_once():
+    import torch
+    import transformers
+
 from bench import RANK, Bench, lora_work
 from hf_networks import SIZES, on_meta, weights_of, write_base
-from networks import machine, table
 from processes import Failed, gigabytes, readings
 from without_gpu import answers
 
-from command_line import Parser, sigterm_cleans_up
 from model.devices import DTYPES
 
 # Products in bfloat16 without sparsity, operations/s, by the vendor's data sheets

@@ -10,11 +10,14 @@ The same linear classifier on the set's split and on random ones with as many im
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
 from networks import PROJECT, table
 
-from command_line import Parser
+from command_line import Parser, ctrl_c_ends_at_once
+
+with ctrl_c_ends_at_once():
+    import numpy as np
+    import torch
+
 from evaluation.baselines import descriptor
 from evaluation.hallucination import truth
 from model.images.reading import read_image

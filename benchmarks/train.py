@@ -21,14 +21,17 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
-import torch
+from networks import full_size, machine, mid_size, random_base, rendered, table
+
+from command_line import Parser, ctrl_c_ends_at_once, sigterm_cleans_up
+
+with ctrl_c_ends_at_once():
+    import torch
+
 from baseline import SOURCE, TARGET
 from bench import RANK, Bench, lora_work
-from networks import full_size, machine, mid_size, random_base, rendered, table
 from processes import as_words, gigabytes, watch
 from without_gpu import check_room, without_gpu
-
-from command_line import Parser, sigterm_cleans_up
 
 HERE = Path(__file__).resolve().parent
 EPOCHS = 2

@@ -6,13 +6,18 @@ It trains ADAPTER over BASE on the rows in their order: images are opened and go
 part in every step, as in any script of this kind. The last line it prints is the list of losses.
 """
 
-import argparse
 import json
+import sys
 from pathlib import Path
 
-import peft
-import torch
-import transformers
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import Parser, ctrl_c_ends_at_once
+
+with ctrl_c_ends_at_once():
+    import peft
+    import torch
+    import transformers
+
 from PIL import Image
 
 
@@ -43,7 +48,7 @@ def collate(processor, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("base")
     add("adapter")

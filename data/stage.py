@@ -1,6 +1,8 @@
 """What the scripts of data/ share: default paths, their options, and errors shown as one line."""
 
 import argparse
+import multiprocessing
+import signal
 import sys
 from pathlib import Path
 
@@ -40,6 +42,11 @@ def _said(error):
         f"{error.filename} cannot be written: {error.strerror}; make room, the same command "
         "continues from what is saved"
     )
+
+
+def worker_pool():
+    """A multiprocessing.Pool whose processes leave Ctrl-C to this one, which ends them at it."""
+    return multiprocessing.Pool(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
 def add_path_options(parser, reads, writes, several=False):

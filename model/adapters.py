@@ -12,6 +12,8 @@ from model.files import PROJECT, read_json, sha256
 from model.find import find_checkpoint
 from model.weight_files import ADAPTER, CARD, PEFT_CONFIG, adapter_file, read_card
 
+# Of VisualGLM-6B's official code, over which only peft puts an adapter in its form
+OFFICIAL_LAYERS = ("transformer.layers.", "query_key_value")
 MANIFEST = "complete.json"  # hashes of a saved training step, see training/run_folder.py
 
 
@@ -41,6 +43,13 @@ def _card_of_peft(folder, peft):
         raise UserError(
             f"adapter {folder}: {PEFT_CONFIG} has peft_type {peft.get('peft_type')!r}, expected "
             "LORA"
+        )
+    targets = str(peft.get("target_modules")).replace("\\", "")
+    if any(name in targets for name in OFFICIAL_LAYERS):
+        raise UserError(
+            f"adapter {folder}: for the peft library, over VisualGLM-6B in Hugging Face's layout "
+            "(export_RemoteGLM.py --format hf) and its official code; here open the adapter that "
+            "it was exported from"
         )
     method = {"name": "lora"}
     for key, name in (("rank", "r"), ("alpha", "lora_alpha")):

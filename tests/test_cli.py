@@ -69,7 +69,9 @@ def test_one_shot(adapter, tiny_checkpoint, rows, capsys):
         "image": path,
         "prompt": "红色吗？",
         "base_answer": answer(tiny_checkpoint, "红色吗？", image),
+        "base_truncated": True,  # this network finds no end within 60 tokens
         "answer": answer(adapter, "红色吗？", image),
+        "truncated": True,
     }
 
     chat(adapter, "--prompt", "你好", *GREEDY)  # without an image: plain text
@@ -165,6 +167,29 @@ def test_an_answer_that_the_limit_ended_says_so(endless, rows, tmp_path):
         assert terminal.status() == 0
 
 
+@pytest.mark.parametrize("base, tuned", [(False, True), (True, False), (False, False)])
+def test_programs_learn_of_an_answer_that_the_limit_ended(
+    adapter, monkeypatch, capsys, base, tuned
+):
+    """Also where no person reads along: by the note, and by the key that --input writes as well."""
+    ends = []
+
+    def stream(self, *_):
+        yield "x"
+        return ends.pop(0)
+
+    monkeypatch.setattr("model.Assistant.stream", stream)
+    note = "注意：回答到了长度上限（--max_length）就停下了\n"
+    for more in ([], ["--json"]):
+        ends = [base, tuned]
+        chat(adapter, "--prompt", "红", "--base", *more, *GREEDY)
+        said = capsys.readouterr()
+        assert said.err == note * (base + tuned)
+    keys = {"base_truncated": base, "truncated": tuned}
+    expected = {"image": None, "prompt": "红", "base_answer": "x", "answer": "x"}
+    assert json.loads(said.out) == expected | {key: True for key in keys if keys[key]}
+
+
 def test_dialogue(adapter, rows, monkeypatch, capsys):
     """clear, a wrong path, a second round, plain text, stop.
 
@@ -246,12 +271,15 @@ def test_a_dialogue_too_long_says_what_was_not_read(
 )
 def test_a_question_too_long_says_so_once(adapter, rows, capsys, more):
     """What was not read changes nothing, and standard output holds the answer alone."""
+    notes = ["注意：超出长度上限，未读入问题的末尾\n"]
+    # The same limit ends each answer
+    notes += ["注意：回答到了长度上限（--max_length）就停下了\n"] * (1 + ("--base" in more))
     outs = []
     for end in ("红色吗？", "蓝色吗？"):
         question = "绿色的农田。" * 9 + end
         chat(adapter, "--image", rows / "images/0.tif", *GREEDY, *more, "--prompt", question)
         said = capsys.readouterr()
-        assert said.err == "注意：超出长度上限，未读入问题的末尾\n"
+        assert said.err == "".join(notes)
         outs.append(said.out.replace(end, ""))
     assert outs[0] == outs[1] and (not more or json.loads(outs[0])["answer"])
 
@@ -395,14 +423,89 @@ SCRIPTS = ["cli_demo", "evaluate_RemoteGLM", "export_RemoteGLM", "web_demo"]
 SCRIPTS += [f"data/{name}" for name in ("transform", "translation_en2zh", "generate_prompt")]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_ctrl_c_among_the_imports_is_no_traceback(script, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+WITH_TORCH = ["baseline", "peers", "quantized_layers", "qwen3_vl", "split", "train", "trainer_peft"]
+WITH_TORCH = [f"benchmarks/{name}" for name in WITH_TORCH] + ["data/synthetic/make_tiny_base"]
+
+
+@pytest.mark.parametrize(
+    "script, module",
+    [(name, "model.errors") for name in SCRIPTS] + [(name, "torch") for name in WITH_TORCH],
+)
+def test_ctrl_c_among_the_imports_is_no_traceback(script, module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED.replace("model.errors", module))
     command = [sys.executable, PROJECT / f"{script}.py", "--help"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == -signal.SIGINT  # as a shell expects it, which says 130
     assert result.stdout == result.stderr == ""
+
+
+STOPPED = """import sys
+
+def stop(*_):
+    print("flushed")
+    raise KeyboardInterrupt
+
+sys.path.insert(0, sys.argv.pop(1))
+import export_RemoteGLM, model.files
+model.files.sync_files = stop
+export_RemoteGLM.main()
+"""
+
+
+@pytest.mark.parametrize("form", ["sat", "hf", "int8"])
+def test_ctrl_c_ends_an_export_as_a_shell_expects_it(form, adapter, tmp_path):
+    """In its last moment too: what is half written is removed, and so the status says."""
+    options = ["--from_pretrained", adapter, "--format", form, "--output", tmp_path / "new"]
+    result = in_python(STOPPED, PROJECT, *options)
+    assert result.returncode == -signal.SIGINT and result.stdout == "flushed\n"
+    assert not result.stderr and not list(tmp_path.iterdir())
+
+
+LOST = """import os, signal, sys, time
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                print("lost", flush=True)
+
+sys.meta_path.insert(0, Interrupted())
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "cli_demo.py --from_pretrained BASE --prompt x",
+        "cli_demo.py --from_pretrained BASE --scene images/examples/river.tif --output OUTPUT",
+        "evaluate_RemoteGLM.py --from_pretrained BASE --data ROWS --output OUTPUT",
+        "export_RemoteGLM.py --from_pretrained BASE --format hf --output OUTPUT",
+        "web_demo.py --from_pretrained BASE --port PORT",
+        *(f"{name}.py --help" for name in WITH_TORCH),
+    ],
+    ids=lambda words: words.split(".py")[0] + ("-map" if "--scene" in words else ""),
+)
+def test_ctrl_c_is_not_lost_where_torch_loads(script, tiny_checkpoint, rows, tmp_path):
+    """Among the imports of torch's own C code a KeyboardInterrupt is lost, or aborts the process:
+    the signal itself ends it there.
+    """
+    (tmp_path / "sitecustomize.py").write_text(LOST)
+    places = {
+        "BASE": str(tiny_checkpoint),
+        "ROWS": str(rows / "rows-val.json"),
+        "OUTPUT": str(tmp_path / "new"),
+        "PORT": str(free_port()),
+    }
+    words = [places.get(word, word) for word in script.split()]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, *words], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == -signal.SIGINT and result.stdout == result.stderr == ""
 
 
 PRINTS = """import sys
@@ -480,6 +583,66 @@ def test_bytes_that_are_no_text(adapter):
     assert result.returncode == 0 and "错误：not UTF-8" in result.stdout.decode(), (
         result.stderr.decode()
     )
+
+
+WITHOUT_TORCH = """import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise AssertionError("torch is loaded")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there words are Unicode")
+@pytest.mark.parametrize(
+    "script, option, shown",
+    [
+        ("cli_demo", "--prompt", "--prompt"),
+        ("cli_demo", "--prompt_zh=", "--prompt_zh"),
+        ("cli_demo", "--model", "--model"),
+        ("cli_demo", "--image", "--image"),
+        ("evaluate_RemoteGLM", "--description-questions ？", "--description-questions"),
+        ("export_RemoteGLM", "--base_path", "--base_path"),
+        ("finetune_RemoteGLM", "--experiment-name", "--experiment-name"),
+        ("web_demo", "--auth=", "--auth"),
+        ("data/transform", "--caption-column", "--caption-column"),
+        ("data/translation_en2zh", "--model=", "--model"),
+        ("data/generate_prompt", "--prompt", "--prompt"),
+        ("data/synthetic/demo_scenes", "--output", "--output"),
+    ],
+)
+def test_an_option_that_is_no_text_is_one_line(script, option, shown, tmp_path):
+    """Bytes of another encoding than the locale's: they can be neither asked nor written."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    word = "有".encode("gbk")
+    words = option.encode().split()
+    words = [words[0] + word] if option.endswith("=") else [*words, word]
+    result = subprocess.run(
+        [sys.executable, PROJECT / f"{script}.py", *words],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+    )
+    name = Path(script).name
+    assert re.fullmatch(
+        rf"{name}.py: error: {shown} \\udcd3\\udcd0: expected text in utf-8, .*\n", result.stderr
+    )
+    assert result.returncode == 2 and not result.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there words are Unicode")
+def test_a_locale_without_chinese_is_named():
+    result = subprocess.run(
+        [sys.executable, PROJECT / "cli_demo.py", "--prompt", "有飞机吗？".encode()],
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(": expected text in ascii, .*set LC_ALL", result.stderr)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
 
 
 def test_a_base_is_not_compared_with_itself(adapter, tiny_checkpoint, rows, capsys):

@@ -5,6 +5,8 @@ import csv
 import importlib.util
 import io
 import json
+import os
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -218,6 +220,116 @@ def test_vlmevalkit_loads_the_table(described, monkeypatch):
             expected = read_image(folder / "images" / name)
             assert image.convert("RGB").tobytes() == expected.tobytes()
         assert asked == {"type": "text", "value": loaded[number]["question"]}
+
+
+# Prints {file: [[messages, path of the image, a pixel of it], ...]} of the rows that the trainer's
+# own code loads; its arguments: the folder, the files in it.
+LLAMA_FACTORY = """import contextlib, json, sys
+with contextlib.redirect_stdout(sys.stderr):
+    from llamafactory.data.loader import _get_merged_dataset
+    from llamafactory.hparams import DataArguments, ModelArguments
+    from PIL import Image
+    from transformers import Seq2SeqTrainingArguments
+    folder, *files = sys.argv[1:]
+    model = ModelArguments(model_name_or_path="none")
+    training = Seq2SeqTrainingArguments(output_dir=f"{folder}/out", use_cpu=True)
+    found = {}
+    for file in files:
+        name = file.rpartition(".")[0]
+        data = DataArguments(dataset=name, dataset_dir=folder, template="qwen2_vl")
+        found[file] = []
+        for row in _get_merged_dataset([name], model, data, training, "sft"):
+            [path] = row["_images"]
+            pixel = Image.open(path).convert("RGB").getpixel((3, 3))
+            found[file].append([row["_prompt"] + row["_response"], path, pixel])
+print(json.dumps(found))
+"""
+SWIFT = """import contextlib, json, sys
+with contextlib.redirect_stdout(sys.stderr):
+    from swift.dataset import load_dataset
+    from swift.template.vision_utils import load_image
+    folder, *files = sys.argv[1:]
+    found = {}
+    for file in files:
+        rows, _ = load_dataset(f"{folder}/{file}", load_from_cache_file=False, strict=True)
+        found[file] = []
+        for row in rows:
+            [image] = row["images"]
+            pixel = load_image(image["path"]).convert("RGB").getpixel((3, 3))
+            found[file].append([row["messages"], image["path"], pixel])
+print(json.dumps(found))
+"""
+ROUNDS = [
+    {"role": "user", "content": "图中\n有什么？"},
+    {"role": "assistant", "content": "湖泊。\n“岸边”有 3 棵树😀"},
+    {"role": "user", "content": "有船吗？"},
+    {"role": "assistant", "content": "没有。"},
+]
+RIVER = "一条河流穿过绿色的田野，两岸有树。"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "form, suffix, program, variable",
+    [
+        ("llamafactory", "json", LLAMA_FACTORY, "LLAMAFACTORY_PYTHON"),
+        ("ms-swift", "jsonl", SWIFT, "SWIFT_PYTHON"),
+    ],
+)
+def test_trainers_load_every_row(described, form, suffix, program, variable):
+    """By the trainer's own code: all rows, texts and images are those that stand in the files."""
+    python = os.environ.get(variable)
+    if not python:
+        pytest.skip(f"{variable} names no interpreter that has the trainer")
+    folder = described.parent
+    names = ("a.png", "d/b.tif", "c.png")
+    rounds = [{"imged_id": name, "conversations": ROUNDS} for name in names]
+    scenes = [{"imged_id": name, "caption": RIVER, "split": "train"} for name in names]
+    files = []
+    for name, source, options in (
+        ("one", described, ()),
+        ("rounds", save(folder / "own.json", rounds), ()),
+        (
+            "tasks",
+            save(folder / "scenes.json", scenes),
+            ("--tasks", "description=2", "scene", "objects", "existence=2", "dialogue"),
+        ),
+    ):
+        output = folder / f"{name}.{suffix}"
+        generate(source, output, "--format", form, *options)
+        files += sorted(path.name for path in folder.glob(f"{name}*.{suffix}"))
+
+    elsewhere = folder / "cache"
+    elsewhere.mkdir()
+    environment = {
+        # Relative images: of LLaMA-Factory's beside dataset_info.json, of ms-swift's as said here
+        "ROOT_IMAGE_DIR": str(folder),
+        "HF_HOME": str(elsewhere),
+        # No network, no hub, and whichever release of transformers is there
+        **{"HF_HUB_OFFLINE": "1", "USE_HF": "1", "DISABLE_VERSION_CHECK": "1"},
+    }
+    result = subprocess.run(
+        [python, "-c", program, folder, *files],
+        cwd=elsewhere,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = json.loads(result.stdout)
+
+    assert len(files) > 3 and list(loaded) == files
+    for file in files:
+        rows = load(folder / file)
+        assert len(loaded[file]) == len(rows) > 0
+        for (messages, path, pixel), row in zip(loaded[file], rows):
+            said = [{key: turn[key] for key in ("role", "content")} for turn in messages]
+            assert said == row["messages"]
+            [img] = row["images"]
+            assert folder / path == folder / img
+            with Image.open(folder / img) as image:
+                assert tuple(pixel) == image.convert("RGB").getpixel((3, 3))
+        print(f"{form} {file}: {len(rows)} rows")
 
 
 # ---- shards

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_checkpoint import CPU, LORA, save_adapter
 
+import cli_demo
 import export_RemoteGLM
 from model import UserError
 from model.opening import export_checkpoint, open_checkpoint
@@ -148,6 +149,29 @@ class TestPeft:
             layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
             assert re.fullmatch(config["target_modules"], layer)
             assert matrix.size(0 if "lora_A" in name else 1) == 9
+
+    @pytest.mark.parametrize("targets", ["as exported", ["query_key_value"]])
+    @pytest.mark.parametrize("base", [None, "tiny_checkpoint"])
+    def test_what_is_for_peft_is_not_opened_here(
+        self, lora_export, tmp_path, request, base, targets
+    ):
+        folder = shutil.copytree(lora_export, tmp_path / "peft")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        if targets != "as exported":
+            (folder / "adapter_config.json").write_text(
+                json.dumps(config | {"target_modules": targets})
+            )
+        options = ["--from_pretrained", str(folder), "--prompt", "x"]
+        if base:
+            options += ["--base_path", str(request.getfixturevalue(base))]
+        with pytest.raises(SystemExit) as caught:
+            cli_demo.main(options)
+        assert re.search(
+            r"peft: for the peft library, over VisualGLM-6B .*--format hf\).*; here open the "
+            "adapter that it was exported from$",
+            caught.value.code,
+        )
+        assert "\n" not in caught.value.code
 
     def test_lora_on_the_vision_tower_is_refused(self, tiny_checkpoint, tmp_path):
         method = LORA | {"targets": ["attention", "vision"]}

@@ -2,9 +2,14 @@
 
 import hashlib
 import json
+import os
 import random
 import re
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +100,31 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     assert call(tiny_pictures, "--output", folder, "--pictures", "120") == 0
     return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+@pytest.mark.parametrize(
+    "words, pattern",
+    [
+        ("demo_scenes.py --train 2000", "images/*.tif"),
+        ("tiny_pictures.py --pictures 20000", "pictures/*.jpg"),
+    ],
+    ids=["demo_scenes", "tiny_pictures"],
+)
+def test_ctrl_c_ends_all_processes_in_one_line(words, pattern, tmp_path):
+    """In a terminal it comes to each process that draws as well."""
+    script, *options = words.split()
+    process = subprocess.Popen(
+        [sys.executable, DATA / "synthetic" / script, "--output", tmp_path, *options],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    while process.poll() is None and not any(tmp_path.glob(pattern)):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    line = f"{script}: interrupted; the same command continues from what is saved\n"
+    assert (process.communicate()[1], process.returncode) == (line, 130)
 
 
 def tiny_rows(folder):

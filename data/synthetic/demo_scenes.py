@@ -18,7 +18,6 @@ is a subset of a larger one, byte for byte.
 """
 
 import json
-import multiprocessing
 import random
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import Parser
 from data.caption_sets import SPLITS
-from data.stage import DATA, run_stage
+from data.stage import DATA, run_stage, worker_pool
 from data.synthetic.captions import SCENES, describe_en, describe_zh, facts
 from data.synthetic.scenes import render
 from model.files import replacing, write_text
@@ -56,7 +55,7 @@ def draw_all(jobs):
         for job in jobs:
             draw(job)
         return
-    with multiprocessing.Pool() as pool:
+    with worker_pool() as pool:
         results = pool.imap_unordered(draw, jobs, chunksize=8)
         for _ in tqdm(results, total=len(jobs), desc="images", disable=None):
             pass

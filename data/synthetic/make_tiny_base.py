@@ -14,10 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from command_line import Parser
+from command_line import Parser, ctrl_c_ends_at_once
+
+with ctrl_c_ends_at_once():
+    import torch
+
 from data.synthetic.tiny_encoder import train_encoder
 from model.files import PROJECT, write_text
 from model.opening import open_checkpoint

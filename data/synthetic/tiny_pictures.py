@@ -20,7 +20,6 @@ byte for byte. A second run draws the same files again.
 
 import itertools
 import json
-import multiprocessing
 import random
 import sys
 from functools import cache
@@ -31,7 +30,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import Parser
 from data.records import write_records
-from data.stage import run_stage
+from data.stage import run_stage, worker_pool
 from data.synthetic.abstract import abstract
 from data.synthetic.captions import SCENES, describe_en, describe_zh, facts, joint_facts
 from data.synthetic.sheet import finish, relit
@@ -93,7 +92,7 @@ def draw_all(jobs):
     """The rows of each image."""
     if len(jobs) < PARALLEL_FROM:
         return [draw(job) for job in jobs]
-    with multiprocessing.Pool() as pool:
+    with worker_pool() as pool:
         results = pool.imap(draw, jobs, chunksize=32)
         return list(tqdm(results, total=len(jobs), desc="images", disable=None))
 
