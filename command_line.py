@@ -57,6 +57,12 @@ def _leave_output():
         return
 
 
+def _leave_output_to_ctrl_c():
+    _leave_output()
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _end_by_ctrl_c():
     """Let Ctrl-C that nothing caught be the end, as a shell expects it; Python itself would do so
     too, but forgets it where torch has opened a process group: exit status 1.
@@ -179,7 +185,8 @@ def sigterm_cleans_up():
 def ctrl_c_ends_at_once():
     """A context of imports, in which Ctrl-C ends the process where it stands, without a word.
 
-    C code that imports, as torch's does, would lose a KeyboardInterrupt or abort at it.
+    C code that imports, as torch's does, would lose a KeyboardInterrupt or abort at it. So does
+    Ctrl-C once the script is at its end, where the clean-up of what was imported would show one.
     """
     before = signal.getsignal(signal.SIGINT)
     if before != signal.SIG_IGN:
@@ -188,6 +195,7 @@ def ctrl_c_ends_at_once():
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+    atexit.register(_leave_output_to_ctrl_c)  # called before the clean-up of what was imported
 
 
 def add_loading_options(parser, whole=False, **from_pretrained):

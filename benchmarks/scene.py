@@ -14,12 +14,18 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from networks import PROJECT, TINY_BASE, PeakMemory, anonymous, table
+
+from command_line import Parser, ctrl_c_ends_at_once
+
+with ctrl_c_ends_at_once():
+    import numpy as np
+
+    from model import Sampling, load_assistant
+
 from PIL import Image
 from tqdm import tqdm
 
-from command_line import Parser
 from data.instructions import kin
 from data.synthetic.captions import SCENES, describe_en, describe_zh
 from data.synthetic.scenes import render
@@ -29,7 +35,6 @@ from mapping.naming import scene_names
 from mapping.options import Options
 from mapping.regions import vote
 from mapping.run import TILES, make_map, prepared
-from model import Sampling, load_assistant
 
 METRES = 0.5  # of a pixel
 CRS = "EPSG:32650"

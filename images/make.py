@@ -15,12 +15,16 @@ import shutil
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from command_line import ctrl_c_ends_at_once
+
+with ctrl_c_ends_at_once():
+    from model import Sampling, load_assistant
+
 from PIL import Image, ImageDraw, ImageFont
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.synthetic.captions import SCENES
 from evaluation.hallucination import hallucinated, truth
-from model import Sampling, load_assistant
 from model.images import read_image
 
 HERE = Path(__file__).resolve().parent

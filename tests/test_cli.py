@@ -421,13 +421,15 @@ SCRIPTS = ["cli_demo", "evaluate_RemoteGLM", "export_RemoteGLM", "web_demo"]
 SCRIPTS += [f"data/{name}" for name in ("transform", "translation_en2zh", "generate_prompt")]
 
 
-WITH_TORCH = ["baseline", "peers", "quantized_layers", "qwen3_vl", "split", "train", "trainer_peft"]
-WITH_TORCH = [f"benchmarks/{name}" for name in WITH_TORCH] + ["data/synthetic/make_tiny_base"]
+WITH_TORCH = ["baseline", "peers", "quantized_layers", "qwen3_vl", "scene", "split", "train"]
+WITH_TORCH = [f"benchmarks/{name}" for name in (*WITH_TORCH, "trainer_peft")]
+WITH_TORCH += ["data/synthetic/make_tiny_base"]
 
 
 @pytest.mark.parametrize(
     "script, module",
-    [(name, "model.errors") for name in SCRIPTS] + [(name, "torch") for name in WITH_TORCH],
+    [(name, "model.errors") for name in SCRIPTS]
+    + [(name, "torch") for name in (*WITH_TORCH, "images/make")],
 )
 def test_ctrl_c_among_the_imports_is_no_traceback(script, module, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED.replace("model.errors", module))
@@ -458,6 +460,22 @@ def test_ctrl_c_ends_an_export_as_a_shell_expects_it(form, adapter, tmp_path):
     result = in_python(STOPPED, PROJECT, *options)
     assert result.returncode == -signal.SIGINT and result.stdout == "flushed\n"
     assert not result.stderr and not list(tmp_path.iterdir())
+
+
+CLEANS_UP = """import atexit, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from command_line import ctrl_c_ends_at_once
+with ctrl_c_ends_at_once():
+    atexit.register(os.kill, os.getpid(), signal.SIGINT)  # as a module has its own clean-up
+print("all that was asked for")
+"""
+
+
+def test_ctrl_c_at_the_end_is_no_traceback():
+    """Among the clean-up of modules, when all is done; the output is whole."""
+    result = in_python(CLEANS_UP, PROJECT)
+    assert (result.stdout, result.stderr) == ("all that was asked for\n", "")
+    assert result.returncode == -signal.SIGINT
 
 
 LOST = """import os, signal, sys, time
