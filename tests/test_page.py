@@ -361,6 +361,38 @@ def test_what_empties_a_dialogue_comes_after_the_last_piece(answers, action):
         assert texts(emptied.result(5)[0]) == []
 
 
+def test_while_an_answer_is_under_way_nothing_else_is_asked(answers, assistant):
+    ask(answers, "一")
+    running = begun(answers)
+    before = texts(answers.service.session(me()).main.shown())
+    asked = len(assistant.calls)
+    for others in (
+        answers.answer(me(), "二", ALONE),
+        answers.ready(me(), 0, ALONE),
+        answers.retry(me(), ALONE),
+        answers.edit(me(), event(index=0, value="三"), ALONE),
+        answers.option(me(), event(value=AS_TEXT), ALONE),
+    ):
+        ((*outputs,),) = others
+        assert not any("value" in output for output in outputs)
+    assert len(assistant.calls) == asked
+    assert texts(answers.service.session(me()).main.shown()) == before
+    list(running)
+    assert texts(ask(answers, "二")[0][0])[-1] == ("assistant", "后：二")
+
+
+def test_a_question_waits_for_the_last_of_an_answer_to_be_shown(answers, assistant):
+    first = answers.answer(me(), "一", ALONE)
+    while not next(first)[4]["visible"]:
+        pass
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(ask, answers, "二")
+        time.sleep(0.1)
+        assert len(assistant.calls) == 1 and not second.done()
+        first.close()
+        assert texts(second.result(5)[0][0])[-1] == ("assistant", "后：二")
+
+
 def test_a_closed_page_stops_its_answer(answers):
     running = begun(answers)
     running.close()

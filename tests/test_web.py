@@ -725,6 +725,48 @@ def test_dialogue_image_and_draft_survive_a_reload(staged, stage):
     assert stage[1].calls[-1][2] == (("几个？", "后几个？"),)
 
 
+def test_a_ready_question_keeps_what_is_typed_and_begins_no_second_answer(staged, stage):
+    tab = staged()
+    tab.click("#example-tanks")
+    tab.wait_for_selector("#preview img")
+    tab.fill("#question textarea", "我自己的问题")
+    tab.click("#ready button >> nth=0")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后请描述这张遥感图像。")
+    tab.wait_for_selector("#send")
+    assert tab.input_value("#question textarea") == "我自己的问题"
+    say(tab, "慢慢说")
+    wait_for_text(tab, "#chat [data-testid=bot]", "第3行")
+    asked = len(stage[1].calls)
+    tab.type("#question textarea", "下一个")
+    tab.click("#ready button >> nth=1")
+    tab.press("#question textarea", "Enter")
+    wait_for_text(tab, "#chat [data-testid=bot]", "第30行")
+    assert len(stage[1].calls) == asked and tab.input_value("#question textarea") == "下一个"
+    tab.click("#stop")
+    tab.wait_for_selector("#send")
+    tab.press("#question textarea", "Enter")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后下一个")
+    assert [call[0] for call in stage[1].calls[asked:]] == ["下一个"]
+
+
+def test_a_question_sent_as_soon_as_an_answer_has_ended_is_taken(staged, monkeypatch):
+    """However long the page takes to learn that the answer has ended."""
+    from serving.page.sessions import Session
+
+    class Slow(threading.Event):
+        def set(self):
+            time.sleep(1)
+            super().set()
+
+    monkeypatch.setattr(Session, "__post_init__", lambda self: setattr(self, "idle", Slow()))
+    monkeypatch.setattr("serving.page.sessions.PATIENCE", 2)
+    tab = staged()
+    for question in "一二":
+        say(tab, question)
+        wait_for_text(tab, "#chat [data-testid=bot]", f"后{question}")
+        tab.wait_for_selector("#send")
+
+
 DROP = """([name, content, kind]) => {
   const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
   const data = new DataTransfer();
@@ -977,6 +1019,7 @@ def test_questions_leave_no_file_and_a_closed_page_takes_its_image_along(
     for question in ("一", "二"):
         say(tab, question)
         wait_for_text(tab, "#chat [data-testid=bot]", f"后{question}")
+        tab.wait_for_selector("#send")
     assert files() - before == {kept} and kept.stat().st_size
     monkeypatch.setattr(threading, "Timer", lambda _, end, given: REAL_TIMER(0.1, end, given))
     tab.close()

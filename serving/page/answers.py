@@ -25,6 +25,7 @@ ALONE, SIDE, OTHER = "alone", "side", "other"
 # Values of the buttons below a remark
 AS_TEXT, NOT_SENT = "as text", "not sent"
 OUTPUTS = 6  # components that `_outputs` changes
+BOX = 2  # the one of the question among them
 SHOWN_QUESTION = 40  # characters of a question in a remark
 
 
@@ -35,44 +36,27 @@ class Answers:
     def answer(self, request: gr.Request, question: Any, mode: Any, *settings: Any) -> Iterator:
         """Streams what is asked; see `_outputs`."""
         session = self.service.session(request)
-        words = self.service.words(session)
-        try:
-            question = checked(question, words)
-            if session.refused:
-                yield self._ask_whether_as_text(session, question)
-                return
-            yield from self._answer(session, question, mode, settings)
-        except UserError as error:
-            yield self._problem(session, error, question)
+        yield from self._in_turn(session, self._asked(session, question, mode, settings))
 
     def ready(self, request: gr.Request, index: int, *rest: Any) -> Iterator:
-        """One of the ready questions."""
+        """One of the ready questions; the box keeps what is typed in it."""
         english = self.service.is_english(self.service.session(request))
-        yield from self.answer(request, QUESTIONS[index][english], *rest)
+        for outputs in self.answer(request, QUESTIONS[index][english], *rest):
+            outputs[BOX] = gr.skip()
+            yield outputs
 
     def option(
         self, request: gr.Request, event: gr.EventData, mode: Any, *settings: Any
     ) -> Iterator:
         """A button below a remark: to go on as text, or not."""
         session = self.service.session(request)
-        if event._data.get("value") not in (AS_TEXT, NOT_SENT) or not session.pending:
-            yield [gr.skip()] * OUTPUTS
-            return
-        question, session.pending = session.pending, ""
-        session.main.messages.pop()
-        if event._data["value"] == NOT_SENT:
-            yield self._outputs(session, gr.update(value=question))
-            return
-        session.refused = None
-        try:
-            yield from self._answer(session, question, mode, settings, as_text=True)
-        except UserError as error:
-            yield self._problem(session, error, question)
+        yield from self._in_turn(session, self._chosen(session, event, mode, settings))
 
     def retry(self, request: gr.Request, mode: Any, *settings: Any) -> Iterator:
         """The last question again."""
         session = self.service.session(request)
-        yield from self._again(session, len(session.main.questions) - 1, None, mode, settings)
+        last = len(session.main.questions) - 1
+        yield from self._in_turn(session, self._again(session, last, None, mode, settings))
 
     def edit(self, request: gr.Request, event: gr.EventData, mode: Any, *settings: Any) -> Iterator:
         """A question in other words; what followed it is dropped."""
@@ -81,7 +65,8 @@ class Answers:
         index = index[0] if isinstance(index, list) and index else index
         questions = session.main.questions
         number = questions.index(index) if index in questions else -1
-        yield from self._again(session, number, event._data.get("value"), mode, settings)
+        again = self._again(session, number, event._data.get("value"), mode, settings)
+        yield from self._in_turn(session, again)
 
     def undo(self, request: gr.Request) -> list:
         """Take the last question back into the box."""
@@ -113,24 +98,61 @@ class Answers:
         session = self.service.session(request)
         return self._outputs(session) if session.idle.is_set() else [gr.skip()] * OUTPUTS
 
-    # How an answer comes
+    # How an answer comes: the last of what is shown is returned
+
+    def _in_turn(self, session, shown):
+        """One answer after another: while one is under way, nothing else begins."""
+        if not session.begin_answer():
+            yield [gr.skip()] * OUTPUTS
+            return
+        try:
+            try:
+                last = yield from shown
+            finally:
+                session.turn.release()
+            yield last
+        finally:
+            # Gradio comes back here when it has sent the last output
+            session.idle.set()
+
+    def _asked(self, session, question, mode, settings):
+        try:
+            question = checked(question, self.service.words(session))
+            if session.refused:
+                return self._ask_whether_as_text(session, question)
+            return (yield from self._answer(session, question, mode, settings))
+        except UserError as error:
+            return self._problem(session, error, question)
+
+    def _chosen(self, session, event, mode, settings):
+        choice = event._data.get("value")
+        if choice not in (AS_TEXT, NOT_SENT) or not session.pending:
+            return [gr.skip()] * OUTPUTS
+        question, session.pending = session.pending, ""
+        session.main.messages.pop()
+        if choice == NOT_SENT:
+            return self._outputs(session, gr.update(value=question))
+        session.refused = None
+        try:
+            return (yield from self._answer(session, question, mode, settings, as_text=True))
+        except UserError as error:
+            return self._problem(session, error, question)
 
     def _again(self, session, number, text, mode, settings):
-        words = self.service.words(session)
         if number < 0:
-            yield self._outputs(session)
-            return
+            return self._outputs(session)
         old = session.main.messages[session.main.questions[number]].text
         try:
-            question = checked(old if text is None else text, words)
+            question = checked(old if text is None else text, self.service.words(session))
         except UserError as error:
-            yield self._problem(session, error, None)
-            return
+            return self._problem(session, error, None)
         self._cut(session, number)
         try:
-            yield from self._answer(session, question, mode, settings, as_text=not session.view)
+            return (
+                yield from self._answer(session, question, mode, settings, as_text=not session.view)
+            )
         except UserError as error:
-            yield self._problem(session, error, question)
+            return self._problem(session, error, question)
 
     def _cut(self, session, number):
         """Drop a question and what follows, also beside it."""
@@ -143,18 +165,12 @@ class Answers:
     def _answer(self, session, question, mode, settings, as_text=False):
         words = self.service.words(session)
         if not session.view and not as_text and ABOUT_IMAGE.search(question):
-            yield self._ask_for_image(session, question)
-            return
+            return self._ask_for_image(session, question)
         sampling = sampling_of(settings, words)
         streams = self._streams(session, question, mode, sampling)
-        session.begin_answer()
         session.status = words["generating"]
-        try:
-            yield from self._until_ended(session, streams)
-            yield self._outputs(session)
-        finally:
-            # Gradio comes back here when it has sent the last output
-            session.idle.set()
+        yield from self._until_ended(session, streams)
+        return self._outputs(session)
 
     def _until_ended(self, session, streams):
         try:

@@ -33,8 +33,9 @@ class Session:
     """One open page. main: the dialogue; side: the one beside it, of the base or another image.
 
     refused: in the place of the image; shows: "image" or "seen", what the model sees; pending: a
-    question that waits for its person's yes; stopping: the answer under way is to end; idle: there
-    is none; uploads: its files; scenes: those of the map tab; map_said: what stands beside its map.
+    question that waits for its person's yes; turn: held while an answer is under way; stopping: it
+    is to end; idle: there is none, nor the last of one on its way to the page; uploads: its files;
+    scenes: those of the map tab; map_said: what stands beside its map.
     """
 
     main: Dialogue = field(default_factory=Dialogue)
@@ -47,6 +48,7 @@ class Session:
     pending: str = ""
     english: bool | None = None
     status: str = ""
+    turn: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)
     uploads: set[Path] = field(default_factory=set)
@@ -56,9 +58,14 @@ class Session:
     def __post_init__(self):
         self.idle.set()
 
-    def begin_answer(self) -> None:
+    def begin_answer(self) -> bool:
+        """Take the turn; False: another answer is under way."""
+        if not self.turn.acquire(blocking=False):
+            return False
+        self.idle.wait(PATIENCE)
         self.stopping.clear()
         self.idle.clear()
+        return True
 
     def end_answer(self) -> None:
         """Let the answer under way show its last piece, lest it arrive after what follows."""
