@@ -711,6 +711,10 @@ def test_dialogue_and_draft_survive_a_reload(page, answers):
     outputs = page.arrive(me("again"), json.dumps(told))
     assert outputs[-1]["value"] == "还有什么"
     assert answers.service.session(me("again")).main.history == [("你好", "后：你好")]
+    told = {"before": "again", "draft": ""}  # all was sent
+    assert page.arrive(me("third"), json.dumps(told))[-1]["value"] == ""
+    told = {"before": "gone", "draft": " "}
+    assert page.arrive(me("fourth"), json.dumps(told))[-1]["value"] == PROMPT
 
 
 def test_every_text_is_there_in_both_languages():

@@ -723,6 +723,45 @@ def test_dialogue_image_and_draft_survive_a_reload(staged, stage):
     wait_for_text(tab, "#chat [data-testid=bot]", "后还有")
     assert stage[1].calls[-1][1].size == (128, 128)
     assert stage[1].calls[-1][2] == (("几个？", "后几个？"),)
+    tab.wait_for_selector("#send")
+    tab.reload()  # what was sent is no draft
+    arrived(tab)
+    wait_for_text(tab, "#chat [data-testid=bot]", "后还有")
+    assert tab.input_value("#question textarea") == ""
+
+
+def test_a_page_that_is_loaded_again_in_the_middle_of_an_answer_goes_on(staged, stage):
+    tab = staged()
+    say(tab, "慢慢说")
+    wait_for_text(tab, "#chat [data-testid=bot]", "第3行")
+    tab.reload()
+    arrived(tab)
+    wait_for_text(tab, "#chat [data-testid=bot]", "第3行")
+    say(tab, "还有")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后还有")
+    assert stage[1].calls[-1][2][0][0] == "慢慢说"
+
+
+def test_a_tab_that_is_duplicated_leaves_the_first_its_dialogue(staged, stage):
+    tab = staged()
+    tab.click("#example-tanks")
+    tab.wait_for_selector("#preview img")
+    say(tab, "一")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后一")
+    tab.wait_for_selector("#send")
+    with tab.context.expect_page() as opened:  # with a copy of what the tab keeps
+        tab.evaluate("open(location.href)")
+    arrived(opened.value)
+    say(opened.value, "二")
+    wait_for_text(opened.value, "#chat [data-testid=bot]", "后二")
+    assert stage[1].calls[-1][1:3] == (None, ())
+    say(tab, "三")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后三")
+    assert stage[1].calls[-1][1] and stage[1].calls[-1][2] == (("一", "后一"),)
+    for page, question in ((tab, "三"), (opened.value, "二")):
+        page.reload()
+        arrived(page)
+        wait_for_text(page, "#chat [data-testid=bot]", f"后{question}")
 
 
 def test_a_ready_question_keeps_what_is_typed_and_begins_no_second_answer(staged, stage):

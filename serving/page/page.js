@@ -34,9 +34,16 @@
     sign(isEnglish() ? "Reading the image..." : "正在读取图像……"));
   document.addEventListener("remoteglm-read", () => sign(""));
 
-  document.addEventListener("input", (event) => {
-    if (event.target.matches?.("#question textarea"))
-      sessionStorage.setItem("remoteglm-draft", event.target.value);
+  // For the page that follows in this tab, see arrive.js
+  const keepDraft = () => {
+    const box = document.querySelector("#question textarea");
+    if (box) sessionStorage.setItem("remoteglm-draft", box.value);
+  };
+  document.addEventListener("input", keepDraft); // pages that crash are not hidden before
+  addEventListener("pagehide", () => {
+    keepDraft();
+    // Not earlier: a duplicate of the tab has a copy of all that is kept, and would take over
+    sessionStorage.setItem("remoteglm-page", window.__gradio_session_hash__);
   });
 
   const NAMES = [
