@@ -806,6 +806,88 @@ def test_a_question_sent_as_soon_as_an_answer_has_ended_is_taken(staged, monkeyp
         tab.wait_for_selector("#send")
 
 
+@pytest.mark.parametrize("height", [700, 800])
+def test_with_a_second_image_the_composer_stays_in_the_window(staged, height):
+    tab = staged(height=height)
+    tab.click("#example-tanks")
+    tab.wait_for_selector("#preview img")
+    tab.click("#mode label:nth-child(3)")
+    tab.wait_for_selector("#other-preview img")
+    say(tab, "看图")
+    wait_for_text(tab, "#side [data-testid=bot]", "后看图")
+    assert tab.evaluate("scrollY") == 0
+    for selector in ("#send", "#status", "#chat", "#side"):
+        box = tab.locator(selector).bounding_box()
+        assert box["y"] + box["height"] <= height, selector
+
+
+def is_seen(tab, locator):
+    """Whether an element lies in the window, with nothing over it."""
+    box = locator.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    return locator.evaluate(
+        "(e, [x, y]) => e.contains(document.elementFromPoint(x, y))", list(middle)
+    )
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_a_remark_and_the_own_question_are_seen(staged, size):
+    tab = staged(*size)
+    say(tab, "图中有什么？")
+    wait_for_text(tab, "#chat [data-testid=bot]", "还没有图像")
+    remark = tab.locator("#chat [data-testid=bot]").last
+    assert wait_until(lambda: is_seen(tab, remark), 3)
+    tab.click("#example-tanks")
+    tab.wait_for_selector("#preview img")
+    for number in range(8):
+        say(tab, f"问{number}")
+        wait_for_text(tab, "#chat [data-testid=bot]", f"后问{number}")
+        tab.wait_for_selector("#send")
+    first = tab.locator("#chat [data-testid=user]").first
+    tab.locator("#chat [role=log]").hover()
+    tab.mouse.wheel(0, -5000)
+    assert wait_until(lambda: is_seen(tab, first), 3)
+    say(tab, "最后")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后最后")
+    last = tab.locator("#chat [data-testid=user]").last
+    assert last.inner_text() == "最后" and wait_until(lambda: is_seen(tab, last), 3)
+
+
+@pytest.mark.parametrize("locale", ["zh-CN", "en-GB"])
+def test_what_the_page_remarks_has_only_buttons_that_do_something(staged, locale):
+    tab = staged(locale=locale)
+    names = "[...document.querySelectorAll('#chat .message-buttons')].map(e => e.innerText + "
+    names += "[...e.querySelectorAll('button')].filter(b => b.checkVisibility()).map(b => b.title))"
+    copy, like, retry = ("Copy message", "Like", "Retry")
+    if locale == "zh-CN":
+        copy, like, retry = ("复制", "赞", "重试")
+    for question in (" ", "图中有什么？ image"):  # no question, no image
+        say(tab, question)
+        tab.wait_for_selector(f"#chat [data-testid=bot] >> nth={len(bubbles(tab))}")
+    assert wait_until(lambda: set(tab.evaluate(names)) == {copy}, 3), tab.evaluate(names)
+    say(tab, "一")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后一")
+    assert wait_until(lambda: {like, retry} <= set(tab.evaluate(names)[-1].split(",")), 3)
+    say(tab, " ")
+    tab.wait_for_selector("#chat [data-testid=bot] >> nth=3")
+    assert wait_until(lambda: like not in tab.evaluate(names)[-1], 3)
+    assert like in tab.evaluate(names)[-2]
+
+
+def test_the_box_keeps_the_focus_when_buttons_give_place_to_each_other(staged):
+    tab = staged()
+    focused = "document.activeElement.closest('[id]')?.id"
+    tab.fill("#question textarea", "慢慢说")
+    tab.focus("#send")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#stop")
+    assert tab.evaluate(focused) == "question"
+    tab.focus("#stop")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#send")
+    assert tab.evaluate(focused) == "question"
+
+
 DROP = """([name, content, kind]) => {
   const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
   const data = new DataTransfer();
