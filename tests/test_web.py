@@ -336,7 +336,7 @@ def test_what_cannot_be_answered_is_one_sentence_and_no_part_of_the_history(
     asked = len(page[1].calls)
     [error] = visit.image(broken)
     # Not the name of the stored upload
-    assert text(error).startswith("错误：image bad.tif: not an image")
+    assert text(error).startswith("错误：bad.tif 没有读入：不是图像")
     [[_, empty]] = visit.ask("  ")
     assert text(empty) == "错误：请先输入问题。"
     assert len(page[1].calls) == asked
@@ -474,7 +474,7 @@ def test_a_running_answer_grows_until_it_is_stopped(tab, page, scene, way):
 def test_a_bad_file_is_named_in_the_page_and_the_next_one_works(tab, scene, broken):
     upload(tab, broken)
     assert wait_until(lambda: any(bubbles(tab)))
-    assert bubbles(tab)[0].startswith("错误：image bad.tif: not an image")
+    assert bubbles(tab)[0].startswith("错误：bad.tif 没有读入：不是图像")
     assert not tab.is_visible("#preview img")
     upload(tab, scene)
     tab.wait_for_function("document.querySelector('#preview img')?.naturalWidth > 0")
@@ -508,15 +508,20 @@ class Fake:
 
 
 class Staged(Fake):
-    """Says back what it is asked; a question that begins with 慢 a character at a time."""
+    """Says back what it is asked; a question that begins with 慢 a character at a time, and none
+    that begins with 满.
+    """
 
     def __init__(self):
         self.calls = []
 
     def stream(self, question, image=None, history=(), *_, untuned=False, **__):
+        from serving.scheduler import QueueFull
         from serving.served import Piece
 
         self.calls.append((question, image, tuple(history), untuned))
+        if question.startswith("满"):
+            raise QueueFull(9, 12.2)
         if question.startswith("慢"):
             for number in range(100):
                 time.sleep(0.05)
@@ -886,6 +891,59 @@ def test_the_box_keeps_the_focus_when_buttons_give_place_to_each_other(staged):
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#send")
     assert tab.evaluate(focused) == "question"
+
+
+def test_a_question_for_which_there_is_no_place_stays_in_its_box(staged):
+    tab = staged()
+    say(tab, "一")
+    wait_for_text(tab, "#chat [data-testid=bot]", "后一")
+    tab.wait_for_selector("#send")
+    say(tab, "满了吗")
+    wait_for_text(tab, "#chat [data-testid=bot]", "排队的人太多，问题没有发出")
+    tab.wait_for_selector("#send")
+    assert tab.input_value("#question textarea") == "满了吗"
+    assert bubbles(tab, "user") == ["一"]
+    tab.click("#language")
+    wait_for_text(tab, "#send", "Send")
+    tab.click("#send")
+    wait_for_text(tab, "#chat [data-testid=bot]", "error: too many are waiting")
+
+
+def test_who_comes_when_all_places_are_taken_is_told_so(browser, uploads, monkeypatch):
+    from serving.api import Api
+    from serving.scheduler import QueueFull
+    from serving.server import Server, listen
+
+    class Crowded(Fake):
+        family = SimpleNamespace(card={}, device=SimpleNamespace(type="cpu"))
+        asked = 0
+        end = threading.Event()
+
+        def stream(self, *_, **__):
+            Crowded.asked += 1
+            if Crowded.asked > 2:
+                raise QueueFull(1, 9)
+            self.end.wait(60)
+            yield "好"
+            return False
+
+    args = web_demo.parse(["--rows", "1", "--waiting", "1"])
+    listener = listen("127.0.0.1", free_port())
+    app = web_demo.app_with_page(args, Api("demo"), Crowded(), listener, None)
+    server = Server(app, listener).start()
+    try:
+        tabs = [open_page(browser, server.local_url) for _ in range(3)]
+        for tab in tabs[:2]:
+            say(tab, "在吗")
+        assert wait_until(lambda: Crowded.asked == 2)
+        say(tabs[2], "在吗")
+        wait_for_text(tabs[2], "#chat [data-testid=bot]", "排队的人太多")
+        assert tabs[2].input_value("#question textarea") == "在吗"
+    finally:
+        Crowded.end.set()
+        for tab in tabs:
+            tab.close()
+        server.close()
 
 
 DROP = """([name, content, kind]) => {

@@ -72,6 +72,24 @@ class Session:
         self.stopping.set()
         self.idle.wait(PATIENCE)
 
+    def cut(self, question: int) -> None:
+        """Drop a question, counted from 0, and what follows, also beside it."""
+        left = len(self.side.questions) - len(self.main.questions) + question
+        self.main.cut(question)
+        if left > 0:
+            self.side.cut(left)
+        else:
+            self.side.clear()
+
+    @property
+    def dialogues(self) -> tuple[Dialogue, Dialogue]:
+        """Both as they are now; set: as they were."""
+        return self.main.copy(), self.side.copy()
+
+    @dialogues.setter
+    def dialogues(self, kept: tuple[Dialogue, Dialogue]) -> None:
+        self.main, self.side = kept
+
     @property
     def files(self) -> set[Path]:
         """Uploaded files that it still shows; examples are not among them."""

@@ -57,7 +57,7 @@ class WholePage:
         """Another mode: what stands beside the dialogue begins again."""
         session = self.service.session(request)
         session.mode = mode if mode in MODES else ALONE
-        session.side.messages.clear()
+        session.side = Dialogue()  # an answer under way goes on in the old one
         beside = ""
         if session.mode == OTHER:
             beside = panel.whole(other_image(self.service, session), self.service.words(session))
