@@ -821,6 +821,8 @@ def test_with_a_second_image_the_composer_stays_in_the_window(staged, height):
     say(tab, "看图")
     wait_for_text(tab, "#side [data-testid=bot]", "后看图")
     assert tab.evaluate("scrollY") == 0
+    chosen = "getComputedStyle(document.querySelector('#mode input:checked')).backgroundColor"
+    assert wait_until(lambda: tab.evaluate(chosen) == "rgb(20, 184, 166)", 3)  # the mouse is on it
     for selector in ("#send", "#status", "#chat", "#side"):
         box = tab.locator(selector).bounding_box()
         assert box["y"] + box["height"] <= height, selector
