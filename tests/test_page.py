@@ -259,6 +259,18 @@ def test_a_question_that_waits_for_a_yes_stays_in_its_box(answers, images, tmp_p
     assert texts(ask(answers, "有几条船？")[0][0])[-1] == ("assistant", "后：有几条船？")
 
 
+@pytest.mark.parametrize("value", [AS_TEXT, NOT_SENT])
+def test_a_ready_question_that_waits_for_a_yes_leaves_the_box_alone(
+    answers, images, tmp_path, value
+):
+    (tmp_path / "bad.tif").write_text("no image")
+    images.upload(me(), {"path": str(tmp_path / "bad.tif")})
+    shown = list(answers.ready(me(), 0, ALONE))
+    assert "按纯文本" in shown[-1][0][-1]["content"]
+    shown += answers.option(me(), event(value=value), ALONE)
+    assert not any("value" in outputs[2] for outputs in shown)
+
+
 @pytest.mark.parametrize("english", [False, True])
 @pytest.mark.parametrize("kind", ["no image", "cut", "address"])
 def test_the_place_says_in_its_own_language_why_there_is_no_image(

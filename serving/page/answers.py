@@ -40,17 +40,18 @@ class Answers:
 
     def ready(self, request: gr.Request, index: int, *rest: Any) -> Iterator:
         """One of the ready questions; the box keeps what is typed in it."""
-        english = self.service.is_english(self.service.session(request))
-        for outputs in self.answer(request, QUESTIONS[index][english], *rest):
-            outputs[BOX] = gr.skip()
-            yield outputs
+        session = self.service.session(request)
+        question = QUESTIONS[index][self.service.is_english(session)]
+        yield from _box_kept(self.answer(request, question, *rest))
+        session.pending_typed = session.pending != question
 
     def option(
         self, request: gr.Request, event: gr.EventData, mode: Any, *settings: Any
     ) -> Iterator:
         """A button below a remark: to go on as text, or not."""
         session = self.service.session(request)
-        yield from self._in_turn(session, self._chosen(session, event, mode, settings))
+        shown = self._in_turn(session, self._chosen(session, event, mode, settings))
+        yield from shown if session.pending_typed else _box_kept(shown)
 
     def retry(self, request: gr.Request, mode: Any, *settings: Any) -> Iterator:
         """The last question again, also one that was not asked."""
@@ -282,7 +283,7 @@ class Answers:
 
     def _ask_whether_as_text(self, session, question):
         words = self.service.words(session)
-        session.pending = question
+        session.pending, session.pending_typed = question, True
         text = words["as text"].format(session.refused.name, question[:SHOWN_QUESTION])
         options = ((AS_TEXT, words["as text yes"]), (NOT_SENT, words["as text no"]))
         session.main.remark(text, options, question)
@@ -295,6 +296,13 @@ class Answers:
         options = tuple((EXAMPLE + key, example.name[english]) for key, example in EXAMPLES.items())
         session.main.remark(words["error"] + words["no image"], options, question)
         return self._outputs(session, gr.update(value=question))
+
+
+def _box_kept(shown: Iterator) -> Iterator:
+    """The same outputs without a change of the question's box."""
+    for outputs in shown:
+        outputs[BOX] = gr.skip()
+        yield outputs
 
 
 def _is_sound(question: str) -> bool:

@@ -33,9 +33,10 @@ class Session:
     """One open page. main: the dialogue; side: the one beside it, of the base or another image.
 
     refused: in the place of the image; shows: "image" or "seen", what the model sees; pending: a
-    question that waits for its person's yes; turn: held while an answer is under way; stopping: it
-    is to end; idle: there is none, nor the last of one on its way to the page; uploads: its files;
-    scenes: those of the map tab; map_said: what stands beside its map.
+    question that waits for its person's yes; pending_typed: it stands in the box; turn: held while
+    an answer is under way; stopping: it is to end; idle: there is none, nor the last of one on its
+    way to the page; uploads: its files; scenes: those of the map tab; map_said: what stands beside
+    its map.
     """
 
     main: Dialogue = field(default_factory=Dialogue)
@@ -46,6 +47,7 @@ class Session:
     shows: str = "image"
     mode: str = "alone"
     pending: str = ""
+    pending_typed: bool = True
     english: bool | None = None
     status: str = ""
     turn: threading.Lock = field(default_factory=threading.Lock)
