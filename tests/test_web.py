@@ -174,7 +174,8 @@ def ask_and_wait(tab, question):
     answers = len(bubbles(tab)) + 1
     tab.fill("#question textarea", question)
     tab.click("#send")
-    assert wait_until(lambda: len(bubbles(tab)) == answers, 60)
+    # With a remark on its limit it may come at once
+    assert wait_until(lambda: len(bubbles(tab)) >= answers, 60)
     texts = []
 
     def ended():
@@ -868,9 +869,9 @@ def test_what_the_page_remarks_has_only_buttons_that_do_something(staged, locale
     copy, like, retry = ("Copy message", "Like", "Retry")
     if locale == "zh-CN":
         copy, like, retry = ("复制", "赞", "重试")
-    for question in (" ", "图中有什么？ image"):  # no question, no image
+    for number, question in enumerate((" ", "图中有什么？ image")):  # no question, no image
         say(tab, question)
-        tab.wait_for_selector(f"#chat [data-testid=bot] >> nth={len(bubbles(tab))}")
+        tab.wait_for_selector(f"#chat [data-testid=bot] >> nth={number}")
     assert wait_until(lambda: set(tab.evaluate(names)) == {copy}, 3), tab.evaluate(names)
     say(tab, "一")
     wait_for_text(tab, "#chat [data-testid=bot]", "后一")
