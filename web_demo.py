@@ -335,7 +335,7 @@ def app_with_page(args, api, served, listener, maps):
         args.bands,
         root_path=args.root_path,
         auth=tuple(args.auth.split(":", 1)) if args.auth else None,
-        at_a_time=args.rows + args.waiting,
+        at_a_time=args.rows + args.waiting + 1,  # the last is told that there is no place
         about=about(served.family, api.name, args.from_pretrained),
         votes=Votes(args.votes) if args.votes else None,
         upload_space=args.upload_space,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 
 from model.errors import NoAnswerError, UserError
-from model.images import read_image
+from model.images import PRIVATE, ImageError, read_image
 from model.sampling import Sampling
 
 READERS = 4  # threads that read images
@@ -194,6 +194,10 @@ def _read(sample, bands, allow_private_hosts):
         if isinstance(sample.image, str) and not allow_private_hosts:
             return read_image(sample.image, bands, public_only=True)
         return read_image(sample.image, bands)
+    except ImageError as error:
+        if error.kind == PRIVATE:
+            return UserError(f"{error} (for a file that you trust: --allow-private-hosts)")
+        return error
     except UserError as error:
         return error
 

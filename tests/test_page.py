@@ -259,6 +259,18 @@ def test_a_question_that_waits_for_a_yes_stays_in_its_box(answers, images, tmp_p
     assert texts(ask(answers, "有几条船？")[0][0])[-1] == ("assistant", "后：有几条船？")
 
 
+@pytest.mark.parametrize("value", [AS_TEXT, NOT_SENT])
+def test_a_ready_question_that_waits_for_a_yes_leaves_the_box_alone(
+    answers, images, tmp_path, value
+):
+    (tmp_path / "bad.tif").write_text("no image")
+    images.upload(me(), {"path": str(tmp_path / "bad.tif")})
+    shown = list(answers.ready(me(), 0, ALONE))
+    assert "按纯文本" in shown[-1][0][-1]["content"]
+    shown += answers.option(me(), event(value=value), ALONE)
+    assert not any("value" in outputs[2] for outputs in shown)
+
+
 @pytest.mark.parametrize("english", [False, True])
 @pytest.mark.parametrize("kind", ["no image", "cut", "address"])
 def test_the_place_says_in_its_own_language_why_there_is_no_image(
@@ -274,6 +286,10 @@ def test_the_place_says_in_its_own_language_why_there_is_no_image(
     reason = re.search("<span>(.*)</span>", shown[0])[1]
     chinese = {"no image": "请换成 PNG", "cut": "请重新复制或下载", "address": "取不到图像"}[kind]
     assert (chinese in reason) != english
+    remark = answers.service.session(me()).main.messages[-1].text
+    assert (chinese in remark) != english and "--" not in remark
+    file = "http://127.0.0.1:1/a.png" if kind == "address" else "图.tif"
+    assert english or remark == f"错误：{file} 没有读入：{reason}"
     words = re.findall("[A-Za-z]{2,}", reason)
     assert english or set(words) <= {"PNG", "JPEG", "TIFF", "http", "MB"}, reason
 
@@ -293,6 +309,45 @@ def test_base_and_tuned_side_by_side_each_with_its_own_history(answers, images, 
     assert texts(again[0]) == texts(main) and texts(again[1]) == texts(side)
     undone = answers.undo(me())
     assert len(undone[0]) == len(undone[1]) == 2 and undone[2]["value"] == "二"
+
+
+def test_a_comparison_that_begins_later_is_after_the_same_dialogue(answers, images, assistant):
+    images.example(me(), "harbour")
+    ask(answers, "一")
+    side = ask(answers, "二", SIDE)[0][1]
+    assert "前面 1 轮（微调后的回答）基座也读到了" in side[0]["content"] and len(side) == 3
+    assert [call[2] for call in assistant.calls[1:]] == [(("一", "后：一"),)] * 2
+    ask(answers, "三", SIDE)
+    assert assistant.calls[-1][2] == (("一", "后：一"), ("二", "前：二"))
+    *_, again = answers.retry(me(), SIDE)
+    assert assistant.calls[-1][2] == (("一", "后：一"), ("二", "前：二"))
+    answers.undo(me())
+    assert answers.undo(me())[1] == []
+    ask(answers, "四", SIDE)
+    assert [call[2] for call in assistant.calls[-2:]] == [(("一", "后：一"),)] * 2
+    answers.clear(me())
+    ask(answers, "五", SIDE)
+    assert [call[2] for call in assistant.calls[-2:]] == [(), ()]
+
+
+def test_another_image_that_comes_later_says_that_it_does_not_know_the_dialogue(
+    answers, images, assistant
+):
+    images.example(me(), "harbour")
+    ask(answers, "一")
+    side = ask(answers, "二", OTHER)[0][1]
+    assert "前面 1 轮没有问过这张图像" in side[0]["content"]
+    assert [call[2] for call in assistant.calls[-2:]] == [(("一", "后：一"),), ()]
+
+
+def test_another_image_without_a_first_one_offers_examples(answers, assistant):
+    ask(answers, "你好")
+    outputs = ask(answers, "你好吗", OTHER)[0]
+    assert len(outputs[0][-1]["options"]) == len(EXAMPLES)
+    assert "还没有图像" in outputs[0][-1]["content"] and outputs[2]["value"] == "你好吗"
+    *_, again = answers.retry(me(), OTHER)
+    assert texts(again[0]) == texts(outputs[0])
+    assert len(assistant.calls) == 1
 
 
 def test_the_same_question_about_another_image(answers, images, assistant, tmp_path):
@@ -337,6 +392,48 @@ def test_an_error_while_it_answers_stays_with_its_question(answers, assistant):
     assert assistant.calls[-1][2] == (("一", "后：一"),)
 
 
+class Full(Scripted):
+    """An assistant without a place for questions, as long as `full`."""
+
+    full = True
+
+    def stream(self, *asked, **options):
+        if self.full:
+            raise QueueFull(9, 12.2)
+        return (yield from super().stream(*asked, **options))
+
+
+def test_what_was_not_taken_leaves_the_dialogue_as_it_was(images):
+    answers = Answers(Service(Full()))
+    answers.service.assistant.full = False
+    for question in ("一", "二"):
+        ask(answers, question, SIDE)
+    before = answers.service.session(me()).main.shown()
+    answers.service.assistant.full = True
+    full = "错误：排队的人太多，问题没有发出，约 12 秒后再试。"
+    for running, box in (
+        (answers.answer(me(), "三", SIDE), "三"),
+        (answers.retry(me(), ALONE), "三"),
+        (answers.edit(me(), event(index=0, value="两"), SIDE), "两"),
+    ):
+        *_, last = running
+        assert texts(last[0])[-1] == ("assistant", full)
+        assert last[0][:4] == before and len(last[1]) == 4
+        assert last[2]["value"] == box and last[3] == "" and last[4]["visible"]
+    answers.undo(me())
+    *_, last = answers.retry(me(), ALONE)  # its own question
+    assert "value" not in last[2] and texts(last[0])[:2] == texts(before)[:2]
+    answers.service.assistant.full = False
+    *_, last = answers.ready(me(), 0, ALONE)
+    assert "还没有图像" in texts(last[0])[-1][1]
+    answers.clear(me())
+    answers.service.assistant.full = True
+    ask(answers, "四")
+    answers.service.assistant.full = False
+    *_, last = answers.retry(me(), ALONE)
+    assert texts(last[0]) == [("user", "四"), ("assistant", "后：四")]
+
+
 def test_a_stopped_answer_keeps_what_it_said(answers):
     running = begun(answers)
     with ThreadPoolExecutor() as pool:
@@ -359,6 +456,38 @@ def test_what_empties_a_dialogue_comes_after_the_last_piece(answers, action):
         assert texts(last[0])[-1][1] == "后：" and not emptied.done()
         assert list(running) == []
         assert texts(emptied.result(5)[0]) == []
+
+
+def test_while_an_answer_is_under_way_nothing_else_is_asked(answers, assistant):
+    ask(answers, "一")
+    running = begun(answers)
+    before = texts(answers.service.session(me()).main.shown())
+    asked = len(assistant.calls)
+    for others in (
+        answers.answer(me(), "二", ALONE),
+        answers.ready(me(), 0, ALONE),
+        answers.retry(me(), ALONE),
+        answers.edit(me(), event(index=0, value="三"), ALONE),
+        answers.option(me(), event(value=AS_TEXT), ALONE),
+    ):
+        ((*outputs,),) = others
+        assert not any("value" in output for output in outputs)
+    assert len(assistant.calls) == asked
+    assert texts(answers.service.session(me()).main.shown()) == before
+    list(running)
+    assert texts(ask(answers, "二")[0][0])[-1] == ("assistant", "后：二")
+
+
+def test_a_question_waits_for_the_last_of_an_answer_to_be_shown(answers, assistant):
+    first = answers.answer(me(), "一", ALONE)
+    while not next(first)[4]["visible"]:
+        pass
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(ask, answers, "二")
+        time.sleep(0.1)
+        assert len(assistant.calls) == 1 and not second.done()
+        first.close()
+        assert texts(second.result(5)[0][0])[-1] == ("assistant", "后：二")
 
 
 def test_a_closed_page_stops_its_answer(answers):
@@ -463,6 +592,8 @@ def test_a_box_is_dragged_or_typed_and_asked_about(answers, images, assistant, m
     images.type_box(me(), "0, 0, 10 12")
     ask(answers, "二")
     assert assistant.calls[-1][1].size == (10, 12)
+    images.type_box(me(), "0，0、11，12")
+    assert images.service.session(me()).view.box == (0, 0, 11, 12)
     for wrong in ("1 2 3", "a b c d", "-1 0 5 5", "0 0 61 5", "0 0 0 5"):
         with pytest.warns(UserWarning, match="裁剪框"):
             images.type_box(me(), wrong)
@@ -679,6 +810,10 @@ def test_dialogue_and_draft_survive_a_reload(page, answers):
     outputs = page.arrive(me("again"), json.dumps(told))
     assert outputs[-1]["value"] == "还有什么"
     assert answers.service.session(me("again")).main.history == [("你好", "后：你好")]
+    told = {"before": "again", "draft": ""}  # all was sent
+    assert page.arrive(me("third"), json.dumps(told))[-1]["value"] == ""
+    told = {"before": "gone", "draft": " "}
+    assert page.arrive(me("fourth"), json.dumps(told))[-1]["value"] == PROMPT
 
 
 def test_every_text_is_there_in_both_languages():

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from model.images.augment import augment
-from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, ImageError
+from model.images.errors import NEEDS_RASTERIO, PRIVATE, TOO_LARGE, ImageError
 from model.images.nearby import nearby
 from model.images.reading import image_size, is_address, read_image, reader_of
 from model.images.tars import exists, members, open_file, stamp
@@ -11,6 +11,7 @@ from model.images.tars import exists, members, open_file, stamp
 __all__ = [
     "BLANK_COLOR",
     "NEEDS_RASTERIO",
+    "PRIVATE",
     "TOO_LARGE",
     "ImageError",
     "augment",

@@ -8,6 +8,8 @@ UNREADABLE = "unreadable"
 TRUNCATED = "truncated"
 TOO_LARGE = "too large"
 NEEDS_RASTERIO = "needs rasterio"
+# at an address that strangers may not have read
+PRIVATE = "private"
 
 
 class ImageError(UserError):

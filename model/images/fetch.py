@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from model.errors import UserError
+from model.images.errors import PRIVATE, ImageError
 
 MAX_BYTES = 100 * 2**20
 # Seconds for everything together: look-ups, redirects, transfer
@@ -210,9 +211,8 @@ def _refuse_known_private(host):
 
 def _refuse_private(host, found):
     if not all(_is_public(address[0]) for *_, address in found):
-        raise UserError(
-            f"{host} is not on the public network; only public addresses are read here (for files "
-            "that you trust, cli_demo.py --input has --allow-private-hosts)"
+        raise ImageError(
+            f"{host} is not on the public network; only public addresses are read here", PRIVATE
         )
 
 

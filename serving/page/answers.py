@@ -25,6 +25,7 @@ ALONE, SIDE, OTHER = "alone", "side", "other"
 # Values of the buttons below a remark
 AS_TEXT, NOT_SENT = "as text", "not sent"
 OUTPUTS = 6  # components that `_outputs` changes
+BOX = 2  # the one of the question among them
 SHOWN_QUESTION = 40  # characters of a question in a remark
 
 
@@ -35,44 +36,27 @@ class Answers:
     def answer(self, request: gr.Request, question: Any, mode: Any, *settings: Any) -> Iterator:
         """Streams what is asked; see `_outputs`."""
         session = self.service.session(request)
-        words = self.service.words(session)
-        try:
-            question = checked(question, words)
-            if session.refused:
-                yield self._ask_whether_as_text(session, question)
-                return
-            yield from self._answer(session, question, mode, settings)
-        except UserError as error:
-            yield self._problem(session, error, question)
+        yield from self._in_turn(session, self._asked(session, question, mode, settings))
 
     def ready(self, request: gr.Request, index: int, *rest: Any) -> Iterator:
-        """One of the ready questions."""
-        english = self.service.is_english(self.service.session(request))
-        yield from self.answer(request, QUESTIONS[index][english], *rest)
+        """One of the ready questions; the box keeps what is typed in it."""
+        session = self.service.session(request)
+        question = QUESTIONS[index][self.service.is_english(session)]
+        yield from _box_kept(self.answer(request, question, *rest))
+        session.pending_typed = session.pending != question
 
     def option(
         self, request: gr.Request, event: gr.EventData, mode: Any, *settings: Any
     ) -> Iterator:
         """A button below a remark: to go on as text, or not."""
         session = self.service.session(request)
-        if event._data.get("value") not in (AS_TEXT, NOT_SENT) or not session.pending:
-            yield [gr.skip()] * OUTPUTS
-            return
-        question, session.pending = session.pending, ""
-        session.main.messages.pop()
-        if event._data["value"] == NOT_SENT:
-            yield self._outputs(session, gr.update(value=question))
-            return
-        session.refused = None
-        try:
-            yield from self._answer(session, question, mode, settings, as_text=True)
-        except UserError as error:
-            yield self._problem(session, error, question)
+        shown = self._in_turn(session, self._chosen(session, event, mode, settings))
+        yield from shown if session.pending_typed else _box_kept(shown)
 
     def retry(self, request: gr.Request, mode: Any, *settings: Any) -> Iterator:
-        """The last question again."""
+        """The last question again, also one that was not asked."""
         session = self.service.session(request)
-        yield from self._again(session, len(session.main.questions) - 1, None, mode, settings)
+        yield from self._in_turn(session, self._last_again(session, mode, settings))
 
     def edit(self, request: gr.Request, event: gr.EventData, mode: Any, *settings: Any) -> Iterator:
         """A question in other words; what followed it is dropped."""
@@ -81,7 +65,8 @@ class Answers:
         index = index[0] if isinstance(index, list) and index else index
         questions = session.main.questions
         number = questions.index(index) if index in questions else -1
-        yield from self._again(session, number, event._data.get("value"), mode, settings)
+        again = self._again(session, number, event._data.get("value"), mode, settings)
+        yield from self._in_turn(session, again)
 
     def undo(self, request: gr.Request) -> list:
         """Take the last question back into the box."""
@@ -91,7 +76,7 @@ class Answers:
         if not questions:
             return self._outputs(session)
         question = session.main.messages[questions[-1]].text
-        self._cut(session, len(questions) - 1)
+        session.cut(len(questions) - 1)
         session.status = ""
         return self._outputs(session, gr.update(value=question))
 
@@ -99,8 +84,8 @@ class Answers:
         """An empty dialogue and the first question."""
         session = self.service.session(request)
         session.end_answer()
-        session.main.messages.clear()
-        session.side.messages.clear()
+        session.main.clear()
+        session.side.clear()
         session.status = ""
         return self._outputs(session, gr.update(value=self.service.first_question))
 
@@ -113,57 +98,97 @@ class Answers:
         session = self.service.session(request)
         return self._outputs(session) if session.idle.is_set() else [gr.skip()] * OUTPUTS
 
-    # How an answer comes
+    # How an answer comes: the last of what is shown is returned
 
-    def _again(self, session, number, text, mode, settings):
-        words = self.service.words(session)
-        if number < 0:
-            yield self._outputs(session)
+    def _in_turn(self, session, shown):
+        """One answer after another: while one is under way, nothing else begins."""
+        if not session.begin_answer():
+            yield [gr.skip()] * OUTPUTS
             return
-        old = session.main.messages[session.main.questions[number]].text
         try:
-            question = checked(old if text is None else text, words)
-        except UserError as error:
-            yield self._problem(session, error, None)
-            return
-        self._cut(session, number)
-        try:
-            yield from self._answer(session, question, mode, settings, as_text=not session.view)
-        except UserError as error:
-            yield self._problem(session, error, question)
-
-    def _cut(self, session, number):
-        """Drop a question and what follows, also beside it."""
-        dropped = len(session.main.questions) - number
-        session.main.cut(number)
-        beside = len(session.side.questions)
-        if beside:
-            session.side.cut(max(0, beside - dropped))
-
-    def _answer(self, session, question, mode, settings, as_text=False):
-        words = self.service.words(session)
-        if not session.view and not as_text and ABOUT_IMAGE.search(question):
-            yield self._ask_for_image(session, question)
-            return
-        sampling = sampling_of(settings, words)
-        streams = self._streams(session, question, mode, sampling)
-        session.begin_answer()
-        session.status = words["generating"]
-        try:
-            yield from self._until_ended(session, streams)
-            yield self._outputs(session)
+            try:
+                last = yield from shown
+            finally:
+                session.turn.release()
+            yield last
         finally:
             # Gradio comes back here when it has sent the last output
             session.idle.set()
 
-    def _until_ended(self, session, streams):
+    def _asked(self, session, question, mode, settings):
         try:
-            yield self._outputs(session, gr.update(value=""), streams, running=True)
+            question = checked(question, self.service.words(session))
+            if session.refused:
+                return self._ask_whether_as_text(session, question)
+            return (yield from self._answer(session, question, mode, settings))
+        except UserError as error:
+            return self._problem(session, error, question)
+
+    def _chosen(self, session, event, mode, settings):
+        choice = event._data.get("value")
+        if choice not in (AS_TEXT, NOT_SENT) or not session.pending:
+            return [gr.skip()] * OUTPUTS
+        question, session.pending = session.pending, ""
+        session.main.messages.pop()
+        if choice == NOT_SENT:
+            return self._outputs(session, gr.update(value=question))
+        session.refused = None
+        try:
+            return (yield from self._answer(session, question, mode, settings, as_text=True))
+        except UserError as error:
+            return self._problem(session, error, question)
+
+    def _last_again(self, session, mode, settings):
+        last = session.main.messages[-1] if session.main.messages else None
+        if last is None or last.unsent is None:
+            number = len(session.main.questions) - 1
+            return (yield from self._again(session, number, None, mode, settings))
+        session.main.messages.pop()
+        return (yield from self._asked(session, last.unsent, mode, settings))
+
+    def _again(self, session, number, text, mode, settings):
+        if number < 0:
+            return self._outputs(session)
+        old = session.main.messages[session.main.questions[number]].text
+        try:
+            question = checked(old if text is None else text, self.service.words(session))
+            as_text = not session.view
+            return (yield from self._answer(session, question, mode, settings, as_text, number))
+        except UserError as error:
+            # What was changed goes into the box: the dialogue is as it was
+            return self._problem(session, error, text)
+
+    def _answer(self, session, question, mode, settings, as_text=False, again=None):
+        """again: the number of the question whose place it takes.
+
+        Raises UserError where nothing was asked; the dialogues are as before then.
+        """
+        if not session.view and (mode == OTHER or not as_text and ABOUT_IMAGE.search(question)):
+            return self._ask_for_image(session, question)
+        before = session.dialogues
+        try:
+            sampling = sampling_of(settings, self.service.words(session))
+            if again is not None:
+                session.cut(again)
+            streams = self._streams(session, question, mode, sampling)
+            box = gr.update(value="") if again is None else None
+            yield from self._until_ended(session, streams, box)
+        except UserError:
+            session.dialogues = before
+            raise
+        return self._outputs(session)
+
+    def _until_ended(self, session, streams, box):
+        session.status = self.service.words(session)["generating"]
+        try:
+            yield self._outputs(session, box, streams, running=True)
             for _ in together(streams, session.stopping):
                 yield self._outputs(session, None, streams, running=True)
             self._end(session, streams)
         finally:
             self._note_state(session, streams)
+        if streams[0].was_refused:
+            raise streams[0].error
 
     def _streams(self, session, question, mode, sampling):
         """One for the dialogue, one for what is compared with it. Raises UserError."""
@@ -174,13 +199,22 @@ class Answers:
                 raise UserError(words["no base"])
             jobs.append((session.side, session.view, {"untuned": True}))
         if mode == OTHER:
-            if session.view is None:
-                raise UserError(words["no image"])
             jobs.append((session.side, other_image(self.service, session), {}))
+        if len(jobs) > 1:
+            self._begin_beside(session, mode)
         return [
             self._stream(session, dialogue, view, question, sampling, options)
             for dialogue, view, options in jobs
         ]
+
+    def _begin_beside(self, session, mode):
+        """A comparison that begins in the middle: what was said is known to both, or it is told."""
+        history = session.main.history
+        if session.side.messages or not history:
+            return
+        if mode == SIDE:
+            session.side.earlier = tuple(history)
+        session.side.remark(self.service.words(session)[f"{mode} later"].format(len(history)))
 
     def _stream(self, session, dialogue: Dialogue, view, question, sampling, options):
         english = self.service.is_english(session)
@@ -236,8 +270,9 @@ class Answers:
     def _problem(self, session, error, question):
         """A remark; the question goes back into its box."""
         words = self.service.words(session)
-        session.main.remark(words["error"] + self._text(error, session))
         can_be_shown = isinstance(question, str) and _is_sound(question)
+        unsent = question if can_be_shown else None
+        session.main.remark(words["error"] + self._text(error, session), unsent=unsent)
         return self._outputs(session, gr.update(value=question) if can_be_shown else None)
 
     def _text(self, error, session):
@@ -248,10 +283,10 @@ class Answers:
 
     def _ask_whether_as_text(self, session, question):
         words = self.service.words(session)
-        session.pending = question
+        session.pending, session.pending_typed = question, True
         text = words["as text"].format(session.refused.name, question[:SHOWN_QUESTION])
         options = ((AS_TEXT, words["as text yes"]), (NOT_SENT, words["as text no"]))
-        session.main.remark(text, options)
+        session.main.remark(text, options, question)
         # It stays in its box: another image may come instead of an answer to this
         return self._outputs(session, gr.update(value=question))
 
@@ -259,8 +294,15 @@ class Answers:
         words = self.service.words(session)
         english = self.service.is_english(session)
         options = tuple((EXAMPLE + key, example.name[english]) for key, example in EXAMPLES.items())
-        session.main.remark(words["error"] + words["no image"], options)
+        session.main.remark(words["error"] + words["no image"], options, question)
         return self._outputs(session, gr.update(value=question))
+
+
+def _box_kept(shown: Iterator) -> Iterator:
+    """The same outputs without a change of the question's box."""
+    for outputs in shown:
+        outputs[BOX] = gr.skip()
+        yield outputs
 
 
 def _is_sound(question: str) -> bool:

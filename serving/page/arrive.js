@@ -1,7 +1,7 @@
-// What a page that is loaded tells the server: its language, and which page it was before.
+// What a page that is loaded tells the server: its language, and what it was before (see page.js).
 () => {
   const before = sessionStorage.getItem("remoteglm-page");
-  sessionStorage.setItem("remoteglm-page", window.__gradio_session_hash__);
+  sessionStorage.removeItem("remoteglm-page");
   return JSON.stringify({
     language: localStorage.getItem("remoteglm-language") ?? navigator.language,
     before,

@@ -18,7 +18,8 @@ def as_text(text: str) -> str:
 
 @dataclass(eq=False)  # two of the same text are two
 class Message:
-    """options: (value, label) of buttons below it.
+    """options: (value, label) of buttons below it; unsent: the question that a remark is about,
+    where it was not asked.
 
     A remark of the page is no part of the history.
     """
@@ -27,6 +28,7 @@ class Message:
     text: str
     is_remark: bool = False
     options: tuple[tuple[str, str], ...] = ()
+    unsent: str | None = None
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -37,7 +39,10 @@ class Message:
 
 @dataclass
 class Dialogue:
+    """earlier: (question, answer) pairs of another dialogue that this one begins after."""
+
     messages: list[Message] = field(default_factory=list)
+    earlier: tuple[tuple[str, str], ...] = ()
 
     def ask(self, question: str) -> Message:
         """Add a question -> its answer, still empty, which grows where it stands."""
@@ -45,8 +50,10 @@ class Dialogue:
         self.messages += [Message(USER, question), answer]
         return answer
 
-    def remark(self, text: str, options: tuple[tuple[str, str], ...] = ()) -> None:
-        self.messages.append(Message(ASSISTANT, text, True, options))
+    def remark(
+        self, text: str, options: tuple[tuple[str, str], ...] = (), unsent: str | None = None
+    ) -> None:
+        self.messages.append(Message(ASSISTANT, text, True, options, unsent))
 
     def remark_before(self, answer: Message, text: str) -> None:
         """A remark on the question of an answer."""
@@ -55,7 +62,7 @@ class Dialogue:
     @property
     def history(self) -> list[tuple[str, str]]:
         """(question, answer) pairs; a question without an answer is left out."""
-        pairs = []
+        pairs = list(self.earlier)
         for asked, reply in zip(self.messages, self.messages[1:]):
             is_pair = (asked.role, reply.role) == (USER, ASSISTANT)
             if is_pair and reply.text and not reply.is_remark:
@@ -66,6 +73,14 @@ class Dialogue:
     def questions(self) -> list[int]:
         """Where the questions stand in `messages`."""
         return [index for index, message in enumerate(self.messages) if message.role == USER]
+
+    def copy(self) -> "Dialogue":
+        """The same messages, in a list of its own."""
+        return Dialogue(list(self.messages), self.earlier)
+
+    def clear(self) -> None:
+        self.messages.clear()
+        self.earlier = ()
 
     def cut(self, question: int) -> None:
         """Drop a question, counted from 0, with what was remarked of it and all that follows."""

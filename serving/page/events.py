@@ -38,6 +38,7 @@ def connect_dialogue(answers: Answers, layout: Layout, at_a_time: int) -> None:
         "outputs": layout.dialogue_outputs,
         "concurrency_limit": at_a_time,
         "concurrency_id": "answers",
+        "trigger_mode": "multiple",  # whether it may be asked is decided by Answers
         "show_progress": "hidden",
     }
     asking = [

@@ -52,7 +52,9 @@ class Images:
             self.service.claim(session, path)
             session.other = View(path, file.get("orig_name") or path.name, self.service.bands)
         except UserError as error:
-            session.main.remark(self._reason(session, error, path))
+            name = file.get("orig_name") or path.name
+            reason = self._reason(session, error, name, path)
+            session.main.remark(self.service.words(session)["error"] + reason)
         self.service.sessions.release(session)
         return self.updates(session)
 
@@ -127,7 +129,7 @@ class Images:
 
     def _refuse(self, session, name, error, path):
         session.view = None
-        reason = self._reason(session, error, path)
+        reason = self._reason(session, error, name, path)
         session.refused = Refused(name, self._in_brief(session, error) or reason)
         self._begin_again(session)
         session.main.remark(self.service.words(session)["error"] + reason)
@@ -135,21 +137,22 @@ class Images:
 
     def _begin_again(self, session):
         session.end_answer()
-        session.main.messages.clear()
-        session.side.messages.clear()
+        session.main.clear()
+        session.side.clear()
         session.status = ""
         session.pending = ""
         session.shows = IMAGE
         self.service.sessions.release(session)
 
-    def _reason(self, session, error, path):
+    def _reason(self, session, error, name, path):
         """One line; the file goes by the name that its owner knows."""
+        words = self.service.words(session)
         if isinstance(error, WordedError):
-            return error.said(self.service.words(session))
-        text = str(error)
-        if path:
-            text = text.replace(str(path), path.name)
-        return f"{text} {self._in_brief(session, error)}".strip()
+            return error.said(words)
+        brief = self._in_brief(session, error)
+        if brief:
+            return words["file refused"].format(name, brief)
+        return str(error).replace(str(path), name) if path else str(error)
 
     def _in_brief(self, session, error):
         """In Chinese what is wrong with an image; in English the error itself says it."""
@@ -177,7 +180,7 @@ class Images:
         try:
             session.view = view.changed(view.bands if chosen == usual else chosen, percentiles)
         except UserError as error:
-            gr.Warning(self._reason(session, error, view.path))
+            gr.Warning(self._reason(session, error, view.name, view.path))
         return self.updates(session)
 
     def drag(self, request: gr.Request, event: gr.EventData) -> list:

@@ -112,7 +112,9 @@ class Layout:
         )
 
     def _tiny(self, english):
-        return f"<p role='note'>{escape(WORDS[english]['tiny'])}</p>"
+        option = "--from_pretrained"
+        text = escape(WORDS[english]["tiny"]).replace(option, f"<code>{option}</code>")
+        return f"<p role='note'>{text}</p>"
 
     def lay_out_image(self):
         self.viewer = gr.HTML(

@@ -34,9 +34,14 @@
     sign(isEnglish() ? "Reading the image..." : "正在读取图像……"));
   document.addEventListener("remoteglm-read", () => sign(""));
 
-  document.addEventListener("input", (event) => {
-    if (event.target.matches?.("#question textarea"))
-      sessionStorage.setItem("remoteglm-draft", event.target.value);
+  // For the page that follows in this tab, see arrive.js
+  const box = () => document.querySelector("#question textarea");
+  const keepDraft = () => box() && sessionStorage.setItem("remoteglm-draft", box().value);
+  document.addEventListener("input", keepDraft); // pages that crash are not hidden before
+  addEventListener("pagehide", () => {
+    keepDraft();
+    // Not earlier: a duplicate of the tab has a copy of all that is kept, and would take over
+    sessionStorage.setItem("remoteglm-page", window.__gradio_session_hash__);
   });
 
   const NAMES = [
@@ -48,6 +53,15 @@
   const named = (text) => {
     const pair = NAMES.find((pair) => pair.includes(text.trim()));
     return pair ? pair[Number(isEnglish())] : text;
+  };
+  // Nobody votes on what the page says itself
+  const REMARK = /^(错误：|注意：|error: |note: )/;
+  const markRemarks = () => {
+    for (const buttons of document.querySelectorAll("#dialogues .bot-row + .message-buttons")) {
+      const text = buttons.previousElementSibling.innerText.trim();
+      const asks = buttons.nextElementSibling?.querySelector(".option");
+      buttons.toggleAttribute("data-remark", Boolean(asks) || REMARK.test(text));
+    }
   };
   const rename = () => {
     for (const button of document.querySelectorAll("#dialogues .icon-button"))
@@ -82,13 +96,39 @@
     if (rest(target) > 60) scrolledUp.add(target);
     else scrolledUp.delete(target);
   }, true);
+  // The end, but not beyond the question of a remark with buttons
+  const goDown = (log) => {
+    const asks = log.querySelector(".option") && [...log.querySelectorAll(".message-row")].at(-1);
+    log.scrollTop = asks ? asks.offsetTop - 8 : log.scrollHeight;
+  };
   new MutationObserver(() => {
     rename();
+    markRemarks();
     for (const log of document.querySelectorAll("[role=log]")) {
       // A busy browser tells of scrolling only after the next piece
       if (log.scrollTop < tops.get(log) - 1 && rest(log) > 60) scrolledUp.add(log);
-      if (!scrolledUp.has(log)) log.scrollTop = log.scrollHeight;
+      if (!scrolledUp.has(log)) goDown(log);
       tops.set(log, log.scrollTop);
     }
   }).observe(document.documentElement, { childList: true, subtree: true, characterData: true });
+
+  // Whoever asks sees what becomes of it
+  const asked = () => {
+    if (document.querySelector("#stop")) return;
+    for (const log of document.querySelectorAll("#dialogues [role=log]")) {
+      scrolledUp.delete(log);
+      log.scrollTop = log.scrollHeight;
+      tops.set(log, log.scrollTop);
+    }
+    document.querySelector("#dialogues")?.scrollIntoView({ block: "nearest" });
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && event.target === box()) asked();
+  }, true);
+  document.addEventListener("click", ({ target }) => {
+    if (target.closest?.("#send, #ready button")) asked();
+    // Buttons that give place to each other take the focus along; on a phone it opens the keyboard
+    const gone = target.closest?.("#send, #stop");
+    if (gone && matchMedia("(pointer: fine)").matches) box()?.focus({ preventScroll: true });
+  }, true);
 })();

@@ -33,8 +33,10 @@ class Session:
     """One open page. main: the dialogue; side: the one beside it, of the base or another image.
 
     refused: in the place of the image; shows: "image" or "seen", what the model sees; pending: a
-    question that waits for its person's yes; stopping: the answer under way is to end; idle: there
-    is none; uploads: its files; scenes: those of the map tab; map_said: what stands beside its map.
+    question that waits for its person's yes; pending_typed: it stands in the box; turn: held while
+    an answer is under way; stopping: it is to end; idle: there is none, nor the last of one on its
+    way to the page; uploads: its files; scenes: those of the map tab; map_said: what stands beside
+    its map.
     """
 
     main: Dialogue = field(default_factory=Dialogue)
@@ -45,8 +47,10 @@ class Session:
     shows: str = "image"
     mode: str = "alone"
     pending: str = ""
+    pending_typed: bool = True
     english: bool | None = None
     status: str = ""
+    turn: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)
     uploads: set[Path] = field(default_factory=set)
@@ -56,14 +60,37 @@ class Session:
     def __post_init__(self):
         self.idle.set()
 
-    def begin_answer(self) -> None:
+    def begin_answer(self) -> bool:
+        """Take the turn; False: another answer is under way."""
+        if not self.turn.acquire(blocking=False):
+            return False
+        self.idle.wait(PATIENCE)
         self.stopping.clear()
         self.idle.clear()
+        return True
 
     def end_answer(self) -> None:
         """Let the answer under way show its last piece, lest it arrive after what follows."""
         self.stopping.set()
         self.idle.wait(PATIENCE)
+
+    def cut(self, question: int) -> None:
+        """Drop a question, counted from 0, and what follows, also beside it."""
+        left = len(self.side.questions) - len(self.main.questions) + question
+        self.main.cut(question)
+        if left > 0:
+            self.side.cut(left)
+        else:
+            self.side.clear()
+
+    @property
+    def dialogues(self) -> tuple[Dialogue, Dialogue]:
+        """Both as they are now; set: as they were."""
+        return self.main.copy(), self.side.copy()
+
+    @dialogues.setter
+    def dialogues(self, kept: tuple[Dialogue, Dialogue]) -> None:
+        self.main, self.side = kept
 
     @property
     def files(self) -> set[Path]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from model.errors import UserError
 from serving.page.dialogue import Dialogue, Message
+from serving.scheduler import QueueFull
 
 PERIOD = 0.1  # seconds between two views of an answer: a browser draws no more of them
 
@@ -22,6 +23,7 @@ class Stream:
     begun: float | None = None  # when it no longer had to wait
     tokens: int | None = None
     place: tuple[int, float] | None = None  # in the queue
+    was_taken: bool = False  # by the assistant
     error: UserError | None = None
     was_stopped: bool = False
     truncated: bool = False
@@ -39,11 +41,17 @@ class Stream:
             self.error = error
             self.ended = time.monotonic()
             return
+        self.was_taken = True
         self.place = getattr(piece, "place", None)
         self.tokens = getattr(piece, "tokens", None)
         if self.place is not None:
             self.begun = time.monotonic()
         self.answer.text += piece
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether there was no place for the question."""
+        return isinstance(self.error, QueueFull) and not self.was_taken
 
     def sign(self, words: dict[str, str]) -> str:
         """What stands in the answer's place before its first piece."""

@@ -1,5 +1,6 @@
 """One image as a person looks at it: its file, the part that is asked about, how it is shown."""
 
+import re
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -68,7 +69,7 @@ def parse_box(text: str, size: tuple[int, int]) -> Box | None:
     if not text.strip():
         return None
     try:
-        left, top, width, height = map(int, text.replace(",", " ").split())
+        left, top, width, height = map(int, re.sub("[,，、]", " ", text).split())
     except ValueError:
         raise UserError("") from None
     is_inside = left >= 0 and top >= 0 and left + width <= size[0] and top + height <= size[1]

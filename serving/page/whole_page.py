@@ -35,12 +35,17 @@ class WholePage:
         if isinstance(before, str) and before != key:
             self.service.sessions.take_over(key, before)
         session = self.service.session(request)
+        session.end_answer()  # one that goes to the page before
         if session.english is None and self.service.english is None and language:
             session.english = not str(language).lower().startswith("zh")
-        question = self.service.first_question
-        if isinstance(draft, str) and draft.strip() and len(draft) <= MOST_DRAFT:
-            question = draft
+        question = self._draft(session, draft)
         return [*self._all(session), gr.update(value=question)]
+
+    def _draft(self, session, draft):
+        """What stands in the box; that of a dialogue may be empty."""
+        if not isinstance(draft, str) or len(draft) > MOST_DRAFT:
+            return self.service.first_question
+        return draft if draft.strip() or session.main.messages else self.service.first_question
 
     def switch(self, request: gr.Request) -> list:
         """The other language, for `arrival_outputs` without the question."""
@@ -52,7 +57,7 @@ class WholePage:
         """Another mode: what stands beside the dialogue begins again."""
         session = self.service.session(request)
         session.mode = mode if mode in MODES else ALONE
-        session.side.messages.clear()
+        session.side = Dialogue()  # an answer under way goes on in the old one
         beside = ""
         if session.mode == OTHER:
             beside = panel.whole(other_image(self.service, session), self.service.words(session))

@@ -7,7 +7,7 @@ ADDRESS = "address"  # a kind beside those of ImageError: what an address does n
 KINDS = {
     "unreadable": "不是图像，或是这里读不了的格式：请换成 PNG、JPEG 或 TIFF。",
     "truncated": "文件不完整或已损坏：请重新复制或下载。",
-    "too large": "图像太大：请先切成小块。",
+    "too large": "图像太大：请先切成小块，或转成带金字塔的 GeoTIFF（gdal_translate -of COG）。",
     "needs rasterio": "这种文件要先装 rasterio：pip install rasterio。",
     ADDRESS: "这个网址取不到图像：只取公网上的 http(s) 网址，最多 100 MB、60 秒；也可以先下载，"
     "再选择文件。",
@@ -81,6 +81,7 @@ TABLE = {
     "other unit": ("{} {}/像素", "{} {}/pixel"),
     "examples": ("示例图像（合成）", "Example images (synthetic)"),
     "refused": ("没有读入", "not read"),
+    "file refused": ("{} 没有读入：{}", "{} was not read: {}"),
     "no room": (
         "服务器放图像的空间（{} GB）满了，请过一会儿再试。",
         "The server's space for images ({} GB) is full; try again in a while.",
@@ -155,6 +156,15 @@ TABLE = {
     "truncated": (
         "注意：回答到了最大长度就停下了，可在“生成参数”里调大。",
         "note: the answer was stopped by the maximum length; Sampling raises it.",
+    ),
+    "side later": (
+        "注意：从这里开始并排。前面 {} 轮（微调后的回答）基座也读到了。",
+        "note: the comparison begins here; the base has read the earlier rounds ({}), which are "
+        "answers of the fine-tuned one",
+    ),
+    "other later": (
+        "注意：前面 {} 轮没有问过这张图像，它的对话从这里开始。",
+        "note: the earlier rounds ({}) were not about this image; its dialogue begins here",
     ),
     # What did not fit
     "cut": ("注意：超出长度上限，未读入", "note: beyond the length limit and not read: "),
