@@ -206,8 +206,13 @@ def screenshot(browser, address, image, target, *questions, beside=False):
 
 @pytest.fixture(scope="module")
 def uploads(tmp_path_factory):
-    """The folder of all servers of this module: Gradio asks the environment at each upload."""
+    """The folder of all servers of this module: Gradio asks the environment at each upload.
+
+    What the servers set in the environment is gone after the module.
+    """
     with pytest.MonkeyPatch.context() as environment:
+        for name in ("GRADIO_ANALYTICS_ENABLED", "no_proxy"):
+            environment.setenv(name, os.environ.get(name, ""))
         folder = tmp_path_factory.mktemp("uploads")
         environment.setenv("GRADIO_TEMP_DIR", str(folder))
         yield folder
