@@ -9,15 +9,17 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from model.images import TOO_LARGE, ImageError, read_image
+from model.images import TOO_LARGE, ImageError
+from model.images.reading import opened, pixels_of, read_opened
 from model.rows import Sample
 from model.running_batch import Question
 from serving.protocol import (
@@ -31,9 +33,11 @@ from serving.protocol import (
 )
 from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, QueueFull
 from serving.served import Served
+from serving.turns import Turns
 
 MAX_BODY = 140 * 2**20  # bytes: an image of 100 MB in base64
-IMAGES_AT_A_TIME = 4  # decoded; each may take some hundred MB
+IMAGES = 64  # that came with their request and are decoded, or wait for their turn
+FAR_IMAGES = 16  # that are fetched by their address, which may take a minute
 CHECK = 0.5  # seconds after which a client that waits is looked for
 KEEP_ALIVE = 5.0  # seconds after which a silent stream gets a comment
 
@@ -47,10 +51,12 @@ class Api:
     bands: tuple[int, ...] | None = None
     english: bool | None = None  # None: as the checkpoint was trained
     served: Served | None = None
+    turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self):
         self.created = int(time.time())
-        self.image_slots = asyncio.Semaphore(IMAGES_AT_A_TIME)
+        self.images = CapacityLimiter(IMAGES)
+        self.far_images = CapacityLimiter(FAR_IMAGES)
 
     @property
     def ready(self) -> Served:
@@ -212,8 +218,9 @@ async def _question(api, served, chat):
     dialogue = dialogue_of(chat.messages)
     image = None
     if dialogue.address:
-        async with api.image_slots:
-            image = await run_in_threadpool(_read, dialogue.address, api.bands)
+        is_here = dialogue.address[:5].lower() == "data:"
+        threads = api.images if is_here else api.far_images
+        image = await run_sync(_read, api, dialogue.address, limiter=threads)
     question = dialogue.question or served.first_question(api.english)
     return Question(
         Sample(None, question, None, dialogue.history),
@@ -224,9 +231,11 @@ async def _question(api, served, chat):
     )
 
 
-def _read(address, bands):
+def _read(api, address):
     try:
-        return read_image(address, bands, public_only=True)
+        with opened(address, public_only=True) as file:
+            with api.turns.take(pixels_of(file)):
+                return read_opened(file, address, api.bands)
     except ImageError as error:
         status = 413 if error.kind == TOO_LARGE else 422
         raise ApiError(status, str(error), param="messages", code="invalid_image") from None

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ import openai
 import pytest
 from conftest import PROJECT, write_random
 from PIL import Image
+from test_images import png
 from test_web import free_port
 
 import web_demo
@@ -30,6 +32,7 @@ from serving.metrics import Metrics
 from serving.scheduler import Scheduler
 from serving.served import Served
 from serving.server import Server, listen
+from serving.turns import LARGE, SMALL_AT_A_TIME
 
 KEY = "sk-测试"
 ASK = [{"role": "user", "content": "你好"}]
@@ -600,6 +603,47 @@ def test_an_image_that_cannot_be_read(served, uri, status, says):
     assert says in error_of(chat(served[0], messages=[about("看", uri)]), status)
 
 
+BOMB = png(60_000, 60_000, [])  # its header: 3,600 million pixels are in 437 KB of black PNG
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(served):
+    uri = "data:image/png;base64," + base64.b64encode(BOMB).decode()
+    said = error_of(chat(served[0], messages=[about("看", uri)]), 413)
+    assert said.startswith("image data:image/png;base64,iVBORw0K...: 60000 x 60000 pixels, at most")
+    assert "1000000000" in said and "--max-image-pixels" in said
+
+
+def test_large_images_keep_no_small_one_waiting(assistant):
+    large = data_uri(Image.new("L", (5000, 5000)))
+    with running(assistant) as (server, api), ThreadPoolExecutor() as threads:
+        with api.turns.take((5000, 5000, LARGE + 1)), api.turns.take((5000, 5000, LARGE + 1)):
+            waiting = [
+                threads.submit(chat, server, messages=[about("看", large)])
+                for _ in range(2 * SMALL_AT_A_TIME)
+            ]
+            time.sleep(0.3)
+            assert chat(server, messages=[about("看", data_uri(RED))])[0] == 200
+            assert not any(future.done() for future in waiting)
+        assert {future.result()[0] for future in waiting} == {200}
+
+
+def test_slow_addresses_keep_no_sent_image_waiting(assistant, monkeypatch):
+    come = threading.Event()
+
+    def fetch(url, public_only):
+        come.wait(30)
+        raise UserError("too late")
+
+    monkeypatch.setattr("model.images.reading.fetch", fetch)
+    with running(assistant) as (server, _), ThreadPoolExecutor(60) as threads:
+        for _ in range(60):
+            threads.submit(chat, server, messages=[about("看", "https://example.org/a.png")])
+        time.sleep(0.5)
+        status = chat(server, messages=[about("看", data_uri(RED))])[0]
+        come.set()
+    assert status == 200
+
+
 def test_a_data_uri_in_lines_without_padding_or_in_capitals(served):
     whole = data_uri(Image.effect_noise((65, 64), 90).convert("RGB"))
     head, content = whole.split(",")
@@ -895,6 +939,7 @@ def test_a_page_with_a_password(both):
         ("--rows 0", "--rows 0: must be more than 0"),
         ("--kv-memory nan", "--kv-memory nan: must be more than 0"),
         ("--upload-space 0", "--upload-space 0.0: must be more than 0"),
+        ("--max-image-pixels 0", "--max-image-pixels 0: must be more than 0"),
     ],
 )
 def test_options_that_are_refused(words, says, capsys):

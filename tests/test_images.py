@@ -40,9 +40,11 @@ from model.images import (
     image_size,
     nearby,
     raster,
+    reading,
     rgb,
 )
 from model.images.errors import TRUNCATED
+from model.images.facts import facts_of
 
 PROJECT = Path(__file__).resolve().parent.parent
 Y, X = np.mgrid[0:60, 0:80]
@@ -566,11 +568,29 @@ class TestRasterio:
         with pytest.raises(UserError, match="in blocks of 0 MB"):
             read_image(path)
 
+    def test_the_pixels_that_are_decoded_are_known_before(self, write_raster, monkeypatch):
+        rasterio = pytest.importorskip("rasterio")
+
+        def foretold(path):
+            with reading.opened(path) as file:
+                return reading.pixels_of(file)
+
+        monkeypatch.setattr(rgb, "LONGEST", 20)
+        path = write_raster(DEEP[:3], tiled=True, blockxsize=16, blockysize=16)
+        height, width = DEEP.shape[1:]
+        assert foretold(path) == (width, height, width * height)
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2, 64], rasterio.enums.Resampling.average)
+        # 64 is smaller than what is read
+        assert foretold(path) == (width, height, width * height // 4)
+
     @pytest.mark.parametrize("form", ["png", "tif", "bmp"])
     def test_too_large_for_pillow(self, tmp_path, monkeypatch, form):
         pytest.importorskip("rasterio")
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
         Image.fromarray(RGB).save(tmp_path / f"a.{form}")
+        facts = facts_of(tmp_path / f"a.{form}")
+        assert (facts.height, facts.width, facts.bands) == RGB.shape and facts.dtype == "uint8"
         assert is_close(read_image(tmp_path / f"a.{form}"), RGB, 0)
         palette = Image.fromarray((X % 3).astype(np.uint8))
         palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])

@@ -186,6 +186,13 @@ def reduced_size(shape: tuple[int, int]) -> tuple[int, int]:
     return -(-shape[0] // factor), -(-shape[1] // factor)
 
 
+def pixels_read(scene: Any) -> int:
+    """Pixels that GDAL decodes where it reads the whole scene reduced: fewer with overviews."""
+    factor = rgb.shrink_factor(scene.shape)
+    overview = max((by for by in scene.overviews(1) if by <= factor), default=1)
+    return scene.width * scene.height // overview**2
+
+
 def chosen_bands(scene: Any, bands: Sequence[int] | None) -> list[int]:
     """The three bands to show: as asked, as the file names them, or the first ones."""
     from rasterio.enums import ColorInterp
@@ -236,8 +243,7 @@ def _refuse_too_large(scene: Any) -> None:
     block = np.prod(scene.block_shapes[0]) * np.dtype(scene.dtypes[0]).itemsize
     if scene.interleaving != Interleaving.band:
         block *= scene.count
-    takes_long = scene.width * scene.height > MAX_SCENE and not scene.overviews(1)
-    if takes_long or block > MAX_BLOCK:
+    if pixels_read(scene) > MAX_SCENE or block > MAX_BLOCK:
         raise ImageError(
             f"{scene.width} x {scene.height} pixels without overviews, "
             f"in blocks of {block / 1e6:.0f} MB; rewrite it with `gdal_translate -of COG`",
