@@ -16,6 +16,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from model.images import TOO_LARGE, ImageError
@@ -28,6 +29,7 @@ from serving.protocol import (
     ApiError,
     ChatRequest,
     dialogue_of,
+    one_line,
     parse_request,
     sampling_of,
 )
@@ -40,6 +42,7 @@ IMAGES = 64  # that came with their request and are decoded, or wait for their t
 FAR_IMAGES = 16  # that are fetched by their address, which may take a minute
 CHECK = 0.5  # seconds after which a client that waits is looked for
 KEEP_ALIVE = 5.0  # seconds after which a silent stream gets a comment
+EVERYTHING = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 @dataclass
@@ -95,8 +98,11 @@ def create_app(api: Api, with_page: bool = False) -> FastAPI:
     """The API; with_page: a page will be mounted behind its routes."""
     app = FastAPI(title="RemoteGLM", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ApiError, _error_response)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(Exception, _internal_error)
     # Whoever balances load asks with HEAD
     app.api_route("/health", methods=["GET", "HEAD"])(partial(_health, api))
+    app.api_route("/health", methods=EVERYTHING)(_unknown)
     if not with_page:
         app.get("/")(partial(_front, api))
 
@@ -105,15 +111,26 @@ def create_app(api: Api, with_page: bool = False) -> FastAPI:
     locked.get("/v1/models")(partial(_models, api))
     locked.get("/v1/models/{name:path}")(partial(_model, api))
     locked.post("/v1/chat/completions")(partial(_chat, api))
-    everything = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-    for path in ("/v1", "/v1/{path:path}"):
-        locked.api_route(path, methods=everything)(_unknown)
+    for path in ("/metrics", "/v1", "/v1/{path:path}"):
+        locked.api_route(path, methods=EVERYTHING)(_unknown)
     app.include_router(locked)
     return app
 
 
 async def _error_response(request, error):
     return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _no_route(request, error):
+    """Of what Starlette finds no route for; beneath the page that is Gradio's to answer."""
+    told = f"no such endpoint: {request.method} {request.url.path}"
+    said = ApiError(error.status_code, told, headers=error.headers)
+    return await _error_response(request, said)
+
+
+async def _internal_error(request, error):
+    """The server's log has the traceback."""
+    return await _error_response(request, ApiError(500, f"internal error: {one_line(error)}"))
 
 
 async def _front(api: Api):

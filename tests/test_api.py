@@ -581,6 +581,33 @@ def test_statuses_of_the_protocol(served, client):
     assert "Content-Type" in error_of((status, headers, json.loads(text)), 415)
 
 
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "//v1/models", 404),
+        ("POST", "/", 405),
+        ("POST", "/health", 404),
+        ("DELETE", "/metrics", 404),
+    ],
+)
+def test_every_path_answers_in_one_form(served, method, path, status):
+    reply, headers, text = raw(served[0], method, path)
+    said = error_of((reply, headers, json.loads(text)), status)
+    assert said == f"no such endpoint: {method} {path}"
+    assert ("Allow" in headers) == (status == 405)
+
+
+def test_an_unforeseen_error_is_told_in_the_same_form(served, monkeypatch):
+    def fail(self):
+        raise RuntimeError("a bug\nin two lines")
+
+    monkeypatch.setattr(Api, "models", property(fail))
+    status, headers, text = raw(served[0], "GET", "/v1/models")
+    said = error_of((status, headers, json.loads(text)), 500)
+    assert said == "internal error: a bug in two lines"
+
+
 def test_a_body_beyond_the_limit(served, monkeypatch):
     monkeypatch.setattr("serving.api.MAX_BODY", 2**20)
     big = {"messages": [about("看", "data:image/png;base64," + "A" * 2**20)]}
@@ -843,6 +870,8 @@ def test_page_and_api_on_one_port(both, assistant):
     (notice,) = page_answers(server, "这张图像里有什么？", "alone", 64, 0, 0.8, 0, 100, 1.2, -1)
     assert notice["content"][0]["text"].startswith("错误：还没有图像")
     assert raw(server, "POST", "/v1/chat/completions", {})[0] == 401
+    assert "no such endpoint" in raw(server, "POST", "/health")[2]
+    assert raw(server, "GET", "/gradio_api/nothing")[2] == '{"detail":"Not Found"}'  # Gradio's own
     foreign = {"Origin": "http://evil.example"}
     assert raw(server, "POST", "/gradio_api/call/answer", {"data": []}, **foreign)[0] == 403
 
