@@ -28,6 +28,7 @@ from command_line import (
     compares,
     loading,
 )
+from data.endpoint_options import at_least
 from mapping.arguments import add_scene_options, check_scene_options, scene_options
 from model.errors import UserError
 from model.sampling import LIMITS, Sampling, limit_problem
@@ -43,6 +44,7 @@ OF_CHECKPOINT = (
     *("min_pixels", "max_length", "scene"),
 )
 ANSWER_SECONDS = 600.0  # that a server may take for an answer, its queue included
+SILENCE = 120.0  # seconds without a byte of it
 HISTORY = "~/.remoteglm_history"
 HISTORY_LINES = 1000
 
@@ -95,6 +97,13 @@ def add_server_options(group):
         "--api-key",
         default=os.environ.get("REMOTEGLM_API_KEY", "").strip(),
         help="the server's (default: the environment's REMOTEGLM_API_KEY, else none)",
+    )
+    add(
+        "--timeout",
+        type=at_least(float, 0.1),
+        default=SILENCE,
+        metavar="SECONDS",
+        help="how long the server may send nothing, before an answer and in it (%(default)s)",
     )
 
 
@@ -215,6 +224,8 @@ def check_server_options(parser, args):
     if not args.serve:
         if args.model:
             parser.error("--model names one of a server: name its --serve")
+        if args.timeout != SILENCE:
+            parser.error("--timeout waits for a server: name its --serve")
         return
     given = []
     for name in OF_CHECKPOINT:
@@ -518,7 +529,13 @@ def open_assistant(args):
     from serving.client import RemoteAssistant
 
     settings = Settings(
-        args.serve, args.model or "", timeout=ANSWER_SECONDS, concurrency=args.batch_size
+        args.serve,
+        args.model or "",
+        # So that a long answer is not silent
+        stream=True,
+        timeout=max(ANSWER_SECONDS, args.timeout),
+        silence=args.timeout,
+        concurrency=args.batch_size,
     )
     options = "--api-key (or REMOTEGLM_API_KEY), --serve and --model"
     server = RemoteAssistant(settings, args.api_key, max_pixels=args.max_pixels, options=options)
