@@ -30,7 +30,7 @@ from command_line import (
 )
 from data.endpoint_options import at_least
 from mapping.arguments import add_scene_options, check_scene_options, scene_options
-from model.errors import UserError
+from model.errors import CONTROL, UserError, printable
 from model.sampling import LIMITS, Sampling, limit_problem
 from serving.page.words import cut_note
 
@@ -250,7 +250,8 @@ def say(name, pieces, stoppable):
     try:
         for piece in pieces:
             # The name waits for the first piece: an error is not introduced as an answer.
-            print(piece if answer else name + piece, end="", flush=True)
+            shown = printable(piece)
+            print(shown if answer else name + shown, end="", flush=True)
             answer += piece
     except KeyboardInterrupt:
         if not stoppable:
@@ -332,13 +333,13 @@ def answer_once(speaker, args, image, question):
 
 
 def print_json(value):
-    """Print on one line, in ASCII where standard output cannot encode the characters."""
+    """Print on one line, in ASCII where a character cannot be encoded or commands a terminal."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         text = json.dumps(value)
-    print(text)
+    print(json.dumps(value) if CONTROL.search(text) else text)
 
 
 def answer_file(speaker, args, samples, file, first, name):

@@ -20,6 +20,7 @@ from conftest import PROJECT
 from PIL import Image
 from stub_endpoint import KEY, completion, error
 from test_api import running, wait_for
+from test_cli import shown
 from test_web import free_port
 
 import cli_demo
@@ -175,7 +176,7 @@ def test_the_terminal_talks_to_a_server(server, assistant, rows, capsys):
     with assistant.untuned():
         expected["base"] = "".join(assistant.stream("红色吗？", image, (), sampling))
     out = capsys.readouterr().out
-    assert out == f"微调前：{expected['base']}\nRemoteGLM：{expected['tuned']}\n"
+    assert out == f"微调前：{shown(expected['base'])}\nRemoteGLM：{shown(expected['tuned'])}\n"
     chat(
         server, "--image", path, "--prompt", "红色吗？", "--json", "--model", "demo:base", *options
     )
@@ -193,7 +194,7 @@ def test_a_dialogue_with_a_server(server, assistant, rows, capsys, monkeypatch):
     first = "".join(assistant.stream(assistant.prompt, image, (), sampling))
     second = "".join(assistant.stream("几个？", image, [(assistant.prompt, first)], sampling))
     out = capsys.readouterr().out
-    assert f"RemoteGLM：{first}\n" in out and f"RemoteGLM：{second}\n" in out
+    assert f"RemoteGLM：{shown(first)}\n" in out and f"RemoteGLM：{shown(second)}\n" in out
 
 
 def test_a_file_of_rows_by_a_server_without_torch(server, assistant, rows, tmp_path):
@@ -360,6 +361,25 @@ def test_a_wrong_key_ends_all_and_is_not_shown(stub):
         with pytest.raises(UserError, match="stopped: "):
             far.answer_batch(["b"], [None])
     assert not isinstance(first.value, NoAnswerError) and len(stub.asked) == 1
+
+
+COMMANDS = "\x1b]0;名\x07\x1b[2J\x9b1m湖\r岸\n"
+SHOWN = r"\x1b]0;名\x07\x1b[2J\x9b1m湖\x0d岸"
+
+
+def test_a_server_cannot_command_the_terminal(stub, capsys):
+    stream = {"Content-Type": "text/event-stream"}
+    stub.answer = lambda text, nth: (200, stream, event(COMMANDS, "stop"))
+    argv = ["--serve", stub.url, "--model", "gpt", "--prompt", "你好"]
+    cli_demo.main(argv)
+    assert capsys.readouterr().out == f"RemoteGLM：{SHOWN}\n\n"
+    cli_demo.main([*argv, "--json"])
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["answer"] == COMMANDS and printed.count("\n") == 1
+    assert "\x1b" not in printed and "\x9b" not in printed
+    stub.answer = lambda text, nth: error(400, COMMANDS)
+    said = ends_with(cli_demo, argv)
+    assert r"\x1b[2J\x9b1m湖" in said and "\x1b" not in said
 
 
 # Servers that do not end, or say nothing
