@@ -26,6 +26,7 @@ from model.images.fetch import fetch
 from model.images.raster import (
     RANDOM_ACCESS,
     driver_of,
+    has_rasterio,
     open_raster,
     pixels_read,
     read_raster,
@@ -35,7 +36,7 @@ from model.images.raster import (
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 DATA = "data:"  # how the address of an image begins that stands in the address itself
 # Raised by one where an image is read otherwise than before: what was kept of it is then made again
-READER = 3
+READER = 4
 
 # How decoders say that a file may be whole, and is not for them
 UNSUPPORTED = re.compile(
@@ -106,16 +107,20 @@ def header(file: BinaryIO) -> Iterator[Any]:
         image = pillow.open_image(file)
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 -- decoders fail in ways of their own
+    except Image.DecompressionBombError as error:
+        driver = driver_of(file)
+        if driver != "JPEG":
+            with open_raster(file, driver, _reduced(error), TOO_LARGE) as scene:
+                yield scene
+            return
+        image = pillow.open_huge_jpeg(file)
+    except Exception:  # noqa: BLE001 -- decoders fail in ways of their own
         driver = driver_of(file)
         if driver is None:
             raise
-        if driver == "JPEG" and isinstance(error, Image.DecompressionBombError):
-            image = pillow.open_huge_jpeg(file)
-        else:
-            with open_raster(file, driver, "an image that Pillow cannot open; this") as scene:
-                yield scene
-            return
+        with open_raster(file, driver, "an image that Pillow cannot open; this") as scene:
+            yield scene
+        return
     yield image
 
 
@@ -233,11 +238,12 @@ def _by_pillow(file: BinaryIO, note: Callable[[str], None]) -> tuple[Image.Image
         image = pillow.open_image(file)
     except Image.DecompressionBombError as error:
         if driver_of(file) != "JPEG":
-            size_and_limit = str(error).partition(", could")[0]
-            return read_raster(file, None, f"{size_and_limit}; a reduced reading", TOO_LARGE)
+            return read_raster(file, None, _reduced(error), TOO_LARGE)
         image = pillow.open_huge_jpeg(file)
 
     lost = pillow.what_is_lost(image, file)
+    if not lost and pillow.stands_in_the_way(image) and has_rasterio():
+        lost = "a large JPEG 2000; this"
     if lost and driver_of(file):
         shown, size = read_raster(file, None, lost)
         # GDAL does not turn images
@@ -247,6 +253,11 @@ def _by_pillow(file: BinaryIO, note: Callable[[str], None]) -> tuple[Image.Image
     size = image.size
     _shrink_while_decoding(image)
     return pillow.to_rgb(image, note), size
+
+
+def _reduced(error: Image.DecompressionBombError) -> str:
+    """What rasterio is needed for where Pillow says this of the size."""
+    return f"{str(error).partition(', could')[0]}; a reduced reading"
 
 
 def _shrink_while_decoding(image: Image.Image) -> None:
