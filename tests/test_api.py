@@ -569,6 +569,28 @@ def test_a_body_that_is_no_request(served, body, says):
     assert says in error_of((status, headers, json.loads(text)), 400)
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": ""}] * 300_000,
+        [{"role": "user", "content": [{"type": "text", "text": ""}] * 300_000}],
+    ],
+)
+def test_very_many_messages_are_not_looked_at_one_by_one(served, messages):
+    body = json.dumps({"model": "demo", "messages": messages}).encode()
+    with ThreadPoolExecutor() as threads:
+        json_type = {"Content-Type": "application/json"}
+        asked = threads.submit(raw, served[0], "POST", "/v1/chat/completions", body, **json_type)
+        longest = 0.0
+        while not asked.done():
+            began = time.monotonic()
+            assert raw(served[0], "GET", "/health")[0] == 200
+            longest = max(longest, time.monotonic() - began)
+    status, headers, text = asked.result()
+    assert "at most 10000 are read" in error_of((status, headers, json.loads(text)), 400)
+    assert longest < 1.5
+
+
 def test_statuses_of_the_protocol(served, client):
     with pytest.raises(openai.NotFoundError, match="no model 'other' here"):
         client.chat.completions.create(model="other", messages=ASK)
