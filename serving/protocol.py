@@ -242,7 +242,7 @@ def dialogue_of(messages: Sequence[Message]) -> Dialogue:
 def _single(addresses):
     """The one image of a dialogue, which clients may send with every round; or None."""
     for address in addresses:
-        if not address.lower().startswith(ADDRESSES):
+        if not address[:8].lower().startswith(ADDRESSES):
             raise ApiError(
                 400,
                 f"image_url {address[:40]!r}: expected a data:, http:// or https:// address",
