@@ -29,8 +29,9 @@ from command_line import (
     ctrl_c_ends_at_once,
     loading,
 )
+from data.endpoint_options import at_least
 from mapping.arguments import add_scene_options, check_scene_options, scene_options
-from model.errors import UserError
+from model.errors import CONTROL, UserError, printable
 from model.sampling import LIMITS, Sampling, limit_problem
 from serving.page.words import cut_note
 
@@ -44,6 +45,7 @@ OF_CHECKPOINT = (
     *("min_pixels", "max_length", "scene"),
 )
 ANSWER_SECONDS = 600.0  # that a server may take for an answer, its queue included
+SILENCE = 120.0  # seconds without a byte of it
 HISTORY = "~/.remoteglm_history"
 HISTORY_LINES = 1000
 
@@ -96,6 +98,13 @@ def add_server_options(group):
         "--api-key",
         default=os.environ.get("REMOTEGLM_API_KEY", "").strip(),
         help="the server's (default: the environment's REMOTEGLM_API_KEY, else none)",
+    )
+    add(
+        "--timeout",
+        type=at_least(float, 0.1),
+        default=SILENCE,
+        metavar="SECONDS",
+        help="how long the server may send nothing, before an answer and in it (%(default)s)",
     )
 
 
@@ -216,6 +225,8 @@ def check_server_options(parser, args):
     if not args.serve:
         if args.model:
             parser.error("--model names one of a server: name its --serve")
+        if args.timeout != SILENCE:
+            parser.error("--timeout waits for a server: name its --serve")
         return
     given = []
     for name in OF_CHECKPOINT:
@@ -240,7 +251,8 @@ def say(name, pieces, stoppable):
     try:
         for piece in pieces:
             # The name waits for the first piece: an error is not introduced as an answer.
-            print(piece if answer else name + piece, end="", flush=True)
+            shown = printable(piece)
+            print(shown if answer else name + shown, end="", flush=True)
             answer += piece
     except KeyboardInterrupt:
         if not stoppable:
@@ -327,13 +339,13 @@ def answer_once(speaker, args, image, question):
 
 
 def print_json(value):
-    """Print on one line, in ASCII where standard output cannot encode the characters."""
+    """Print on one line, in ASCII where a character cannot be encoded or commands a terminal."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         text = json.dumps(value)
-    print(text)
+    print(json.dumps(value) if CONTROL.search(text) else text)
 
 
 def answer_file(speaker, args, samples, file, first, name):
@@ -526,7 +538,13 @@ def open_assistant(args):
     from serving.client import RemoteAssistant
 
     settings = Settings(
-        args.serve, args.model or "", timeout=ANSWER_SECONDS, concurrency=args.batch_size
+        args.serve,
+        args.model or "",
+        # So that a long answer is not silent
+        stream=True,
+        timeout=max(ANSWER_SECONDS, args.timeout),
+        silence=args.timeout,
+        concurrency=args.batch_size,
     )
     options = "--api-key (or REMOTEGLM_API_KEY), --serve and --model"
     server = RemoteAssistant(settings, args.api_key, max_pixels=args.max_pixels, options=options)

@@ -9,6 +9,8 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 
+from model.errors import printable
+
 # Signals that end a script; Windows has no SIGHUP
 ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 # A full disk, a quota, a limit of file sizes, a terminal that went away
@@ -297,7 +299,7 @@ def compares(args, assistant, name):
     """
     if args.base and not assistant.has_adapter:
         print(
-            f"--base is left out: {name} has no adapter that could be switched off",
+            f"--base is left out: {printable(name)} has no adapter that could be switched off",
             file=sys.stderr,
         )
     return args.base and assistant.has_adapter

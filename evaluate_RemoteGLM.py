@@ -21,7 +21,7 @@ from pathlib import Path
 
 from command_line import compares, ctrl_c_ends_at_once, loading
 from evaluation.arguments import parse
-from model.errors import UserError
+from model.errors import UserError, printable
 from model.files import PROJECT
 
 PACKAGES = ("torch", "numpy", "sacrebleu", "jieba")
@@ -280,7 +280,7 @@ def measure(args, server):
     versions = {package: version(package) for package in PACKAGES}
     metrics = write_report(scores, output, recorded(args), versions, args.gallery, notes)
     # After the files are written: a terminal that went away costs nothing
-    print(summary_table(scores), *scores.warnings, *notes, sep="\n")
+    print(*map(printable, [summary_table(scores), *scores.warnings, *notes]), sep="\n")
     print(
         f"report: {output / 'report.html'}; all metrics: {output / 'table.md'}, "
         f"{output / 'metrics.json'}"

@@ -30,7 +30,12 @@ from command_line import (
 from model.errors import UserError
 from serving.page.words import WORDS
 from serving.space import GB, USUAL, Space
+from serving.turns import USUAL as MOST_PIXELS
 
+ABOVE_ZERO = (
+    *("rows", "waiting", "answer_seconds", "answer_tokens", "kv_memory", "upload_space"),
+    "max_image_pixels",
+)
 # Folders of what people upload: one for each process, by its number
 UPLOADS = "remoteglm-{}-"
 
@@ -74,6 +79,13 @@ def parse(argv=None):
         default=USUAL / GB,
         help="disk that uploads and maps may take, those of one page a quarter of it (%(default)s)",
     )
+    page.add_argument(
+        "--max-image-pixels",
+        type=int,
+        default=MOST_PIXELS,
+        help="pixels of an image that a question may be about, by page and API; of a file with "
+        "overviews those count that are read (%(default)s)",
+    )
     add_access_options(parser.add_argument_group("who may ask").add_argument)
     add_engine_options(parser.add_argument_group("answers to many people").add_argument)
 
@@ -86,7 +98,7 @@ def parse(argv=None):
         parser.error(f"--scenes {args.scenes}: no such folder")
     args.host = args.host.strip("[]")
     check_access(parser, args)
-    for name in ("rows", "waiting", "answer_seconds", "answer_tokens", "kv_memory", "upload_space"):
+    for name in ABOVE_ZERO:
         value = getattr(args, name)
         if value is not None and not value > 0:
             parser.error(f"--{name.replace('_', '-')} {value}: must be more than 0")
@@ -295,8 +307,10 @@ def serve_until_stopped(args, listener):
         from serving.guard import Guard
         from serving.served import Served
         from serving.server import Server
+        from serving.turns import Turns
 
-    api = Api(Path(args.from_pretrained).name, args.api_key, args.bands, args.english)
+    turns = Turns(args.max_image_pixels)
+    api = Api(Path(args.from_pretrained).name, args.api_key, args.bands, args.english, turns=turns)
     trusted = [*args.trusted_host, urlsplit(args.root_path).hostname or "localhost"]
     server = Server(Guard(create_app(api), trusted), listener).start()
     with ExitStack() as ends:
@@ -339,6 +353,7 @@ def app_with_page(args, api, served, listener, maps):
         about=about(served.family, api.name, args.from_pretrained),
         votes=Votes(args.votes) if args.votes else None,
         upload_space=args.upload_space,
+        turns=api.turns,
         maps=maps,
     )
     return app

@@ -41,8 +41,10 @@ class BatchApi:
                 return batch.id
         with open(path, "rb") as file:
             uploaded = self._call(lambda: self.client.files.create(file=file, purpose="batch"))
+        # One try: a batch that is made although no answer came is found by the next run
+        once = self.client.with_options(max_retries=0)
         batch = self._call(
-            lambda: self.client.batches.create(
+            lambda: once.batches.create(
                 input_file_id=uploaded.id,
                 endpoint=ENDPOINT,
                 completion_window=WINDOW,
@@ -120,7 +122,12 @@ class BatchApi:
 def connect(args, key, report):
     """A BatchApi for options and a key. report: takes a line about a batch. Raises UserError."""
     client = open_client(
-        "OpenAI", key, args.base_url, timeout=args.timeout, max_retries=args.max_retries
+        "OpenAI",
+        key,
+        args.base_url,
+        is_bounded=False,  # files of results are large
+        timeout=args.timeout,
+        max_retries=args.max_retries,
     )
     return BatchApi(client, args, key, report)
 

@@ -72,8 +72,9 @@ class Settings:
     """What an Endpoint is told; the translation's options have the same names.
 
     stream: ask for events; extra_body: a dict sent along, or None; timeout: seconds that a request
-    may take in all; backoff: seconds; rpm and tpm: per minute or None; price_in and price_out: of a
-    million tokens or None; max_cost: the same money or None.
+    may take in all; silence: seconds without a byte, or None; backoff: seconds; rpm and tpm: per
+    minute or None; price_in and price_out: of a million tokens or None; max_cost: the same money or
+    None.
     """
 
     base_url: str
@@ -81,6 +82,7 @@ class Settings:
     stream: bool = False
     extra_body: dict | None = None
     timeout: float = 60.0
+    silence: float | None = None
     max_retries: int = 5
     backoff: float = 1.0
     rpm: float | None = None
@@ -91,14 +93,26 @@ class Settings:
     concurrency: int = 8
 
 
-def open_client(make, key, base_url, **options):
-    """A client of the openai package. make: "AsyncOpenAI" or "OpenAI". Raises UserError."""
+def open_client(make, key, base_url, *, is_bounded=True, trust_env=True, **options):
+    """A client of the openai package. make: "AsyncOpenAI" or "OpenAI"; is_bounded: see bounded.py;
+    trust_env: take the environment's proxy. Raises UserError.
+    """
     check_settings()
     try:
         # here: a run that finds everything in journal and memory needs neither client nor key
         import openai
 
-        return getattr(openai, make)(api_key=key, base_url=base_url, **options)
+        from data.bounded import bound, bound_async
+
+        connection, hook = {
+            "OpenAI": (openai.DefaultHttpxClient, bound),
+            "AsyncOpenAI": (openai.DefaultAsyncHttpxClient, bound_async),
+        }[make]
+        hooks = {"response": [hook]} if is_bounded else None
+        http_client = connection(trust_env=trust_env, event_hooks=hooks)
+        return getattr(openai, make)(
+            api_key=key, base_url=base_url, http_client=http_client, **options
+        )
     # no openai, a SOCKS proxy in the environment and no socksio, a certificate file that is none
     except Exception as error:  # noqa: BLE001 -- the client reads many variables on its own
         raise UserError(f"cannot start the client: {error}") from None
@@ -114,6 +128,19 @@ def connect(args, key):
     # no timeout, no retries: both are kept here
     client = open_client("AsyncOpenAI", key, args.base_url, timeout=None, max_retries=0)
     return Endpoint(client, args, key)
+
+
+def without_end(error, silence):
+    """What a server did that stayed silent for so many seconds, or did not stop; else ""."""
+    import openai
+
+    from data.bounded import TooLong
+
+    if isinstance(error, TooLong):
+        return str(error)
+    if isinstance(error, openai.APITimeoutError) or type(error).__name__ == "ReadTimeout":
+        return f"the server has sent nothing for {silence:g} s; --timeout waits longer"
+    return ""
 
 
 def explained(error, base_url):
@@ -288,6 +315,13 @@ class Endpoint:
             # the server may have written, and charged, an answer
             self.cost += self.cost_at_most(tokens_in, expected)
             raise NoAnswer(f"no answer within {self.args.timeout:g} s") from None
+        except Exception as error:  # noqa: BLE001 -- the client has errors of several packages
+            reason = without_end(error, self.client.timeout)
+            if not reason:
+                raise
+            # another try would be charged as well, and end no better
+            self.cost += self.cost_at_most(tokens_in, expected)
+            self.give_up(reason)
 
     def check_message(self, message):
         """Raises Refused or Stopped where a server's message says so."""

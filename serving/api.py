@@ -9,15 +9,18 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from model.images import TOO_LARGE, ImageError, read_image
+from model.images import TOO_LARGE, ImageError
+from model.images.reading import opened, pixels_of, read_opened
 from model.rows import Sample
 from model.running_batch import Question
 from serving.protocol import (
@@ -26,16 +29,20 @@ from serving.protocol import (
     ApiError,
     ChatRequest,
     dialogue_of,
+    one_line,
     parse_request,
     sampling_of,
 )
 from serving.scheduler import CANCELLED, ERROR, LENGTH, TIME, QueueFull
 from serving.served import Served
+from serving.turns import Turns
 
 MAX_BODY = 140 * 2**20  # bytes: an image of 100 MB in base64
-IMAGES_AT_A_TIME = 4  # decoded; each may take some hundred MB
+IMAGES = 64  # that came with their request and are decoded, or wait for their turn
+FAR_IMAGES = 16  # that are fetched by their address, which may take a minute
 CHECK = 0.5  # seconds after which a client that waits is looked for
 KEEP_ALIVE = 5.0  # seconds after which a silent stream gets a comment
+EVERYTHING = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 @dataclass
@@ -47,10 +54,12 @@ class Api:
     bands: tuple[int, ...] | None = None
     english: bool | None = None  # None: as the checkpoint was trained
     served: Served | None = None
+    turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self):
         self.created = int(time.time())
-        self.image_slots = asyncio.Semaphore(IMAGES_AT_A_TIME)
+        self.images = CapacityLimiter(IMAGES)
+        self.far_images = CapacityLimiter(FAR_IMAGES)
 
     @property
     def ready(self) -> Served:
@@ -89,8 +98,11 @@ def create_app(api: Api, with_page: bool = False) -> FastAPI:
     """The API; with_page: a page will be mounted behind its routes."""
     app = FastAPI(title="RemoteGLM", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ApiError, _error_response)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(Exception, _internal_error)
     # Whoever balances load asks with HEAD
     app.api_route("/health", methods=["GET", "HEAD"])(partial(_health, api))
+    app.api_route("/health", methods=EVERYTHING)(_unknown)
     if not with_page:
         app.get("/")(partial(_front, api))
 
@@ -99,15 +111,26 @@ def create_app(api: Api, with_page: bool = False) -> FastAPI:
     locked.get("/v1/models")(partial(_models, api))
     locked.get("/v1/models/{name:path}")(partial(_model, api))
     locked.post("/v1/chat/completions")(partial(_chat, api))
-    everything = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-    for path in ("/v1", "/v1/{path:path}"):
-        locked.api_route(path, methods=everything)(_unknown)
+    for path in ("/metrics", "/v1", "/v1/{path:path}"):
+        locked.api_route(path, methods=EVERYTHING)(_unknown)
     app.include_router(locked)
     return app
 
 
 async def _error_response(request, error):
     return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _no_route(request, error):
+    """Of what Starlette finds no route for; beneath the page that is Gradio's to answer."""
+    told = f"no such endpoint: {request.method} {request.url.path}"
+    said = ApiError(error.status_code, told, headers=error.headers)
+    return await _error_response(request, said)
+
+
+async def _internal_error(request, error):
+    """The server's log has the traceback."""
+    return await _error_response(request, ApiError(500, f"internal error: {one_line(error)}"))
 
 
 async def _front(api: Api):
@@ -165,7 +188,8 @@ async def _chat(api: Api, request: Request) -> Response:
     # OpenAI's clients send it; a form of a foreign web site cannot
     if "json" not in request.headers.get("Content-Type", ""):
         raise ApiError(415, "expected the header Content-Type: application/json")
-    chat = parse_request(await _body(request))
+    # In a thread: of 100 MB it takes a second
+    chat = await run_sync(parse_request, await _body(request))
     _check_model(api, chat.model)
     question = await _question(api, served, chat)
 
@@ -212,8 +236,9 @@ async def _question(api, served, chat):
     dialogue = dialogue_of(chat.messages)
     image = None
     if dialogue.address:
-        async with api.image_slots:
-            image = await run_in_threadpool(_read, dialogue.address, api.bands)
+        is_here = dialogue.address[:5].lower() == "data:"
+        threads = api.images if is_here else api.far_images
+        image = await run_sync(_read, api, dialogue.address, limiter=threads)
     question = dialogue.question or served.first_question(api.english)
     return Question(
         Sample(None, question, None, dialogue.history),
@@ -224,9 +249,11 @@ async def _question(api, served, chat):
     )
 
 
-def _read(address, bands):
+def _read(api, address):
     try:
-        return read_image(address, bands, public_only=True)
+        with opened(address, public_only=True) as file:
+            with api.turns.take(pixels_of(file)):
+                return read_opened(file, address, api.bands)
     except ImageError as error:
         status = 413 if error.kind == TOO_LARGE else 422
         raise ApiError(status, str(error), param="messages", code="invalid_image") from None

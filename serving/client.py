@@ -7,10 +7,12 @@ with those of the protocol.
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +21,18 @@ from PIL import Image
 
 from data.answers import NoAnswer, Refused
 from data.connection import url_problem
-from data.endpoint import Endpoint, Failed, Settings, Stopped, explained, open_client, without_key
+from data.endpoint import (
+    TRANSIENT,
+    Endpoint,
+    Failed,
+    Settings,
+    Stopped,
+    asked_pause,
+    explained,
+    open_client,
+    without_end,
+    without_key,
+)
 from data.peel import without_thoughts
 from data.replies import Reply
 from model.errors import NoAnswerError, UserError
@@ -30,6 +43,8 @@ from serving.protocol import BASE, OWNER
 
 MAX_PIXELS = 2048 * 2048  # of an image that is sent; larger ones are refused or shrunk by servers
 LIST_SECONDS = 20.0  # for the list of models
+TRIES = 3  # of a question to a server that is busy
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between them: by itself, and as the server asks
 EXPECTED_TOKENS = 200  # of an answer without a limit, for --tpm
 Pairs = Sequence[tuple[str, str]]
 
@@ -51,21 +66,39 @@ class RemoteAssistant:
         self._key = key or "none"
         self._direct = _is_this_machine(settings.base_url)
         self._max_pixels = max_pixels or MAX_PIXELS
-        self._client = self._open("OpenAI", timeout=settings.timeout, max_retries=2)
+        self._silence = settings.silence or settings.timeout
+        self._client = self._open("OpenAI", timeout=self._silence)
         self._options = options
         self._is_untuned = False
         self._endpoint: Endpoint | None = None
         self._loop = _Loop()
         self._introduce()
 
-    def _open(self, kind, **options):
-        if self._direct:
-            # A proxy of the environment does not lead to this machine
-            import openai
+    def _open(self, kind, timeout):
+        # Tries are counted here: the client would try again after silence, which may be charged.
+        # A proxy of the environment does not lead to this machine.
+        return open_client(
+            kind,
+            self._key,
+            self._settings.base_url,
+            trust_env=not self._direct,
+            timeout=timeout,
+            max_retries=0,
+        )
 
-            clients = {"OpenAI": "DefaultHttpxClient", "AsyncOpenAI": "DefaultAsyncHttpxClient"}
-            options["http_client"] = getattr(openai, clients[kind])(trust_env=False)
-        return open_client(kind, self._key, self._settings.base_url, **options)
+    def _patiently(self, ask):
+        """Its result; a server that is busy is asked again."""
+        import openai
+
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return ask()
+            except openai.APIStatusError as error:
+                is_busy = error.status_code in TRANSIENT or error.status_code >= 500
+                pause = asked_pause(error.response.headers) or PAUSE
+                if not (is_busy and tries_left and pause <= LONGEST_PAUSE):
+                    raise
+            time.sleep(pause)
 
     def _introduce(self):
         cards = {card["id"]: card for card in self._cards()}
@@ -90,7 +123,9 @@ class RemoteAssistant:
     def _cards(self) -> list[dict]:
         """What the server lists; [] where it lists nothing. Raises UserError."""
         try:
-            listed = self._client.with_options(timeout=LIST_SECONDS).models.list()
+            seconds = min(LIST_SECONDS, self._silence)
+            client = self._client.with_options(timeout=seconds)
+            listed = self._patiently(client.models.list)
             return [card.model_dump() for card in listed.data if card.id]
         except Exception as error:  # noqa: BLE001 -- the network, and whatever stands there
             status = getattr(error, "status_code", None)
@@ -99,7 +134,10 @@ class RemoteAssistant:
             return []
 
     def _problem(self, error) -> NoAnswerError:
-        text = " ".join(explained(error, self._settings.base_url).split())[:300]
+        url = self._settings.base_url
+        reason = without_end(error, self._silence)
+        text = f"{url}: {reason}" if reason else explained(error, url)
+        text = " ".join(text.split())[:300]
         if getattr(error, "status_code", None) in (401, 403):
             text += f"; check {self._options}"
         return NoAnswerError(without_key(text, self._key))
@@ -136,15 +174,16 @@ class RemoteAssistant:
 
         Raises UserError.
         """
-        fields = self._fields(sampling or Sampling())
+        ask = partial(
+            self._client.chat.completions.create,
+            model=self._model,
+            messages=self._messages(question, image, history),
+            stream=True,
+            extra_body=self._fields(sampling or Sampling()),
+        )
         ending = ""
         try:
-            with self._client.chat.completions.create(
-                model=self._model,
-                messages=self._messages(question, image, history),
-                stream=True,
-                extra_body=fields,
-            ) as events:
+            with self._patiently(ask) as events:
                 for event in events:
                     _tell_cut((event.model_extra or {}).get("cut"), on_cut)
                     for choice in event.choices[:1]:
@@ -199,7 +238,7 @@ class RemoteAssistant:
 
     async def _ask(self, messages, expected, fields):
         if self._endpoint is None:
-            client = self._open("AsyncOpenAI", timeout=None, max_retries=0)
+            client = self._open("AsyncOpenAI", timeout=self._settings.silence)
             self._endpoint = Endpoint(client, self._settings, self._key, "questions", self._options)
         if self._endpoint.stopped:
             raise Stopped(self._endpoint.stopped)

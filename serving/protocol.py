@@ -19,6 +19,7 @@ from model.sampling import LIMITS, Sampling
 OWNER = "remoteglm"  # of the models that are listed, by which a client knows this server
 BASE = ":base"  # behind a model's name: it answers as before fine-tuning
 MAX_CHARACTERS = 100_000  # of all messages; a network here reads 2048 tokens
+MAX_PARTS = 10_000  # messages and parts of them
 KIND = re.compile(r"(str|list\[.*\])$")  # how pydantic names the kinds of a field
 ADDRESSES = ("data:", "http://", "https://")
 
@@ -145,6 +146,7 @@ def parse_request(content: bytes) -> ChatRequest:
         raise ApiError(400, f"the body is not JSON in UTF-8: {one_line(error)}") from None
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a JSON {type(body).__name__}, expected an object")
+    _check_parts(body.get("messages"))
     for name, harmless in REFUSED.items():
         value = body.get(name)
         # In Python True is 1
@@ -163,6 +165,21 @@ def parse_request(content: bytes) -> ChatRequest:
         raise ApiError(400, f"{where}: {deepest['msg']}, got {given}", param=where) from None
     _check_text(request)
     return request
+
+
+def _check_parts(messages):
+    """Before each is looked at, which takes long. Raises ApiError."""
+    if not isinstance(messages, list):
+        return
+    contents = [one.get("content") for one in messages if isinstance(one, dict)]
+    parts = len(messages) + sum(len(content) for content in contents if isinstance(content, list))
+    if parts > MAX_PARTS:
+        raise ApiError(
+            400,
+            f"{parts} messages and parts of them, at most {MAX_PARTS} are read",
+            param="messages",
+            code="context_length_exceeded",
+        )
 
 
 def _check_text(request):
@@ -225,7 +242,7 @@ def dialogue_of(messages: Sequence[Message]) -> Dialogue:
 def _single(addresses):
     """The one image of a dialogue, which clients may send with every round; or None."""
     for address in addresses:
-        if not address.lower().startswith(ADDRESSES):
+        if not address[:8].lower().startswith(ADDRESSES):
             raise ApiError(
                 400,
                 f"image_url {address[:40]!r}: expected a data:, http:// or https:// address",

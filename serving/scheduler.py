@@ -31,6 +31,8 @@ ERROR = "error"
 
 # Seconds of an answer before any has been measured, for the estimate of a wait
 FIRST_GUESS = 5.0
+# How much a further answer changes the measured mean, once there are many
+WEIGHT = 0.1
 
 
 class QueueFull(UserError):
@@ -104,7 +106,8 @@ class Scheduler:
         self._turns: Counter[str] = Counter()  # the next turn of each client
         self._turn = 0  # of the question that began last
         self._number = 0
-        self._mean_seconds = FIRST_GUESS  # of an answer
+        self._measured = 0  # answers that have ended
+        self._mean_seconds = 0.0  # of them, the later ones more
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -212,7 +215,15 @@ class Scheduler:
             self._turns = Counter(later)
 
     def _wait(self, ahead):
-        return self._mean_seconds * (ahead + 1) / self.rows
+        return self._answer_seconds() * (ahead + 1) / self.rows
+
+    def _answer_seconds(self):
+        """As measured; before, as long as one under way has taken already."""
+        if self._measured:
+            return self._mean_seconds
+        now = time.monotonic()
+        under_way = [now - ticket.begun_at for ticket in list(self._running.values())]
+        return max([FIRST_GUESS, *under_way])
 
     # The thread
 
@@ -313,7 +324,9 @@ class Scheduler:
             self._batch.remove(ticket.key)
         if ticket.begun_at is not None:
             seconds = time.monotonic() - ticket.begun_at
-            self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+            self._measured += 1
+            weight = max(WEIGHT, 1 / self._measured)
+            self._mean_seconds += weight * (seconds - self._mean_seconds)
         self.metrics.count(event.end)
         self._deliver(ticket, event)
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ import openai
 import pytest
 from conftest import PROJECT, write_random
 from PIL import Image
+from test_images import png
 from test_web import free_port
 
 import web_demo
@@ -30,6 +32,7 @@ from serving.metrics import Metrics
 from serving.scheduler import Scheduler
 from serving.served import Served
 from serving.server import Server, listen
+from serving.turns import LARGE, SMALL_AT_A_TIME
 
 KEY = "sk-测试"
 ASK = [{"role": "user", "content": "你好"}]
@@ -566,6 +569,28 @@ def test_a_body_that_is_no_request(served, body, says):
     assert says in error_of((status, headers, json.loads(text)), 400)
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": ""}] * 300_000,
+        [{"role": "user", "content": [{"type": "text", "text": ""}] * 300_000}],
+    ],
+)
+def test_very_many_messages_are_not_looked_at_one_by_one(served, messages):
+    body = json.dumps({"model": "demo", "messages": messages}).encode()
+    with ThreadPoolExecutor() as threads:
+        json_type = {"Content-Type": "application/json"}
+        asked = threads.submit(raw, served[0], "POST", "/v1/chat/completions", body, **json_type)
+        longest = 0.0
+        while not asked.done():
+            began = time.monotonic()
+            assert raw(served[0], "GET", "/health")[0] == 200
+            longest = max(longest, time.monotonic() - began)
+    status, headers, text = asked.result()
+    assert "at most 10000 are read" in error_of((status, headers, json.loads(text)), 400)
+    assert longest < 1.5
+
+
 def test_statuses_of_the_protocol(served, client):
     with pytest.raises(openai.NotFoundError, match="no model 'other' here"):
         client.chat.completions.create(model="other", messages=ASK)
@@ -576,6 +601,33 @@ def test_statuses_of_the_protocol(served, client):
     assert raw(served[0], "HEAD", "/health")[0] == 200
     status, headers, text = raw(served[0], "POST", "/v1/chat/completions", b"{}")
     assert "Content-Type" in error_of((status, headers, json.loads(text)), 415)
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "//v1/models", 404),
+        ("POST", "/", 405),
+        ("POST", "/health", 404),
+        ("DELETE", "/metrics", 404),
+    ],
+)
+def test_every_path_answers_in_one_form(served, method, path, status):
+    reply, headers, text = raw(served[0], method, path)
+    said = error_of((reply, headers, json.loads(text)), status)
+    assert said == f"no such endpoint: {method} {path}"
+    assert ("Allow" in headers) == (status == 405)
+
+
+def test_an_unforeseen_error_is_told_in_the_same_form(served, monkeypatch):
+    def fail(self):
+        raise RuntimeError("a bug\nin two lines")
+
+    monkeypatch.setattr(Api, "models", property(fail))
+    status, headers, text = raw(served[0], "GET", "/v1/models")
+    said = error_of((status, headers, json.loads(text)), 500)
+    assert said == "internal error: a bug in two lines"
 
 
 def test_a_body_beyond_the_limit(served, monkeypatch):
@@ -598,6 +650,47 @@ def test_a_body_beyond_the_limit(served, monkeypatch):
 )
 def test_an_image_that_cannot_be_read(served, uri, status, says):
     assert says in error_of(chat(served[0], messages=[about("看", uri)]), status)
+
+
+BOMB = png(60_000, 60_000, [])  # its header: 3,600 million pixels are in 437 KB of black PNG
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(served):
+    uri = "data:image/png;base64," + base64.b64encode(BOMB).decode()
+    said = error_of(chat(served[0], messages=[about("看", uri)]), 413)
+    assert said.startswith("image data:image/png;base64,iVBORw0K...: 60000 x 60000 pixels, at most")
+    assert "1000000000" in said and "--max-image-pixels" in said
+
+
+def test_large_images_keep_no_small_one_waiting(assistant):
+    large = data_uri(Image.new("L", (5000, 5000)))
+    with running(assistant) as (server, api), ThreadPoolExecutor() as threads:
+        with api.turns.take((5000, 5000, LARGE + 1)), api.turns.take((5000, 5000, LARGE + 1)):
+            waiting = [
+                threads.submit(chat, server, messages=[about("看", large)])
+                for _ in range(2 * SMALL_AT_A_TIME)
+            ]
+            time.sleep(0.3)
+            assert chat(server, messages=[about("看", data_uri(RED))])[0] == 200
+            assert not any(future.done() for future in waiting)
+        assert {future.result()[0] for future in waiting} == {200}
+
+
+def test_slow_addresses_keep_no_sent_image_waiting(assistant, monkeypatch):
+    come = threading.Event()
+
+    def fetch(url, public_only):
+        come.wait(30)
+        raise UserError("too late")
+
+    monkeypatch.setattr("model.images.reading.fetch", fetch)
+    with running(assistant) as (server, _), ThreadPoolExecutor(60) as threads:
+        for _ in range(60):
+            threads.submit(chat, server, messages=[about("看", "https://example.org/a.png")])
+        time.sleep(0.5)
+        status = chat(server, messages=[about("看", data_uri(RED))])[0]
+        come.set()
+    assert status == 200
 
 
 def test_a_data_uri_in_lines_without_padding_or_in_capitals(served):
@@ -799,6 +892,8 @@ def test_page_and_api_on_one_port(both, assistant):
     (notice,) = page_answers(server, "这张图像里有什么？", "alone", 64, 0, 0.8, 0, 100, 1.2, -1)
     assert notice["content"][0]["text"].startswith("错误：还没有图像")
     assert raw(server, "POST", "/v1/chat/completions", {})[0] == 401
+    assert "no such endpoint" in raw(server, "POST", "/health")[2]
+    assert raw(server, "GET", "/gradio_api/nothing")[2] == '{"detail":"Not Found"}'  # Gradio's own
     foreign = {"Origin": "http://evil.example"}
     assert raw(server, "POST", "/gradio_api/call/answer", {"data": []}, **foreign)[0] == 403
 
@@ -895,6 +990,7 @@ def test_a_page_with_a_password(both):
         ("--rows 0", "--rows 0: must be more than 0"),
         ("--kv-memory nan", "--kv-memory nan: must be more than 0"),
         ("--upload-space 0", "--upload-space 0.0: must be more than 0"),
+        ("--max-image-pixels 0", "--max-image-pixels 0: must be more than 0"),
     ],
 )
 def test_options_that_are_refused(words, says, capsys):

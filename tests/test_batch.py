@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
@@ -462,6 +463,22 @@ def test_a_batch_that_fails_as_a_whole_is_one_line_and_asked_again(tmp_path, api
     assert "a whole round of batches brought no answer" in printed.err
     api.ending = "completed"
     assert in_batches(api, source, output) == 0 and len(api.made) == 2
+
+
+def test_a_batch_whose_making_was_not_answered_is_not_made_twice(tmp_path, api, capsys):
+    make = api.make
+
+    def silent(options):
+        batch = make(options)
+        api.make = make
+        time.sleep(1.5)
+        return batch
+
+    api.make = silent
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    assert in_batches(api, source, output, "--timeout", "0.5") == 1
+    assert "the same command goes on" in capsys.readouterr().err
+    assert in_batches(api, source, output) == 0 and len(api.made) == 1
 
 
 def test_an_api_without_batches_is_one_line(tmp_path, stub, capsys):

@@ -5,6 +5,7 @@ Tests that need rasterio are skipped where it is not installed: pip install rast
 
 import base64
 import gc
+import gzip
 import io
 import itertools
 import random
@@ -39,10 +40,13 @@ from model.images import (
     fetch,
     image_size,
     nearby,
+    pillow,
     raster,
+    reading,
     rgb,
 )
 from model.images.errors import TRUNCATED
+from model.images.facts import facts_of
 
 PROJECT = Path(__file__).resolve().parent.parent
 Y, X = np.mgrid[0:60, 0:80]
@@ -367,7 +371,8 @@ class TestPillow:
         source = name if "://" in name else f"{tmp_path}/{name}"
         with pytest.raises(UserError) as caught:
             read_image(source)
-        assert str(caught.value).startswith(f"image {source}: {words}")
+        shown = source.replace("\0", r"\x00")
+        assert str(caught.value).startswith(f"image {shown}: {words}")
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg", "a.gif"])
@@ -566,11 +571,47 @@ class TestRasterio:
         with pytest.raises(UserError, match="in blocks of 0 MB"):
             read_image(path)
 
+    def test_the_pixels_that_are_decoded_are_known_before(self, write_raster, monkeypatch):
+        rasterio = pytest.importorskip("rasterio")
+
+        def foretold(path):
+            with reading.opened(path) as file:
+                return reading.pixels_of(file)
+
+        monkeypatch.setattr(rgb, "LONGEST", 20)
+        path = write_raster(DEEP[:3], tiled=True, blockxsize=16, blockysize=16)
+        height, width = DEEP.shape[1:]
+        assert foretold(path) == (width, height, width * height)
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2, 64], rasterio.enums.Resampling.average)
+        # 64 is smaller than what is read
+        assert foretold(path) == (width, height, width * height // 4)
+
+    def test_a_large_jpeg_2000_stops_no_other_thread(self, tmp_path, monkeypatch):
+        """Pillow keeps the interpreter's lock: 12 s of 11,500 x 11,500 pixels in 1 kB."""
+        pytest.importorskip("rasterio")
+        Image.fromarray(RGB).save(tmp_path / "a.jp2")
+        monkeypatch.setattr(pillow, "MOST_JPEG2000", 80 * 60 - 1)
+        monkeypatch.setattr(pillow, "to_rgb", None)
+        assert is_close(read_image(tmp_path / "a.jp2"), RGB, 0)
+        # GDAL decodes one without resolution levels again for every block
+        monkeypatch.setattr(raster, "MAX_JPEG2000", 80 * 60 - 1)
+        with pytest.raises(ImageError, match="80 x 60 pixels without overviews") as caught:
+            read_image(tmp_path / "a.jp2")
+        assert caught.value.kind == TOO_LARGE
+
+    def test_a_large_jpeg_2000_without_rasterio(self, tmp_path, monkeypatch, no_rasterio):
+        Image.fromarray(RGB).save(tmp_path / "a.jp2")
+        monkeypatch.setattr(pillow, "MOST_JPEG2000", 80 * 60 - 1)
+        assert is_close(read_image(tmp_path / "a.jp2"), RGB, 0)
+
     @pytest.mark.parametrize("form", ["png", "tif", "bmp"])
     def test_too_large_for_pillow(self, tmp_path, monkeypatch, form):
         pytest.importorskip("rasterio")
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
         Image.fromarray(RGB).save(tmp_path / f"a.{form}")
+        facts = facts_of(tmp_path / f"a.{form}")
+        assert (facts.height, facts.width, facts.bands) == RGB.shape and facts.dtype == "uint8"
         assert is_close(read_image(tmp_path / f"a.{form}"), RGB, 0)
         palette = Image.fromarray((X % 3).astype(np.uint8))
         palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
@@ -938,6 +979,33 @@ class TestDecoders:
         code = "import sys; from model import read_image; read_image(sys.argv[1])"
         done = subprocess.run([sys.executable, "-c", code, path], cwd=PROJECT, capture_output=True)
         assert done.returncode == 0 and done.stderr == b""
+
+    def test_a_compressed_fits_is_refused(self, tmp_path):
+        """Pillow would unpack it number by number, in minutes."""
+
+        def header(*cards):
+            lines = [f"{name:<8}= {value:>20}".ljust(80) for name, value in cards]
+            return "".join([*lines, "END".ljust(80)]).encode().ljust(2880)
+
+        packed = gzip.compress(bytes(64 * 48 * 4))
+        table = [("XTENSION", "'BINTABLE'"), ("BITPIX", 8), ("NAXIS", 2), ("NAXIS1", 8)]
+        table += [("NAXIS2", 1), ("ZIMAGE", "T"), ("ZCMPTYPE", "'GZIP_1  '"), ("ZBITPIX", 8)]
+        table += [("ZNAXIS", 2), ("ZNAXIS1", 64), ("ZNAXIS2", 48)]
+        first = header(("SIMPLE", "T"), ("BITPIX", 8), ("NAXIS", 0))
+        (tmp_path / "a.fits").write_bytes(first + header(*table) + bytes(8) + packed)
+        with pytest.raises(ImageError, match="a compressed FITS file; convert it to TIFF$"):
+            read_image(tmp_path / "a.fits")
+
+    def test_a_bomb_of_a_kind_that_is_read_whole_says_what_to_do(self, tmp_path):
+        Image.new("P", (8, 8)).save(tmp_path / "a.gif")
+        content = bytearray((tmp_path / "a.gif").read_bytes())
+        content[6:10] = struct.pack("<HH", 60_000, 60_000)
+        (tmp_path / "a.gif").write_bytes(content)
+        says = "Image size .3600000000 pixels.* is not possible for files of this kind; convert it"
+        for read in (read_image, image_size, facts_of):
+            with pytest.raises(ImageError, match=says) as caught:
+                read(tmp_path / "a.gif")
+            assert caught.value.kind == TOO_LARGE
 
     def test_a_bomb_found_while_loading(self, tmp_path):
         """An icon that says nothing of its size holds a PNG of 400 million pixels."""

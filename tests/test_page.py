@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT
 from PIL import Image
+from test_images import png
 
 from model import UserError, read_image
 from model.images.facts import facts_of
@@ -31,6 +32,7 @@ from serving.page.words import TABLE, WORDS, Word, WordedError
 from serving.scheduler import QueueFull
 from serving.served import Piece
 from serving.space import Space
+from serving.turns import Turns
 
 CHINESE = WORDS[False]
 PROMPT = "这张遥感图像展现了什么场景？"
@@ -622,6 +624,33 @@ def test_an_address_gives_an_image(images, monkeypatch, tmp_path):
     assert "港.png" in shown[1] and len(list(tmp_path.glob("*/image"))) == 1
     images.remove(me())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "english, says",
+    [
+        (False, "60000×60000 像素，这里一次最多读 1000000000 像素：请先裁剪，或到“整景制图”"),
+        (True, "60000 x 60000 pixels, at most 1000000000 are read here in one piece: crop it"),
+    ],
+)
+def test_too_many_pixels_are_refused_before_they_are_decoded(images, tmp_path, english, says):
+    (tmp_path / "a.png").write_bytes(png(60_000, 60_000, []))
+    session = images.service.session(me())
+    session.english = english
+    images.upload(me(), {"path": str(tmp_path / "a.png"), "orig_name": "大.png"})
+    said = session.main.messages[-1].text
+    assert says in said and "--max-image-pixels" in said
+    assert session.view is None and session.refused.name == "大.png"
+
+
+def test_the_limit_of_pixels_holds_for_every_image_of_a_page(images, tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    images.service.turns = Turns(60 * 40)
+    assert "没有读入" not in images.upload(me(), {"path": str(tmp_path / "a.png")})[0]
+    images.service.turns = Turns(60 * 40 - 1)
+    images.upload_other(me(), {"path": str(tmp_path / "a.png")})
+    session = images.service.session(me())
+    assert session.other is None and "2399" in session.main.messages[-1].text
 
 
 # Sessions

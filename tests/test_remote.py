@@ -1,9 +1,11 @@
 """A server instead of a checkpoint: the terminal, batches and the evaluation over an API."""
 
 import base64
+import gzip
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from conftest import PROJECT
 from PIL import Image
 from stub_endpoint import KEY, completion, error
 from test_api import running, wait_for
+from test_cli import shown
 from test_web import free_port
 
 import cli_demo
@@ -173,7 +176,7 @@ def test_the_terminal_talks_to_a_server(server, assistant, rows, capsys):
     with assistant.untuned():
         expected["base"] = "".join(assistant.stream("红色吗？", image, (), sampling))
     out = capsys.readouterr().out
-    assert out == f"微调前：{expected['base']}\nRemoteGLM：{expected['tuned']}\n"
+    assert out == f"微调前：{shown(expected['base'])}\nRemoteGLM：{shown(expected['tuned'])}\n"
     chat(
         server, "--image", path, "--prompt", "红色吗？", "--json", "--model", "demo:base", *options
     )
@@ -191,7 +194,7 @@ def test_a_dialogue_with_a_server(server, assistant, rows, capsys, monkeypatch):
     first = "".join(assistant.stream(assistant.prompt, image, (), sampling))
     second = "".join(assistant.stream("几个？", image, [(assistant.prompt, first)], sampling))
     out = capsys.readouterr().out
-    assert f"RemoteGLM：{first}\n" in out and f"RemoteGLM：{second}\n" in out
+    assert f"RemoteGLM：{shown(first)}\n" in out and f"RemoteGLM：{shown(second)}\n" in out
 
 
 def test_a_file_of_rows_by_a_server_without_torch(server, assistant, rows, tmp_path):
@@ -239,6 +242,7 @@ def lines_of(path):
         ("--serve http://a --from_pretrained b --quant 4", "--from_pretrained, --quant: not with"),
         ("--serve http://a --scene b.tif --output c", "--scene: not with --serve"),
         ("--serve http://a --max_length 99", "--max_length: not with --serve"),
+        ("--timeout 5", "--timeout waits for a server: name its --serve"),
         ("--model b", "--model names one of a server: name its --serve"),
         ("--serve http://a --api-key 钥匙", "expected a key in ASCII"),
     ],
@@ -359,6 +363,98 @@ def test_a_wrong_key_ends_all_and_is_not_shown(stub):
     assert not isinstance(first.value, NoAnswerError) and len(stub.asked) == 1
 
 
+COMMANDS = "\x1b]0;名\x07\x1b[2J\x9b1m湖\r岸\n"
+SHOWN = r"\x1b]0;名\x07\x1b[2J\x9b1m湖\x0d岸"
+
+
+def test_a_server_cannot_command_the_terminal(stub, capsys):
+    stream = {"Content-Type": "text/event-stream"}
+    stub.answer = lambda text, nth: (200, stream, event(COMMANDS, "stop"))
+    argv = ["--serve", stub.url, "--model", "gpt", "--prompt", "你好"]
+    cli_demo.main(argv)
+    assert capsys.readouterr().out == f"RemoteGLM：{SHOWN}\n\n"
+    cli_demo.main([*argv, "--json"])
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["answer"] == COMMANDS and printed.count("\n") == 1
+    assert "\x1b" not in printed and "\x9b" not in printed
+    stub.answer = lambda text, nth: error(400, COMMANDS)
+    said = ends_with(cli_demo, argv)
+    assert r"\x1b[2J\x9b1m湖" in said and "\x1b" not in said
+
+
+# Servers that do not end, or say nothing
+
+
+@pytest.fixture
+def little_is_read(monkeypatch):
+    monkeypatch.setattr("data.bounded.MOST", 10_000)
+    monkeypatch.setattr("data.bounded.MOST_PACKED", 1000)
+
+
+HUGE = b" " * 10**6
+PACKED = gzip.compress(json.dumps(completion("湖" * 10**6)).encode())
+
+
+@pytest.mark.parametrize(
+    "reply, says",
+    [
+        ((200, {}, HUGE), "a reply of more than 10 kB"),
+        ((200, {}, event("湖") * 1000), "a reply of more than 10 kB"),
+        ((500, {}, HUGE), "a reply of more than 10 kB"),
+        ((200, {"Content-Encoding": "gzip"}, PACKED), "a compressed reply of more than 1 kB"),
+    ],
+)
+def test_a_reply_without_an_end_is_read_to_a_limit_and_not_asked_for_again(
+    stub, little_is_read, reply, says
+):
+    stub.answer = lambda text, nth: reply
+    with remote(stub.url, "gpt") as far:
+        with pytest.raises(NoAnswerError, match=says):
+            far.answer_batch(["有什么？"], [None])
+    assert len(stub.asked) == 1
+
+
+def test_a_stream_without_an_end_is_read_to_a_limit(stub, little_is_read):
+    stub.answer = lambda text, nth: (
+        200,
+        {"Content-Type": "text/event-stream"},
+        event("湖") * 1000,
+    )
+    pieces = []
+    with remote(stub.url, "gpt") as far:
+        with pytest.raises(NoAnswerError, match="a reply of more than 10 kB"):
+            pieces.extend(far.stream("有什么？"))
+
+
+def test_a_silent_server_is_not_waited_for_and_not_asked_again(stub):
+    stub.answer = lambda text, nth: time.sleep(2) or "一片农田。"
+    says = "the server has sent nothing for 0.3 s; --timeout waits longer"
+    with remote(stub.url, "gpt", silence=0.3) as far:
+        for ask in (lambda: list(far.stream("a")), lambda: far.answer_batch(["b"], [None])):
+            began = time.monotonic()
+            with pytest.raises(NoAnswerError, match=says):
+                ask()
+            assert time.monotonic() - began < 1.5
+    assert len(stub.asked) == 2
+
+
+def test_a_port_that_accepts_and_says_nothing_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        said = ends_with(cli_demo, ["--serve", url, "--prompt", "你好", "--timeout", 0.3])
+    assert "has sent nothing for 0.3 s" in said and time.monotonic() - began < 3
+
+
+def test_a_busy_server_is_asked_again_when_it_says(stub):
+    busy = [error(429, "full", {"Retry-After": "0.1"}), error(503, "later", {"Retry-After": "0.1"})]
+    whole = (200, {"Content-Type": "text/event-stream"}, event("湖", "stop"))
+    stub.answer = lambda text, nth: busy.pop() if busy else whole
+    with remote(stub.url, "gpt") as far:
+        assert list(far.stream("有什么？")) == ["湖"]
+    assert len(stub.asked) == 3
+
+
 # The evaluation
 
 
@@ -415,6 +511,16 @@ def test_errors_of_one_image_stay_with_it_and_are_asked_again(stub, rows, tmp_pa
     # one description, a blank image, and the yes / no questions
     questions = sum("吗" in text for text in stub.asked)
     assert len(stub.asked) - before == 2 + questions
+
+
+def test_a_huge_answer_to_one_image_is_its_error_alone(stub, rows, tmp_path, little_is_read):
+    argv = evaluation(rows, tmp_path, "--api", stub.url, "--model", "m")
+    huge = (200, {}, HUGE)
+    describes(stub, lambda text, nth: huge if nth == 0 else "没有农田。")
+    said = ends_with(evaluate_RemoteGLM, argv)
+    assert "1 of 3 rows have no answer; the first: a reply of more than 10 kB" in said
+    lines = lines_of(tmp_path / "predictions.jsonl")
+    assert ["a reply of" in line.get("error", "") for line in lines].count(True) == 1
 
 
 def test_what_a_filter_refuses_is_an_empty_answer(stub, rows, tmp_path, capsys):

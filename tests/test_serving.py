@@ -397,6 +397,37 @@ def test_a_full_queue_says_when_to_come_again(talkative):
     assert full.value.seconds > 0
 
 
+def seconds_of_a_full_queue(scheduler):
+    ask(scheduler, ENDLESS)
+    with pytest.raises(QueueFull) as full:
+        ask(scheduler, ENDLESS)
+    return full.value.seconds
+
+
+def test_a_wait_is_as_long_as_answers_have_taken(talkative):
+    scheduler = Scheduler(talkative, rows=1, waiting=1)
+    try:
+        began = time.monotonic()
+        ask(scheduler, question("你好")).whole()
+        taken = time.monotonic() - began
+        ask(scheduler, ENDLESS).first()
+        # The answer under way, and the one that waits
+        assert seconds_of_a_full_queue(scheduler) == pytest.approx(2 * taken, rel=0.5)
+    finally:
+        scheduler.close()
+
+
+def test_before_an_answer_has_ended_a_wait_is_as_long_as_one_has_lasted(talkative, monkeypatch):
+    scheduler = Scheduler(talkative, rows=1, waiting=1)
+    now = time.monotonic
+    try:
+        ask(scheduler, ENDLESS).first()
+        monkeypatch.setattr(time, "monotonic", lambda: now() + 60)
+        assert seconds_of_a_full_queue(scheduler) == pytest.approx(2 * 60, rel=0.2)
+    finally:
+        scheduler.close()
+
+
 def test_closing_ends_every_answer(talkative):
     scheduler = Scheduler(talkative, rows=1)
     listeners = [ask(scheduler, ENDLESS).first(), ask(scheduler, ENDLESS)]

@@ -5,10 +5,11 @@ import os
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from model.images import pillow
+from PIL import Image
+
 from model.images.errors import ImageError
 from model.images.raster import RANDOM_ACCESS, chosen_bands, driver_of, open_raster
-from model.images.reading import opened
+from model.images.reading import header, opened
 
 # Pillow's mode -> the type of its numbers; 8 bits where it is not listed
 DTYPES = {"1": "bool", "I": "int32", "F": "float32"}
@@ -57,9 +58,11 @@ def facts_of(path: str | os.PathLike) -> Facts:
 
 
 def _of_pillow(file: BinaryIO) -> Facts:
-    image = pillow.open_image(file)
-    dtype = "uint16" if image.mode.startswith("I;16") else DTYPES.get(image.mode, "uint8")
-    return Facts(*image.size, len(image.getbands()), dtype)
+    with header(file) as found:
+        if not isinstance(found, Image.Image):  # too large for Pillow
+            return Facts(found.width, found.height, found.count, found.dtypes[0])
+        dtype = "uint16" if found.mode.startswith("I;16") else DTYPES.get(found.mode, "uint8")
+        return Facts(*found.size, len(found.getbands()), dtype)
 
 
 def _of_raster(file: BinaryIO, driver: str) -> Facts:

@@ -14,6 +14,8 @@ from model.images.errors import TOO_LARGE, ImageError
 
 # Decoded whole by Pillow: 0.5 GB at its 4 bytes a pixel, about 1 GB while they are converted
 MAX_PIXELS = 2**27
+# Of JPEG 2000 larger ones are decoded by rasterio where it is installed: also in less memory
+MOST_JPEG2000 = 2**22
 # TIFF tags; 4 among the bits of the first: the directory is a mask
 NEW_SUBFILE_TYPE, ORIENTATION, NODATA = 254, 274, 42113
 MASK = 4
@@ -30,12 +32,15 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
 def open_image(file: BinaryIO) -> Image.Image:
     """An open file -> Pillow's image, not yet decoded. Raises ImageError and what Pillow raises."""
-    image: Image.Image = Image.open(file)
+    image: Any = Image.open(file)
     if image.format == "EPS":
         raise ImageError("an EPS file, which only an outside program can draw; convert it to PNG")
     # Pillow takes numbers of 8 bytes for numbers of 4
     if image.format == "FITS" and image.mode == "F":
         raise ImageError("a FITS file of floating-point numbers; convert it to TIFF")
+    # Pillow unpacks it number by number
+    if image.format == "FITS" and image.tile[0].codec_name == "fits_gzip":
+        raise ImageError("a compressed FITS file; convert it to TIFF")
     return image
 
 
@@ -64,6 +69,11 @@ def what_is_lost(image: Image.Image, file: BinaryIO) -> str:
     if _is_described(getattr(file, "name", None)):
         return "a file beside it that says what is valid; this"
     return ""
+
+
+def stands_in_the_way(image: Image.Image) -> bool:
+    """Whether Pillow lets no other thread of the process go on for seconds while it decodes."""
+    return image.format == "JPEG2000" and image.width * image.height > MOST_JPEG2000
 
 
 def to_rgb(image: Image.Image, note: Callable[[str], None]) -> Image.Image:

@@ -6,6 +6,7 @@ scenes too large to be decoded whole.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,6 +17,8 @@ from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, UNREADABLE, ImageErro
 
 # Pixels read without overviews: a minute or more
 MAX_SCENE = 2**32
+# The same of JPEG 2000 without resolution levels, which takes a hundred times as long
+MAX_JPEG2000 = 2**26
 # Bytes that GDAL decodes at a time
 MAX_BLOCK = 2**29
 # Files beside an image are looked for by name, not in a listing of its folder, which may be long.
@@ -64,23 +67,25 @@ def read_raster(
     Raises ImageError, OSError for what GDAL cannot read, and whatever rasterio raises.
     """
     driver = driver_of(file)
+    with open_raster(file, driver, reason, kind) as scene:
+        shown, _ = View(scene, driver, bands).read(reduced_size(scene.shape))
+        return shown, (scene.width, scene.height)
+
+
+@contextmanager
+def open_raster(
+    file: BinaryIO, driver: str | None, reason: str, kind: str = UNREADABLE
+) -> Iterator[Any]:
+    """A context with rasterio's dataset of an open file. Raises OSError for what GDAL cannot read.
+
+    reason, kind: as for read_raster.
+    """
     if driver is None:
         raise ImageError(
             f"{reason} is not possible for files of this kind; "
             "convert it to TIFF or PNG, or cut it into tiles",
             kind,
         )
-    with open_raster(file, driver, reason) as scene:
-        shown, _ = View(scene, driver, bands).read(reduced_size(scene.shape))
-        return shown, (scene.width, scene.height)
-
-
-@contextmanager
-def open_raster(file: BinaryIO, driver: str, reason: str) -> Iterator[Any]:
-    """A context with rasterio's dataset of an open file. Raises OSError for what GDAL cannot read.
-
-    reason: as for read_raster.
-    """
     rasterio = import_rasterio(reason)
     # A downloaded file is in memory and has no name.
     path = getattr(file, "name", file)
@@ -89,6 +94,10 @@ def open_raster(file: BinaryIO, driver: str, reason: str) -> Iterator[Any]:
             yield scene
     except rasterio.errors.RasterioError as error:
         raise OSError(error.__cause__ or error) from None
+
+
+def has_rasterio() -> bool:
+    return find_spec("rasterio") is not None
 
 
 def import_rasterio(reason: str) -> Any:
@@ -106,7 +115,7 @@ class View:
     bands: as for read_raster. Raises ImageError where it cannot be shown.
     """
 
-    def __init__(self, scene: Any, driver: str, bands: Sequence[int] | None):
+    def __init__(self, scene: Any, driver: str | None, bands: Sequence[int] | None):
         from rasterio.enums import ColorInterp
 
         self.scene = scene
@@ -118,7 +127,7 @@ class View:
             self.alpha = 1 + scene.colorinterp.index(ColorInterp.alpha)
         if any(scene.dtypes[band - 1].startswith("complex") for band in self.bands):
             raise ImageError("complex numbers; write their amplitude first")
-        _refuse_too_large(scene)
+        _refuse_too_large(scene, driver)
 
     def read(
         self,
@@ -186,6 +195,13 @@ def reduced_size(shape: tuple[int, int]) -> tuple[int, int]:
     return -(-shape[0] // factor), -(-shape[1] // factor)
 
 
+def pixels_read(scene: Any) -> int:
+    """Pixels that GDAL decodes where it reads the whole scene reduced: fewer with overviews."""
+    factor = rgb.shrink_factor(scene.shape)
+    overview = max((by for by in scene.overviews(1) if by <= factor), default=1)
+    return scene.width * scene.height // overview**2
+
+
 def chosen_bands(scene: Any, bands: Sequence[int] | None) -> list[int]:
     """The three bands to show: as asked, as the file names them, or the first ones."""
     from rasterio.enums import ColorInterp
@@ -229,15 +245,15 @@ def _eight_bits(scene: Any, bands: list[int], values: np.ndarray) -> np.ndarray:
     return (values.astype(np.uint16) * 255 // highest).astype(np.uint8)
 
 
-def _refuse_too_large(scene: Any) -> None:
+def _refuse_too_large(scene: Any, driver: str | None) -> None:
     """Raises UserError for a scene that cannot be read reduced in bounded memory and time."""
     from rasterio.enums import Interleaving
 
     block = np.prod(scene.block_shapes[0]) * np.dtype(scene.dtypes[0]).itemsize
     if scene.interleaving != Interleaving.band:
         block *= scene.count
-    takes_long = scene.width * scene.height > MAX_SCENE and not scene.overviews(1)
-    if takes_long or block > MAX_BLOCK:
+    most = MAX_JPEG2000 if driver == "JP2OpenJPEG" else MAX_SCENE
+    if pixels_read(scene) > most or block > MAX_BLOCK:
         raise ImageError(
             f"{scene.width} x {scene.height} pixels without overviews, "
             f"in blocks of {block / 1e6:.0f} MB; rewrite it with `gdal_translate -of COG`",

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
@@ -23,12 +23,20 @@ from model.files import impostor
 from model.images import pillow, rgb, tars
 from model.images.errors import NEEDS_RASTERIO, TOO_LARGE, TRUNCATED, UNREADABLE, ImageError
 from model.images.fetch import fetch
-from model.images.raster import RANDOM_ACCESS, driver_of, open_raster, read_raster, reduced_size
+from model.images.raster import (
+    RANDOM_ACCESS,
+    driver_of,
+    has_rasterio,
+    open_raster,
+    pixels_read,
+    read_raster,
+    reduced_size,
+)
 
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 DATA = "data:"  # how the address of an image begins that stands in the address itself
 # Raised by one where an image is read otherwise than before: what was kept of it is then made again
-READER = 3
+READER = 4
 
 # How decoders say that a file may be whole, and is not for them
 UNSUPPORTED = re.compile(
@@ -60,12 +68,18 @@ def read_image(
 
     Raises ImageError (a UserError) that names the source and what is wrong with it.
     """
-    note = partial(_note, _name(source))
     with opened(source, public_only) as file:
-        image, original_size = _decode(file, bands, note)
-        image = _shrunk(image)
-        image.info["original_size"] = original_size
-        return image
+        return read_opened(file, source, bands)
+
+
+def read_opened(
+    file: BinaryIO, source: str | os.PathLike, bands: Sequence[int] | None = None
+) -> Image.Image:
+    """`read_image` of what `opened` has given."""
+    image, original_size = _decode(file, bands, partial(_note, _name(source)))
+    image = _shrunk(image)
+    image.info["original_size"] = original_size
+    return image
 
 
 def image_size(source: str | os.PathLike, public_only: bool = False) -> tuple[int, int]:
@@ -80,18 +94,42 @@ def image_size(source: str | os.PathLike, public_only: bool = False) -> tuple[in
 
 def _shape(file: BinaryIO) -> tuple[int, int]:
     """(height, width) of an open file as its decoder gives it, before it is shrunk."""
+    with header(file) as found:
+        if isinstance(found, Image.Image):
+            _shrink_while_decoding(found)
+        return found.height, found.width
+
+
+@contextmanager
+def header(file: BinaryIO) -> Iterator[Any]:
+    """A context with what opens a file: Pillow's image, not yet decoded, or rasterio's dataset."""
     try:
         image = pillow.open_image(file)
     except (UserError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        driver = driver_of(file)
+        if driver != "JPEG":
+            with open_raster(file, driver, _reduced(error), TOO_LARGE) as scene:
+                yield scene
+            return
+        image = pillow.open_huge_jpeg(file)
     except Exception:  # noqa: BLE001 -- decoders fail in ways of their own
         driver = driver_of(file)
         if driver is None:
             raise
         with open_raster(file, driver, "an image that Pillow cannot open; this") as scene:
-            return scene.shape
-    _shrink_while_decoding(image)
-    return image.height, image.width
+            yield scene
+        return
+    yield image
+
+
+def pixels_of(file: BinaryIO) -> tuple[int, int, int]:
+    """(width, height, pixels that are decoded) of an open file, before any of them is."""
+    with header(file) as found:
+        if isinstance(found, Image.Image):
+            return *found.size, found.width * found.height
+        return found.width, found.height, pixels_read(found)
 
 
 @contextmanager
@@ -200,11 +238,12 @@ def _by_pillow(file: BinaryIO, note: Callable[[str], None]) -> tuple[Image.Image
         image = pillow.open_image(file)
     except Image.DecompressionBombError as error:
         if driver_of(file) != "JPEG":
-            size_and_limit = str(error).partition(", could")[0]
-            return read_raster(file, None, f"{size_and_limit}; a reduced reading", TOO_LARGE)
+            return read_raster(file, None, _reduced(error), TOO_LARGE)
         image = pillow.open_huge_jpeg(file)
 
     lost = pillow.what_is_lost(image, file)
+    if not lost and pillow.stands_in_the_way(image) and has_rasterio():
+        lost = "a large JPEG 2000; this"
     if lost and driver_of(file):
         shown, size = read_raster(file, None, lost)
         # GDAL does not turn images
@@ -214,6 +253,11 @@ def _by_pillow(file: BinaryIO, note: Callable[[str], None]) -> tuple[Image.Image
     size = image.size
     _shrink_while_decoding(image)
     return pillow.to_rgb(image, note), size
+
+
+def _reduced(error: Image.DecompressionBombError) -> str:
+    """What rasterio is needed for where Pillow says this of the size."""
+    return f"{str(error).partition(', could')[0]}; a reduced reading"
 
 
 def _shrink_while_decoding(image: Image.Image) -> None:

@@ -13,7 +13,8 @@ from serving.page.service import Service
 from serving.page.whole_page import WholePage
 
 FOLDER = Path(__file__).parent
-IMAGES_AT_A_TIME = 4  # decoded; each may take some hundred MB
+IMAGES_AT_A_TIME = 16  # events, of the 40 threads that Gradio has; for decoding they take turns
+ADDRESSES_AT_A_TIME = 8  # fetched, which may take a minute
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # For page.js: the image is being read, and has been
 READING = "() => document.dispatchEvent(new Event('remoteglm-reading'))"
@@ -89,7 +90,8 @@ def connect_images(images: Images, layout: Layout) -> None:
         outputs,
         api_name="fetch_image",
         show_progress="hidden",
-        **shared,
+        concurrency_limit=ADDRESSES_AT_A_TIME,
+        concurrency_id="addresses",
     ).then(lambda: "", None, layout.address, **QUIET)
     for key, button in layout.examples.items():
         _read(button.click, _example(images, key), None, outputs, **quiet)

@@ -50,7 +50,8 @@ class Images:
         path = Path(file["path"])
         try:
             self.service.claim(session, path)
-            session.other = View(path, file.get("orig_name") or path.name, self.service.bands)
+            name = file.get("orig_name") or path.name
+            session.other = View(path, name, self.service.bands, turns=self.service.turns)
         except UserError as error:
             name = file.get("orig_name") or path.name
             reason = self._reason(session, error, name, path)
@@ -119,7 +120,7 @@ class Images:
         """Show an image; the dialogue begins again."""
         options.setdefault("bands", self.service.bands)
         try:
-            session.view = View(path, name, **options)
+            session.view = View(path, name, turns=self.service.turns, **options)
             session.view.facts  # noqa: B018 -- whoever cannot say them cannot be shown
         except UserError as error:
             return self._refuse(session, name, error, path)

@@ -12,12 +12,14 @@ from serving.page.sessions import Session, Sessions
 from serving.page.votes import Votes
 from serving.page.words import WORDS, WordedError
 from serving.space import Space
+from serving.turns import Turns
 
 
 class Service:
     """assistant: see model.Assistant; english: language of page and answers, None for the browser's
     and answers as the checkpoint was trained; bands: of images at first, see read_image; votes:
-    where they are written, None: nobody votes; space: of the disk, for people's files.
+    where they are written, None: nobody votes; space: of the disk, for people's files; turns: for
+    decoding.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Service:
         about: About | None = None,
         votes: Votes | None = None,
         space: Space | None = None,
+        turns: Turns | None = None,
     ):
         self.assistant = assistant
         self.english = english
@@ -36,6 +39,7 @@ class Service:
         self.votes = votes
         self.sessions = Sessions()
         self.space = space or Space(Path(get_upload_folder()))
+        self.turns = turns or Turns()
         self.first_question: str = assistant.first_question(english)
 
     def session(self, request: gr.Request) -> Session:

@@ -13,6 +13,7 @@ from model.images.encoding import data_uri
 from model.images.facts import Facts, facts_of
 from model.images.part import Box, full_size, read_part
 from model.images.rgb import PERCENTILES
+from serving.turns import Turns
 
 PREVIEW = 1024  # longest side of what the browser gets, in pixels; the model reads the image itself
 SMALL = 512  # up to this side without loss
@@ -24,7 +25,9 @@ STRETCHES = {
 
 
 class View:
-    """An image file. bands, percentiles, box: see read_part. Raises ImageError.
+    """An image file. bands, percentiles, box: see read_part; turns: for decoding.
+
+    Raises ImageError, TooManyPixels.
 
     Every change makes another one, so that the image is one object as long as nothing changes: the
     assistant encodes it once for all rounds.
@@ -36,13 +39,16 @@ class View:
         name: str,
         bands: Sequence[int] | None = None,
         percentiles: tuple[float, float] = PERCENTILES,
+        turns: Turns | None = None,
     ):
         self.path = path
         self.name = name
         self.bands = None if bands is None else tuple(bands)
         self.percentiles = percentiles
         self.box: Box | None = None
-        self.whole = read_part(path, self.bands, None, percentiles)
+        self.turns = turns or Turns()
+        with self.turns.of_file(path):
+            self.whole = read_part(path, self.bands, None, percentiles)
         self.size = full_size(self.whole)  # (width, height) in the file's pixels
         self.image = self.whole
 
@@ -52,7 +58,7 @@ class View:
 
     def changed(self, bands: Sequence[int] | None, percentiles: tuple[float, float]) -> "View":
         """The same part of the file in other bands or another stretch."""
-        view = View(self.path, self.name, bands, percentiles)
+        view = View(self.path, self.name, bands, percentiles, self.turns)
         return view.cropped(self.box)
 
     def cropped(self, box: Box | None) -> "View":
@@ -60,7 +66,8 @@ class View:
         view = copy(self)
         view.box, view.image = box, self.whole
         if box is not None:
-            view.image = read_part(self.path, self.bands, box, self.percentiles)
+            with self.turns.of_file(self.path):
+                view.image = read_part(self.path, self.bands, box, self.percentiles)
         return view
 
 

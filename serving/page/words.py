@@ -91,6 +91,12 @@ TABLE = {
         "The images of this page take {} GB, at most {} GB are kept: remove some, or take a "
         "smaller file.",
     ),
+    "too many pixels": (
+        "图像有 {}×{} 像素，这里一次最多读 {} 像素：请先裁剪，或到“整景制图”里做整幅，"
+        "或让管理员用 --max-image-pixels 调大。",
+        "{} x {} pixels, at most {} are read here in one piece: crop it, map all of it in the "
+        "page's tab “Scene map”, or start the server with a larger --max-image-pixels",
+    ),
     # The dialogue
     "chat": ("对话", "Dialogue"),
     "tuned chat": ("微调后", "Fine-tuned"),
@@ -203,9 +209,12 @@ class WordedError(UserError):
     """An error in the language of whoever reads it: a key of words, and what stands in its text."""
 
     def __init__(self, key: str, *values: object):
-        super().__init__(f"{key}: {values}")
+        super().__init__(key, *values)
         self.key = key
         self.values = values
+
+    def __str__(self) -> str:
+        return self.said(WORDS[True])
 
     def said(self, words: dict[str, str]) -> str:
         values = (words[value] if isinstance(value, Word) else value for value in self.values)
