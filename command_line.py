@@ -9,8 +9,6 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 
-from model.errors import printable
-
 # Signals that end a script; Windows has no SIGHUP
 ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 # A full disk, a quota, a limit of file sizes, a terminal that went away
@@ -298,8 +296,11 @@ def compares(args, assistant, name):
     name: of the checkpoint.
     """
     if args.base and not assistant.has_adapter:
+        # Here: before the hooks of this module are set, Ctrl-C among imports shows a traceback
+        from model.errors import printable
+
         print(
-            f"--base is left out: {printable(name)} has no adapter that could be switched off",
+            f"--base is left out: {printable(str(name))} has no adapter that could be switched off",
             file=sys.stderr,
         )
     return args.base and assistant.has_adapter

@@ -29,6 +29,7 @@ import web_demo
 from command_line import Parser
 from model import Assistant, Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT
+from model.errors import printable
 from model.weight_files import CARD, CONFIG, FULL
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -390,6 +391,7 @@ def test_in_a_terminal(endless, rows, tmp_path):
                 Sampling(temperature=0, repetition_penalty=1, max_length=2048),
             )
         )
+        whole = printable(whole)
         assert whole.startswith(stopped) and len(whole) > len(stopped)
         terminal.type("第二问？\n")
         terminal.read("RemoteGLM：")

@@ -55,7 +55,7 @@ REFUSED = {
         "narrow",
         4,
     ): "4-bit weights come in groups of 32: a layer of this network has 48 inputs; use 8 bits",
-    ("peft", None): "it does not say what its base is; name it with --base_path",
+    ("peft", None): "here open the adapter that it was exported from",
 }
 COSINE = {8: 0.99, 4: 0.9}
 QUESTION, LENGTH = "图中有什么？", 60
