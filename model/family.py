@@ -284,6 +284,7 @@ class Family(ABC):
         english: bool = False,
         stream: bool = False,
         on_cut: Callable[[int, int, int], None] | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Generator[list[str], None, list[bool] | None]:
         """Answer a batch of questions; yields for each a further piece of its answer, maybe "".
 
@@ -292,8 +293,17 @@ class Family(ABC):
         images: one for each sample, RGB or None; of a sample only question and history are read.
         stream: pieces as they come, else all at once at the end. Where a dialogue does not fit,
         its oldest rounds are left out, then the question's end, and on_cut(index, rounds, tokens)
-        is called before the first piece.
+        is called before the first piece. on_token(index) is called at each token of an answer but
+        its end, where the family counts them.
         """
+
+    def prompt_size(
+        self, sample: Sample, image: Image.Image | None, sampling: Sampling, english: bool = False
+    ) -> tuple[int | None, tuple[int, int]]:
+        """(tokens of the prompt that `generate` reads, (rounds, tokens) that it leaves out); None
+        where the family does not count them. Raises UserError where the image does not fit.
+        """
+        return None, (0, 0)
 
     def seen(self, image: Image.Image) -> Image.Image | None:
         """An RGB image as the network sees it, for people; None where that is not known."""

@@ -5,6 +5,7 @@ its rows begin together. A family whose rows can join at any token has a batch o
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,7 @@ class GeneratedBatch(RunningBatch):
         self._next_key = 0
         self._questions: dict[int, Question] = {}
         self._order: list[int] = []  # keys of the rows that `generate` answers
+        self._tokens: Counter[int] = Counter()  # of the answers so far, where they are counted
         self._untuned = False
         self._steps: Any = None  # an iterator over the pieces of all rows, from the first step on
         self._result = Returning(())
@@ -104,9 +106,14 @@ class GeneratedBatch(RunningBatch):
         return _settings(question) == _settings(next(iter(self._questions.values())))
 
     def add(self, question):
+        size = self.family.prompt_size(
+            question.sample, question.image, question.sampling, question.english
+        )
         self._next_key += 1
         self._questions[self._next_key] = question
-        return Joined(self._next_key)
+        if size[0] is not None:
+            self._tokens[self._next_key] = 0
+        return Joined(self._next_key, *size)
 
     def step(self):
         try:
@@ -117,13 +124,16 @@ class GeneratedBatch(RunningBatch):
         except BaseException:
             self._clear()
             raise
-        if pieces is not None:
-            return [Advance(k, p) for k, p in zip(self._order, pieces) if k in self._questions]
-
+        ended = pieces is None
+        pieces = pieces or [""] * len(self._order)
         truncated = self._result.value or [False] * len(self._order)
-        ended = [Advance(k, ended=True, truncated=t) for k, t in zip(self._order, truncated)]
-        advances = [advance for advance in ended if advance.key in self._questions]
-        self._clear()
+        advances = []
+        for key, piece, at_limit in zip(self._order, pieces, truncated):
+            if key in self._questions:
+                tokens = self._tokens.get(key)
+                advances.append(Advance(key, piece, tokens, ended, ended and at_limit))
+        if ended:
+            self._clear()
         return advances
 
     def _begin(self):
@@ -137,9 +147,13 @@ class GeneratedBatch(RunningBatch):
                 sampling,
                 english=english,
                 stream=True,
+                on_token=self._count,
             )
         )
         self._steps = iter(self._result)
+
+    def _count(self, index):
+        self._tokens[self._order[index]] += 1
 
     def remove(self, key):
         self._questions.pop(key, None)
@@ -148,6 +162,7 @@ class GeneratedBatch(RunningBatch):
 
     def _clear(self):
         self._questions.clear()
+        self._tokens.clear()
         if self._steps is not None:
             self._steps.close()
         self._steps = None

@@ -171,7 +171,9 @@ class MeanColorFamily(Family):
         return self.base_fingerprint + str(self.has_adapter)
 
     @torch.inference_mode()
-    def generate(self, samples, images, sampling, *, english=False, stream=False, on_cut=None):
+    def generate(
+        self, samples, images, sampling, *, english=False, stream=False, on_cut=None, on_token=None
+    ):
         steps = sampling.max_new_tokens or 32
         pixels = [self.encode(None, image)[1] for image in images]
         ids = torch.zeros(len(samples), steps, dtype=torch.long)

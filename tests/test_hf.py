@@ -40,6 +40,7 @@ from model.images.tiles import open_scene
 from model.opening import family_of, open_checkpoint
 from model.pieces import Pieces
 from model.rows import Sample
+from model.running_batch import Question
 from model.weight_files import CARD, PEFT_ADAPTER, PEFT_CONFIG
 
 CPU = torch.device("cpu")
@@ -643,6 +644,32 @@ def test_answers_stream_end_and_stop(checkpoints):
     )
     list(answer)
     assert noted == [(2, 0)]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_served_answers_count_the_tokens_of_transformers(checkpoints, kind):
+    """What a server's usage says: of the prompt with its image, and of the answer."""
+    family = open_family(checkpoints(kind))
+    shown = image()
+    batch = family.open_batch(2)
+    asked = [QUESTION, "有船吗？"]
+    joined = [batch.add(Question(Sample(None, text, None, ()), shown, GREEDY)) for text in asked]
+    for text, place in zip(asked, joined):
+        assert place.prompt_tokens == len(template_ids(family, [(text, None)], shown, True))
+        assert place.cut == (0, 0)
+    tokens = {}
+    while len(batch):
+        tokens |= {advance.key: advance.tokens for advance in batch.step()}
+    for text, place in zip(asked, joined):
+        prompt = family.prompts.text((), text, True)
+        assert tokens[place.key] == len(tokens_of(family, [prompt], [shown])[0])
+
+
+def test_what_a_served_dialogue_leaves_out_is_known(checkpoints):
+    history = (("一" * 300, "二" * 300),) * 2
+    batch = open_family(checkpoints("qwen3_vl")).open_batch(1)
+    joined = batch.add(Question(Sample(None, QUESTION, None, history), image(), GREEDY))
+    assert joined.cut == (2, 0)
 
 
 def test_sampling_is_repeatable_and_independent_of_the_batch(checkpoints):

@@ -519,6 +519,28 @@ def test_batches_formed_at_arrival(talkative):
     assert len(batch) == 0 and batch.takes(other)
 
 
+def test_batches_formed_at_arrival_count_as_those_that_rows_join(talkative):
+    """Tokens of prompts and answers, and what does not fit of a dialogue."""
+    rounds = [("有什么？", "有树。" * 40)] * 3
+    short = replace(GREEDY, max_new_tokens=5, max_length=150)
+    for asked in (
+        question("有什么？", image(COLORS[0])),
+        question("你好", None, replace(GREEDY, max_new_tokens=3)),
+        question("有船吗？", image(COLORS[1]), short, history=rounds),
+    ):
+        counted = []
+        for batch in (GeneratedBatch(talkative.family, 1), talkative.family.open_batch(1)):
+            joined = batch.add(asked)
+            tokens = 0
+            while len(batch):
+                for advance in batch.step():
+                    tokens = advance.tokens
+            counted.append((joined.prompt_tokens, joined.cut, tokens))
+        assert counted[0] == counted[1]
+        assert counted[0][0] > 1 and 0 < counted[0][2] <= asked.sampling.max_new_tokens
+        assert bool(counted[0][1][0]) == bool(asked.sample.history)
+
+
 def test_a_family_without_a_batch_of_its_own_is_served(talkative, monkeypatch):
     family = talkative.family
     monkeypatch.setattr(family, "open_batch", lambda rows, memory: GeneratedBatch(family, rows))

@@ -11,9 +11,10 @@ import torch
 import transformers
 from PIL import Image
 
+from model.answer_text import streamed
 from model.devices import to_device
 from model.errors import UserError
-from model.family import Family, FeatureSpec, Returning
+from model.family import Family, FeatureSpec
 from model.files import replacing_folder
 from model.float_products import widen_products, widens
 from model.hf import adapter, processor
@@ -342,7 +343,9 @@ class HFFamily(Family):
         return layers[0].bits if layers else None
 
     @torch.inference_mode()
-    def generate(self, samples, images, sampling, *, english=False, stream=False, on_cut=None):
+    def generate(
+        self, samples, images, sampling, *, english=False, stream=False, on_cut=None, on_token=None
+    ):
         rows = []
         for index, (sample, image) in enumerate(zip(samples, images)):
             row = self._question(sample, image, sampling)
@@ -351,25 +354,20 @@ class HFFamily(Family):
                 on_cut(index, row.dropped, row.shortened)
 
         inputs = self.inputs.of_texts([row.text for row in rows], images, "left").to(self.device)
-        steps = Returning(
-            generate(
-                self.network.model,
-                self.network.as_inputs(inputs),
-                end_ids=self.prompts.end_ids,
-                pad=self.inputs.pad,
-                sampling=sampling,
-                context_length=self._context_length,
-            )
+        steps = generate(
+            self.network.model,
+            self.network.as_inputs(inputs),
+            end_ids=self.prompts.end_ids,
+            pad=self.inputs.pad,
+            sampling=sampling,
+            context_length=self._context_length,
         )
         texts = [AnswerText(self.processor.tokenizer) for _ in rows]
-        for tokens in steps:
-            for text, token in zip(texts, tokens):
-                if token is not None:
-                    text.append(token)
-            if stream:
-                yield [text.next_piece() for text in texts]
-        yield [text.last_piece() for text in texts]
-        return steps.value
+        return (yield from streamed(steps, texts, stream, on_token))
+
+    def prompt_size(self, sample, image, sampling, english=False):
+        row = self._question(sample, image, sampling)
+        return row.length, (row.dropped, row.shortened)
 
     @torch.inference_mode()
     def score(self, samples, images, texts, *, english=False):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.answer_text import streamed
 from model.errors import UserError
-from model.family import Family, FeatureSpec, Returning
+from model.family import Family, FeatureSpec
 from model.float_products import widen_products, widens
 from model.opening import open_checkpoint
 from model.sampling import Sampling
@@ -267,7 +268,9 @@ class VisualGLMFamily(Family):
         """The same, of images seen lately without encoding them again."""
         return self._image_cache.embeddings(images, self._is_untuned, self.encode_images)
 
-    def generate(self, samples, images, sampling, *, english=False, stream=False, on_cut=None):
+    def generate(
+        self, samples, images, sampling, *, english=False, stream=False, on_cut=None, on_token=None
+    ):
         rows = []
         for index, (sample, image) in enumerate(zip(samples, images)):
             row = self.render_question(sample, image is not None, sampling, english)
@@ -275,25 +278,20 @@ class VisualGLMFamily(Family):
             if row.cut and on_cut:
                 on_cut(index, row.dropped, row.shortened)
 
-        texts = [AnswerText(self.tokenizer) for _ in rows]
-        steps = Returning(
-            generate(
-                self.network,
-                [row.ids for row in rows],
-                eop=self.tokenizer.eop,
-                sampling=sampling,
-                banned=banned_ids(english),
-                **self.image_arguments(rows, images),
-            )
+        steps = generate(
+            self.network,
+            [row.ids for row in rows],
+            eop=self.tokenizer.eop,
+            sampling=sampling,
+            banned=banned_ids(english),
+            **self.image_arguments(rows, images),
         )
-        for tokens in steps:
-            for text, token in zip(texts, tokens):
-                if token is not None:
-                    text.append(token)
-            if stream:
-                yield [text.next_piece() for text in texts]
-        yield [text.last_piece() for text in texts]
-        return steps.value
+        texts = [AnswerText(self.tokenizer) for _ in rows]
+        return (yield from streamed(steps, texts, stream, on_token))
+
+    def prompt_size(self, sample, image, sampling, english=False):
+        row = self.render_question(sample, image is not None, sampling, english)
+        return row.length, (row.dropped, row.shortened)
 
     def score(self, samples, images, texts, *, english=False):
         rows = []
