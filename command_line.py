@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 # A full disk, a quota, a limit of file sizes, a terminal that went away
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+NO_TEMPORARY_FOLDER = "No usable temporary directory"  # Python's words where none takes a file
 
 
 def show_what_can_be_shown():
@@ -33,11 +34,12 @@ def _say_no_room(error):
 
 def _show_no_traceback(kind, error, traceback):
     """Of Ctrl-C while a script's imports are under way, of a reader of its output that left
-    (| head), and of a disk or terminal that takes no more.
+    (| head), and of a disk or terminal that takes no more, where libraries keep files as well.
     """
     if issubclass(kind, (KeyboardInterrupt, BrokenPipeError)):
         return
-    if issubclass(kind, OSError) and error.errno in NO_ROOM:
+    no_room = issubclass(kind, OSError) and error.errno in NO_ROOM
+    if no_room or NO_TEMPORARY_FOLDER in str(error):
         _say_no_room(error)
         return
     sys.__excepthook__(kind, error, traceback)

@@ -440,6 +440,24 @@ WITH_TORCH = [f"benchmarks/{name}" for name in (*WITH_TORCH, "trainer_peft")]
 WITH_TORCH += ["data/synthetic/make_tiny_base"]
 
 
+def test_a_full_temporary_folder_among_the_imports_is_one_line(tmp_path):
+    """Libraries ask for one when they are imported."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import command_line, tempfile\n"
+        "tempfile._candidate_tempdir_list = lambda: ['/nowhere']\n"
+        "tempfile.gettempdir()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    result = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"script\.py: error: .*No usable temporary directory.*; make room\n", result.stderr
+    )
+
+
 @pytest.mark.parametrize(
     "script, module",
     [(name, "model.errors") for name in SCRIPTS]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import random
 import tarfile
 from collections import Counter
@@ -1061,6 +1062,16 @@ def test_a_class_folder_has_no_links_out_of_it(tmp_path, capsys):
     words = "lake/c.jpg: expected a file name within the image folder, got '/etc/passwd'"
     assert words in message and "1 bad records" in message
     assert message.endswith("'/etc/passwd'; copy the image to where the link is\n")
+
+
+def test_a_class_folder_has_names_that_json_can_hold(tmp_path, capsys):
+    """A name of GBK bytes, as archives made on Windows leave them."""
+    root = tmp_path / "set"
+    save_images(root / "lake", "a.jpg")
+    (root / "lake" / "a.jpg").rename(root / "lake" / os.fsdecode("湖.jpg".encode("gbk")))
+    message = faults(root, tmp_path, capsys)
+    assert "expected a name in UTF-8, got 'lake/" in message
+    assert message.endswith("; rename the image\n")
 
 
 def test_rows_name_images_wherever_they_are(tmp_path):

@@ -472,6 +472,10 @@ class TestRunFolder:
             result.stderr.splitlines()[-1],
         )
 
+    def test_another_language_is_refused_with_the_way_on(self, finished, tmp_path):
+        result = run(*self.copy(finished, tmp_path), "--english")
+        assert "--english False -> True (--no-english keeps it)" in result.stderr
+
     @pytest.mark.parametrize(
         "change, world, words",
         [

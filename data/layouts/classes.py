@@ -8,11 +8,12 @@ import re
 from functools import cache
 
 from data.caption_sets import SPLITS, split_of
-from data.faults import Fault, outside_fault
+from data.faults import Fault, got, outside_fault
 from data.instructions import word
 from data.lexicon import language, vocabulary
 from model.errors import UserError
 from model.files import is_inside
+from model.row_forms import is_text
 
 IMAGES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".jp2"}
 # {name in lower case without spaces: Chinese}
@@ -92,12 +93,14 @@ def read(content):
         if path.suffix.lower() not in IMAGES:
             content.notes.add("a name of no image, left out", repr(name.as_posix()))
             continue
-        yield name.as_posix(), _link_fault(root, name) or _image(name)
+        yield name.as_posix(), _name_fault(root, name) or _image(name)
 
 
-def _link_fault(root, name):
-    """The Fault of a link that leads out of the root, or None."""
+def _name_fault(root, name):
+    """The Fault of a name that no JSON can hold, or of a link that leads out; or None."""
     path = root / name
+    if not is_text(name.as_posix()):
+        return got("a name in UTF-8", name.as_posix())._replace(advice="rename the image")
     if not path.is_symlink() or is_inside(root, name):
         return None
     return outside_fault(str(path.readlink()), "copy the image to where the link is")

@@ -94,7 +94,10 @@ def check_resumable(before, now, world, parts):
         saved, chosen = getattr(was, name), getattr(new, name)
         # Earlier versions saved no dtype where none had been chosen
         if saved != chosen and not (name == "dtype" and saved == ""):
-            changed.append(f"--{name} {saved} -> {chosen}")
+            keeps = ""
+            if name == "english":
+                keeps = f" ({'--english' if saved else '--no-english'} keeps it)"
+            changed.append(f"--{name} {saved} -> {chosen}{keeps}")
     for key, name in COMPARED.items():
         if before[key] != now[key] and not (key == "steps" and _extends(before, now)):
             hint = _way_on(key, before, now, new, world)
