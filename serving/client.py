@@ -105,7 +105,8 @@ class RemoteAssistant:
         url = self._settings.base_url
         if not self._settings.model:
             if not cards:
-                raise UserError(f"{url} lists no models; name one with --model")
+                hint = "" if url.endswith("/v1") else f", or is its address {url}/v1?"
+                raise UserError(f"{url} lists no models; name one with --model{hint}")
             self._settings.model = next(iter(cards))
         self.name = self._settings.model
         self._is_ours = any(card.get("owned_by") == OWNER for card in cards.values())

@@ -18,7 +18,7 @@ from model.images.facts import facts_of
 from model.images.part import Box, read_part
 from serving.page.answers import ALONE, AS_TEXT, NOT_SENT, OTHER, SIDE, Answers
 from serving.page.dialogue import Dialogue
-from serving.page.examples import EXAMPLES
+from serving.page.examples import EXAMPLES, QUESTIONS
 from serving.page.images import OUTPUTS, Images
 from serving.page.layout import Layout, said
 from serving.page.question import SETTINGS, checked, defaults, sampling_of
@@ -352,6 +352,22 @@ def test_another_image_without_a_first_one_offers_examples(answers, assistant):
     assert len(assistant.calls) == 1
 
 
+@pytest.mark.parametrize("english", [False, True])
+def test_ready_questions_are_about_an_image(answers, assistant, english):
+    answers.service.session(me()).english = english
+    for index in range(len(QUESTIONS)):
+        *_, last = answers.ready(me(), index, ALONE)
+        assert len(last[0][-1]["options"]) == len(EXAMPLES)
+    assert not assistant.calls
+
+
+def test_a_refused_file_is_no_text_where_another_image_is_asked_about(answers, images, tmp_path):
+    (tmp_path / "bad.tif").write_text("no image")
+    images.upload(me(), {"path": str(tmp_path / "bad.tif")})
+    shown = ask(answers, "你好", OTHER)[0][0]
+    assert "还没有图像" in shown[-1]["content"] and len(shown[-1]["options"]) == len(EXAMPLES)
+
+
 def test_the_same_question_about_another_image(answers, images, assistant, tmp_path):
     images.example(me(), "harbour")
     ask(answers, "一", OTHER)
@@ -681,6 +697,18 @@ def test_a_page_loaded_again_finds_its_dialogue_and_a_closed_one_leaves_no_file(
             break
         time.sleep(0.05)
     assert not path.parent.exists() and sessions.of("two") is not session
+
+
+def test_a_page_that_lost_its_connection_and_goes_on_keeps_its_session():
+    """Gradio tells of it as of a page that was closed."""
+    sessions = Sessions(grace=0.6)
+    session = sessions.of("one")
+    sessions.leave("one")
+    for _ in range(4):
+        time.sleep(0.3)
+        assert sessions.of("one") is session
+    time.sleep(1)
+    assert sessions.of("one") is not session
 
 
 def test_a_file_that_two_sessions_show_stays_for_the_other(tmp_path):

@@ -1216,6 +1216,28 @@ def test_questions_leave_no_file_and_a_closed_page_takes_its_image_along(
 REAL_TIMER = threading.Timer
 
 
+def test_an_open_page_says_that_it_is(browser, monkeypatch):
+    """So that a lost connection does not end its session."""
+    import gradio as gr
+
+    from serving.page.service import Service
+
+    said = []
+
+    def stay(self, request: gr.Request):
+        said.append(request.session_hash)
+
+    monkeypatch.setattr("serving.page.events.PING", 0.3)
+    monkeypatch.setattr(Service, "stay", stay)
+    page = web_demo.serve(Fake(), "127.0.0.1", free_port())
+    try:
+        tab = open_page(browser, page.local_url)
+        assert wait_until(lambda: len(said) > 2, 15) and len(set(said)) == 1
+        tab.close()
+    finally:
+        page.close()
+
+
 # The command line
 
 

@@ -20,6 +20,7 @@ from serving.scheduler import QueueFull
 ABOUT_IMAGE = re.compile(
     r"图像|图中|图片|图上|这张图|影像|遥感|照片|image|picture|photo", re.IGNORECASE
 )
+READY = {text for texts in QUESTIONS for text in texts}  # all of them are
 # How the dialogue is compared
 ALONE, SIDE, OTHER = "alone", "side", "other"
 # Values of the buttons below a remark
@@ -118,7 +119,7 @@ class Answers:
     def _asked(self, session, question, mode, settings):
         try:
             question = checked(question, self.service.words(session))
-            if session.refused:
+            if session.refused and mode != OTHER:  # which needs an image
                 return self._ask_whether_as_text(session, question)
             return (yield from self._answer(session, question, mode, settings))
         except UserError as error:
@@ -163,7 +164,8 @@ class Answers:
 
         Raises UserError where nothing was asked; the dialogues are as before then.
         """
-        if not session.view and (mode == OTHER or not as_text and ABOUT_IMAGE.search(question)):
+        is_about_image = question in READY or ABOUT_IMAGE.search(question)
+        if not session.view and (mode == OTHER or is_about_image and not as_text):
             return self._ask_for_image(session, question)
         before = session.dialogues
         try:
@@ -272,7 +274,7 @@ class Answers:
         words = self.service.words(session)
         can_be_shown = isinstance(question, str) and _is_sound(question)
         unsent = question if can_be_shown else None
-        session.main.remark(words["error"] + self._text(error, session), unsent=unsent)
+        self._remark(session, words["error"] + self._text(error, session), unsent=unsent)
         return self._outputs(session, gr.update(value=question) if can_be_shown else None)
 
     def _text(self, error, session):
@@ -286,7 +288,7 @@ class Answers:
         session.pending, session.pending_typed = question, True
         text = words["as text"].format(session.refused.name, question[:SHOWN_QUESTION])
         options = ((AS_TEXT, words["as text yes"]), (NOT_SENT, words["as text no"]))
-        session.main.remark(text, options, question)
+        self._remark(session, text, options, question)
         # It stays in its box: another image may come instead of an answer to this
         return self._outputs(session, gr.update(value=question))
 
@@ -294,8 +296,12 @@ class Answers:
         words = self.service.words(session)
         english = self.service.is_english(session)
         options = tuple((EXAMPLE + key, example.name[english]) for key, example in EXAMPLES.items())
-        session.main.remark(words["error"] + words["no image"], options, question)
+        self._remark(session, words["error"] + words["no image"], options, question)
         return self._outputs(session, gr.update(value=question))
+
+    def _remark(self, session, *remark, **more):
+        session.status = ""  # was that of an answer
+        session.main.remark(*remark, **more)
 
 
 def _box_kept(shown: Iterator) -> Iterator:

@@ -14,6 +14,7 @@ from serving.page.whole_page import WholePage
 
 FOLDER = Path(__file__).parent
 IMAGES_AT_A_TIME = 16  # events, of the 40 threads that Gradio has; for decoding they take turns
+PING = 50.0  # seconds after which an open page says so, within the grace of sessions.py
 ADDRESSES_AT_A_TIME = 8  # fetched, which may take a minute
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # For page.js: the image is being read, and has been
@@ -136,6 +137,7 @@ def connect_page(page: WholePage, layout: Layout) -> tuple[Any, Any]:
     )
     arrived.then(None, None, None, js=_script("language"))
     blocks.unload(page.service.leave)
+    gr.Timer(PING).tick(page.service.stay, None, None, queue=False, **QUIET)
     switched = layout.language.click(page.switch, None, shown, **QUIET)
     switched.then(None, None, None, js=_script("language")).then(None, None, None, js=KEEP_LANGUAGE)
     layout.mode.input(page.compare, layout.mode, [*mode, layout.side, layout.other_viewer], **QUIET)

@@ -65,6 +65,10 @@ class Service:
             self.sessions.drop(session, new)
             raise
 
+    def stay(self, request: gr.Request) -> None:
+        """The page is open."""
+        self.session(request)
+
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
         self.sessions.leave(str(request.session_hash))

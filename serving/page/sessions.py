@@ -118,6 +118,9 @@ class Sessions:
         with self._lock:
             session = self._open.setdefault(key, Session())
             self._open.move_to_end(key)
+            # Its connection was lost, the page is still there: it goes on asking, and see PING
+            if key in self._ends:
+                self._start_timer(key)
             old = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - self.most)]
         for one in old:
             self.drop(one, one.uploads)
@@ -132,15 +135,10 @@ class Sessions:
                 self._open[key] = session
 
     def leave(self, key: str) -> None:
-        """A page was closed, or is loaded again."""
+        """A page was closed, is loaded again, or lost its connection."""
         with self._lock:
-            if key not in self._open:
-                return
-            self._stop_timer(key)
-            timer = threading.Timer(self.grace, self._end, [key])
-            timer.daemon = True
-            self._ends[key] = timer
-            timer.start()
+            if key in self._open:
+                self._start_timer(key)
 
     def release(self, session: Session) -> None:
         """Remove what the session uploaded and no longer shows."""
@@ -182,6 +180,13 @@ class Sessions:
         if session:
             self.drop(session, session.uploads)
         return session is not None
+
+    def _start_timer(self, key):
+        self._stop_timer(key)
+        timer = threading.Timer(self.grace, self._end, [key])
+        timer.daemon = True
+        self._ends[key] = timer
+        timer.start()
 
     def _stop_timer(self, key):
         timer = self._ends.pop(key, None)

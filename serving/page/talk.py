@@ -79,7 +79,7 @@ def _short(number: float) -> str:
 def together(streams: Sequence[Stream], stopping: threading.Event) -> Generator[None, None, None]:
     """Advance all until they have ended or are to; yields when there may be more to show."""
     running = list(streams)
-    shown = 0.0
+    shown = time.monotonic()  # the caller has shown the beginning
     try:
         while running and not stopping.is_set():
             for stream in running:
