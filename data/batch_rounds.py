@@ -66,18 +66,35 @@ def _free_name(output, journal):
 def _requests_out(output, journal):
     """{file of requests of this script: ids of those that are out}.
 
-    The file of a batch may have been removed.
+    Only files that this journal names: others of such names are of other runs, perhaps of another
+    model, and may have the same ids. The file of a batch may have been removed.
     """
-    paths = sorted(output.parent.glob(f"{output.stem}-batch-*.jsonl"))
-    found = {}
-    for path in paths:
-        if not path.stem.endswith("-results"):
-            found[path] = _ids(path) & journal.out.keys()
+    found = _requests_without_name(output, journal)
     for number in journal.out:
         name = journal.sent[number].file
-        if name in journal.batches:
-            found.setdefault(output.with_name(name), set()).add(number)
-    return {path: numbers for path, numbers in found.items() if numbers}
+        if not name:
+            continue
+        path = output.with_name(name)
+        if name in journal.batches or (_is_own(path, output) and path.exists()):
+            found.setdefault(path, set()).add(number)
+    return dict(sorted(found.items()))
+
+
+def _requests_without_name(output, journal):
+    """The same from journals of earlier versions, which do not name the files."""
+    found = {}
+    numbers = {number for number in journal.out if not journal.sent[number].file}
+    if not numbers:
+        return found
+    for path in output.parent.glob("*.jsonl"):
+        if _is_own(path, output) and not path.stem.endswith("-results"):
+            found[path] = _ids(path) & numbers
+    return {path: ids for path, ids in found.items() if ids}
+
+
+def _is_own(path, output):
+    """Whether a file has a name that _free_name gives, or a shard of it."""
+    return path.name.startswith(f"{output.stem}-batch-")
 
 
 def _batch_of(path, api, journal, args):

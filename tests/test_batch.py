@@ -499,6 +499,58 @@ def test_files_that_were_removed_do_not_lend_their_names(tmp_path, api):
     assert [len(made) for made in api.made] == [3, 2] and len(load(output)) == 5
 
 
+@pytest.mark.parametrize("name", ("a-zh.json", "a-zh.jsonl"))
+def test_files_of_requests_of_another_run_are_not_handed_in(tmp_path, api, name, capsys):
+    """The journal of the first run is gone, or belongs to an output of the same stem."""
+    source, first = save(tmp_path / "en.json", english(3)), tmp_path / "a-zh.json"
+    assert in_batches(api, source, first, "--model", "m1") == 0
+    output = tmp_path / name
+    if output == first:
+        first.unlink()
+        journal_of(first).unlink()
+    api.answer = lambda text, nth: chinese(text).replace("图中", "这里")
+    capsys.readouterr()
+    assert in_batches(api, source, output, "--model", "m2") == 0
+    assert [row["caption"] for row in load(output)] == [f"这里有{n}个湖泊。" for n in range(3)]
+    assert capsys.readouterr().out.count("handed in as batch") == 1
+    models = [{request["body"]["model"] for request in made} for made in api.made]
+    assert models == [{"m1"}, {"m2"}]
+
+
+def test_requests_are_handed_in_once_after_a_kill_before_the_journal_knew_them(
+    tmp_path, api, monkeypatch
+):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "store", killed)
+        assert in_batches(api, source, output) == 130
+    assert (tmp_path / "zh-batch-1.jsonl").exists()
+    # other bytes, or the API would find the first batch again
+    assert in_batches(api, source, output, "--model", "m2") == 0
+    assert [len(made) for made in api.made] == [3]
+
+
+def test_requests_of_a_journal_that_does_not_name_their_files_are_handed_in(tmp_path, api):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    export_to(tmp_path / "zh-batch-1.jsonl", source, output)
+    entries = load(journal_of(output))
+    for entry in entries:
+        del entry["requests"], entry["model"]
+    journal_of(output).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert in_batches(api, source, output) == 0
+    assert [len(made) for made in api.made] == [3] and len(load(output)) == 3
+
+
+def test_an_output_with_brackets_in_its_name(tmp_path, api):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "a[1]-zh.json"
+    assert in_batches(api, source, output) == 0
+    assert [len(made) for made in api.made] == [3] and len(load(output)) == 3
+
+
 def test_a_batch_is_fetched_whose_file_of_requests_was_removed(tmp_path, api, monkeypatch):
     source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
     api.answer = lambda text, nth: None if nth == 2 else chinese(text)
