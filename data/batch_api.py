@@ -18,10 +18,12 @@ ENDED = ("completed", "failed", "expired", "cancelled")
 METADATA = "remoteglm_requests"
 # seconds of an outage that a wait goes on over
 LONGEST_OUTAGE = 24 * 3600
+# seconds that the answers of a completed batch may take to appear
+LONGEST_DELAY = 3600
 
 
-class UnknownBatch(UserError):
-    """The API does not know a batch that the journal names."""
+class LostBatch(UserError):
+    """The API does not know a batch that the journal names, or does not give its answers."""
 
 
 class BatchApi:
@@ -53,35 +55,51 @@ class BatchApi:
         )
         return batch.id
 
-    def wait(self, number):
-        """Wait until a batch has ended; returns it. Raises UnknownBatch, UserError."""
-        before = None
+    def fetch(self, number, path):
+        """Wait until a batch has ended and write its results, answers and errors, to a file, whole
+        or not at all; returns the batch. Raises LostBatch, UserError.
+        """
+        before, completed = None, None
         while True:
             batch = self._call(lambda: self.client.batches.retrieve(number), number)
-            counts = batch.request_counts
-            done = f", {counts.completed + counts.failed} of {counts.total}" if counts else ""
-            if (batch.status, done) != before:
-                self.report(f"batch {number}: {batch.status}{done}")
-                before = batch.status, done
+            state = batch.status + _progress(batch)
+            if state != before:
+                self.report(f"batch {number}: {state}")
+                before = state
             if batch.status in ENDED:
-                return batch
+                answers = self._content(batch.output_file_id, number)
+                errors = self._content(batch.error_file_id, number)
+                if not _are_awaited(batch, answers, errors):
+                    break
+                if completed is None:
+                    completed = time.monotonic()
+                    self.report(f"batch {number}: its answers are not there yet; the wait goes on")
+                self._check_delay(number, time.monotonic() - completed)
             time.sleep(self.args.poll)
 
-    def download(self, batch, path):
-        """Write the results of a batch, answers and errors, to a file, whole or not at all."""
         with replacing(path, "wb") as file:
-            for number in (batch.output_file_id, batch.error_file_id):
-                if number:
-                    content = self._call(
-                        lambda number=number: self.client.files.content(number), batch.id
-                    )
-                    text = content.read()
-                    file.write(text if not text or text.endswith(b"\n") else text + b"\n")
+            for text in (answers, errors):
+                file.write(text if not text or text.endswith(b"\n") else text + b"\n")
+        return batch
+
+    def _content(self, file, batch):
+        """The bytes of a file of results, none where there is no file."""
+        if not file:
+            return b""
+        return self._call(lambda: self.client.files.content(file).read(), batch)
+
+    def _check_delay(self, batch, seconds):
+        if seconds >= LONGEST_DELAY:
+            raise LostBatch(
+                f"batch {batch} is completed, but its answers have not come for "
+                f"{seconds / 60:.0f} minutes: the same command looks again; --lost-batch gives it "
+                "up and asks, and pays, for its requests again"
+            )
 
     def _call(self, request, batch=None):
         """Its result. Raises UserError for what the API says, without the key.
 
-        batch: the id of the one it is about, which is waited for over outages; raises UnknownBatch
+        batch: the id of the one it is about, which is waited for over outages; raises LostBatch
         as well.
         """
         from openai import APIError
@@ -96,7 +114,7 @@ class BatchApi:
                 said = self._said(error)
                 status = getattr(error, "status_code", None)
             if batch and status == 404:
-                raise UnknownBatch(
+                raise LostBatch(
                     f"batch {batch} or its file is not known at {self.args.base_url} ({said}): "
                     "take the key and --base-url it was made with; --lost-batch gives it up and "
                     "asks, and pays, for its requests again"
@@ -130,6 +148,22 @@ def connect(args, key, report):
         max_retries=args.max_retries,
     )
     return BatchApi(client, args, key, report)
+
+
+def _progress(batch):
+    """How many of its requests are done, in words; "" where the API does not say."""
+    counts = batch.request_counts
+    return f", {counts.completed + counts.failed} of {counts.total}" if counts else ""
+
+
+def _are_awaited(batch, answers, errors):
+    """Whether a batch that has ended has answers, which are paid for, that are not there yet."""
+    if batch.status != "completed" or answers:
+        return False
+    counts = batch.request_counts
+    if not counts:
+        return not errors
+    return counts.completed > 0 or counts.failed < counts.total
 
 
 def failure_of(batch):

@@ -27,31 +27,31 @@ def ask_in_batches(texts, args, journal, key):
         if not requests:
             return
         batches = [(path, _batch_of(path, api, journal, args)) for path in requests]
-        answers, unknown = 0, {}
+        answers, lost = 0, {}
         for path, number in batches:
             try:
                 answers += _fetch(path, number, requests[path], api, texts, journal, args)
             # after the others, whose answers are there
-            except batch_api.UnknownBatch as error:
-                unknown[path] = str(error)
-        _give_up_unknown(unknown, requests, journal, args)
+            except batch_api.LostBatch as error:
+                lost[path] = str(error)
+        _give_up_lost(lost, requests, journal, args)
         texts.refresh(journal.out)
-        if not answers and not unknown:
+        if not answers and not lost:
             raise UserError(
                 f"a whole round of batches brought no answer, the last {number}; the reasons "
                 "stand above; nothing is lost, the same command tries again"
             )
 
 
-def _give_up_unknown(unknown, requests, journal, args):
-    """Raises UserError unless --lost-batch gives up what the API does not know."""
-    if not unknown:
+def _give_up_lost(lost, requests, journal, args):
+    """Raises UserError unless --lost-batch gives up the batches whose answers cannot be had."""
+    if not lost:
         return
-    text = "; ".join(unknown.values())
+    text = "; ".join(lost.values())
     if not args.lost_batch:
         raise UserError(text)
     print(text, flush=True)
-    for path in unknown:
+    for path in lost:
         journal.give_up(requests[path], args.style, LOST)
 
 
@@ -108,9 +108,8 @@ def _batch_of(path, api, journal, args):
 
 def _fetch(path, number, requests, api, texts, journal, args):
     """Wait for a batch and store its answers; returns how many there are."""
-    batch = api.wait(number)
     results = path.with_name(f"{path.stem}-results.jsonl")
-    api.download(batch, results)
+    batch = api.fetch(number, results)
     answers = 0
     if results.stat().st_size:
         check_results(results, journal)

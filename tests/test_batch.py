@@ -582,6 +582,70 @@ def test_a_wait_goes_on_over_outages(tmp_path, api, capsys):
     assert capsys.readouterr().out.count("the wait goes on") == 1
 
 
+def late_results(api, is_late):
+    """The stub counts, and gives its answers late: no file of them, or one without a byte."""
+    look, held_back, counts = api.look, {}, {"completed": 3, "failed": 0, "total": 3}
+
+    def late(number):
+        batch = look(number)
+        if batch["status"] != "completed":
+            return batch
+        shown = {**batch, "request_counts": counts}
+        number, content = shown["output_file_id"], api.files[shown["output_file_id"]]
+        if how := is_late():
+            held_back[number] = held_back.get(number) or content
+            if how == "no file":
+                return shown | {"output_file_id": None}
+            api.files[number] = b""
+        elif number in held_back:
+            api.files[number] = held_back[number]
+        return shown
+
+    api.look = late
+
+
+@pytest.mark.parametrize("how", ("no file", "empty"))
+def test_answers_that_come_after_their_batch_was_completed(tmp_path, api, capsys, how):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    states = iter([how, how])
+    late_results(api, lambda: next(states, ""))
+    assert in_batches(api, source, output) == 0
+    assert len(api.made) == 1 and len(load(output)) == 3
+    printed = capsys.readouterr().out
+    assert printed.count("its answers are not there yet") == printed.count("completed, 3 of 3") == 1
+
+
+def test_answers_that_do_not_come_are_given_up_on_demand_only(tmp_path, api, monkeypatch, capsys):
+    monkeypatch.setattr("data.batch_api.LONGEST_DELAY", 0.05)
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    late_results(api, lambda: "no file" if len(api.made) == 1 else "")
+    for _ in range(2):
+        assert in_batches(api, source, output) == 1 and len(api.made) == 1
+        message = capsys.readouterr().err
+        assert "batch-0 is completed, but its answers" in message and message.count("\n") == 1
+        assert "--lost-batch" in message
+    assert in_batches(api, source, output, "--lost-batch") == 0
+    assert len(api.made) == 2 and len(load(output)) == 3
+
+
+@pytest.mark.parametrize(
+    "status, counts",
+    (
+        ("completed", {"completed": 0, "failed": 3, "total": 3}),
+        ("completed", {"completed": 0, "failed": 0, "total": 0}),
+        ("expired", {"completed": 0, "failed": 0, "total": 3}),
+        ("cancelled", None),
+    ),
+)
+def test_a_batch_that_has_nothing_is_not_waited_for(tmp_path, api, capsys, status, counts):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    look = api.look
+    api.answer, api.ending = lambda text, nth: None, status
+    api.look = lambda number: {**look(number), "request_counts": counts}
+    assert in_batches(api, source, output) == 1
+    assert "a whole round of batches brought no answer" in capsys.readouterr().err
+
+
 def test_a_batch_that_the_api_does_not_know(tmp_path, api, monkeypatch, capsys):
     """The others are fetched, --lost-batch asks again for this one alone."""
     monkeypatch.setattr("data.batch.MOST_REQUESTS", 2)
