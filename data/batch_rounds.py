@@ -75,7 +75,7 @@ def _requests_out(output, journal):
         if not name:
             continue
         path = output.with_name(name)
-        if name in journal.batches or (_is_own(path, output) and path.exists()):
+        if journal.batches.get(name) or (_is_own(path, output) and path.exists()):
             found.setdefault(path, set()).add(number)
     return dict(sorted(found.items()))
 

@@ -568,38 +568,43 @@ def test_a_batch_is_fetched_whose_file_of_requests_was_removed(tmp_path, api, mo
     assert [len(made) for made in api.made] == [3, 1] and len(load(output)) == 3
 
 
-def test_a_wait_goes_on_over_outages(tmp_path, api, capsys):
+PAGE = b"<html><head><style>b {}</style></head><body>Sign in</body></html>"
+FOREIGN = (
+    (PAGE, "text/html"),
+    (PAGE, "application/json"),
+    (b"null", "application/json"),
+    (b"{}", "application/json"),
+    (b'{"error": {"message": "Sign in"}}', "application/json"),
+    (b"[5]", "application/json"),
+    (b"", "application/json"),
+)
+
+
+@pytest.mark.parametrize("reply", (ConnectionError, *FOREIGN))
+def test_a_wait_goes_on_over_outages(tmp_path, api, capsys, reply):
     source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
     looks, look = [], api.look
 
     def broken(number):
         looks.append(number)
-        return ConnectionError if 1 < len(looks) < 5 else look(number)
+        return reply if 1 < len(looks) < 5 else look(number)
 
     api.look = broken
     assert in_batches(api, source, output, "--max-retries", "0") == 0
     assert len(api.made) == 1 and len(load(output)) == 3
-    assert capsys.readouterr().out.count("the wait goes on") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("the wait goes on") == 1 and "<" not in printed and "None" not in printed
 
 
-def late_results(api, is_late):
-    """The stub counts, and gives its answers late: no file of them, or one without a byte."""
-    look, held_back, counts = api.look, {}, {"completed": 3, "failed": 0, "total": 3}
+def late_answers(api, how):
+    """Let it count, and give no file of answers, or one without a byte, while `how` says so."""
+    look, api.files["empty"] = api.look, b""
 
     def late(number):
-        batch = look(number)
-        if batch["status"] != "completed":
-            return batch
-        shown = {**batch, "request_counts": counts}
-        number, content = shown["output_file_id"], api.files[shown["output_file_id"]]
-        if how := is_late():
-            held_back[number] = held_back.get(number) or content
-            if how == "no file":
-                return shown | {"output_file_id": None}
-            api.files[number] = b""
-        elif number in held_back:
-            api.files[number] = held_back[number]
-        return shown
+        batch = {**look(number), "request_counts": {"completed": 3, "failed": 0, "total": 3}}
+        if batch["status"] == "completed" and (gap := how()):
+            batch["output_file_id"] = {"no file": None, "empty": "empty"}[gap]
+        return batch
 
     api.look = late
 
@@ -608,7 +613,7 @@ def late_results(api, is_late):
 def test_answers_that_come_after_their_batch_was_completed(tmp_path, api, capsys, how):
     source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
     states = iter([how, how])
-    late_results(api, lambda: next(states, ""))
+    late_answers(api, lambda: next(states, ""))
     assert in_batches(api, source, output) == 0
     assert len(api.made) == 1 and len(load(output)) == 3
     printed = capsys.readouterr().out
@@ -618,7 +623,7 @@ def test_answers_that_come_after_their_batch_was_completed(tmp_path, api, capsys
 def test_answers_that_do_not_come_are_given_up_on_demand_only(tmp_path, api, monkeypatch, capsys):
     monkeypatch.setattr("data.batch_api.LONGEST_DELAY", 0.05)
     source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
-    late_results(api, lambda: "no file" if len(api.made) == 1 else "")
+    late_answers(api, lambda: "no file" if len(api.made) == 1 else "")
     for _ in range(2):
         assert in_batches(api, source, output) == 1 and len(api.made) == 1
         message = capsys.readouterr().err
@@ -644,6 +649,62 @@ def test_a_batch_that_has_nothing_is_not_waited_for(tmp_path, api, capsys, statu
     api.look = lambda number: {**look(number), "request_counts": counts}
     assert in_batches(api, source, output) == 1
     assert "a whole round of batches brought no answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reply", FOREIGN[:4])
+def test_a_page_in_the_place_of_a_file_of_results(tmp_path, api, capsys, reply):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    replies, read = iter([reply, reply]), api.read
+    api.read = lambda number: next(replies, None) or read(number)
+    assert in_batches(api, source, output) == 0
+    assert len(api.made) == 1 and len(load(output)) == 3
+    assert capsys.readouterr().out.count("the wait goes on") == 1
+
+
+@pytest.mark.parametrize("route", ("list", "upload", "make"))
+@pytest.mark.parametrize("reply", FOREIGN)
+def test_replies_that_are_no_batch_when_one_is_handed_in(tmp_path, api, capsys, route, reply):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    with_reply = getattr(api, route)
+
+    def broken(*options):
+        # it was made all the same
+        with_reply(*options)
+        return reply
+
+    setattr(api, route, broken)
+    assert in_batches(api, source, output) == 1
+    message = capsys.readouterr().err
+    assert "the same command goes on" in message and message.count("\n") == 1
+    assert "foreign reply" in message and "attribute" not in message
+    assert not any("batch" in entry for entry in load(journal_of(output)))
+    setattr(api, route, with_reply)
+    assert in_batches(api, source, output) == 0
+    assert len(api.made) == 1 and len(load(output)) == 3
+
+
+def test_counts_without_numbers(tmp_path, api):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    look = api.look
+    api.look = lambda number: {**look(number), "request_counts": {"total": None}}
+    assert in_batches(api, source, output) == 0 and len(load(output)) == 3
+
+
+@pytest.mark.parametrize("is_there", (True, False))
+def test_a_journal_in_which_a_batch_has_no_id(tmp_path, api, capsys, is_there):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    requests = tmp_path / "zh-batch-1.jsonl"
+    export_to(requests, source, output)
+    with open(journal_of(output), "a") as file:
+        entry = {"style": "detailed", "batch": None, "requests": requests.name}
+        file.write(json.dumps(entry) + "\n")
+    if is_there:
+        assert in_batches(api, source, output) == 0 and len(load(output)) == 3
+        return
+    requests.unlink()
+    assert in_batches(api, source, output) == 1
+    assert "--lost-batch asks for them again" in capsys.readouterr().err
+    assert in_batches(api, source, output, "--lost-batch") == 0 and len(load(output)) == 3
 
 
 def test_a_batch_that_the_api_does_not_know(tmp_path, api, monkeypatch, capsys):
