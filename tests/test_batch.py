@@ -357,6 +357,18 @@ def test_no_file_takes_the_place_of_another(tmp_path, monkeypatch, capsys, optio
     assert content_of(tmp_path) == before
 
 
+def test_results_of_another_model_are_not_taken_for_those_of_this_one(tmp_path, capsys):
+    source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
+    first = export_to(tmp_path / "a.jsonl", source, output, "--model", "m1")
+    results = save(tmp_path / "results.jsonl", answered(first))
+    journal_of(output).unlink()
+    export_to(tmp_path / "b.jsonl", source, output, "--model", "m2")
+    before = journal_of(output).read_bytes()
+    assert translate(source, output, "--import-batch", results) == 1
+    assert "results of another run" in capsys.readouterr().err
+    assert journal_of(output).read_bytes() == before
+
+
 def test_all_files_of_results_are_checked_before_any_is_stored(tmp_path, capsys):
     source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
     sent = export_to(tmp_path / "a.jsonl", source, output)
