@@ -29,9 +29,9 @@ STORED_AT_ONCE = 1000
 LOST = "lost, by --lost-batch"
 
 
-def request_id(style, name, number):
-    """The custom_id of the request for a caption in this style, of `number` that went before."""
-    return hashlib.sha256(f"{style}\n{number}\n{name}".encode()).hexdigest()[:32]
+def request_id(model, style, name, number):
+    """The custom_id of a request to a model for a caption in this style; `number` went before."""
+    return hashlib.sha256(f"{model}\n{style}\n{number}\n{name}".encode()).hexdigest()[:32]
 
 
 def shard(path, number):
@@ -85,7 +85,7 @@ def export(path, texts, journal, args):
 def _request(name, texts, journal, args):
     """(its id, its line)."""
     body = {"model": args.model, "messages": texts.messages(name), **(args.extra_body or {})}
-    number = request_id(args.style, name, journal.rounds[name])
+    number = request_id(args.model, args.style, name, journal.rounds[name])
     request = {"custom_id": number, "method": "POST", "url": URL, "body": body}
     return number, json.dumps(request, ensure_ascii=False).encode() + b"\n"
 

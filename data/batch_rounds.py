@@ -27,31 +27,31 @@ def ask_in_batches(texts, args, journal, key):
         if not requests:
             return
         batches = [(path, _batch_of(path, api, journal, args)) for path in requests]
-        answers, unknown = 0, {}
+        answers, lost = 0, {}
         for path, number in batches:
             try:
                 answers += _fetch(path, number, requests[path], api, texts, journal, args)
             # after the others, whose answers are there
-            except batch_api.UnknownBatch as error:
-                unknown[path] = str(error)
-        _give_up_unknown(unknown, requests, journal, args)
+            except batch_api.LostBatch as error:
+                lost[path] = str(error)
+        _give_up_lost(lost, requests, journal, args)
         texts.refresh(journal.out)
-        if not answers and not unknown:
+        if not answers and not lost:
             raise UserError(
                 f"a whole round of batches brought no answer, the last {number}; the reasons "
                 "stand above; nothing is lost, the same command tries again"
             )
 
 
-def _give_up_unknown(unknown, requests, journal, args):
-    """Raises UserError unless --lost-batch gives up what the API does not know."""
-    if not unknown:
+def _give_up_lost(lost, requests, journal, args):
+    """Raises UserError unless --lost-batch gives up the batches whose answers cannot be had."""
+    if not lost:
         return
-    text = "; ".join(unknown.values())
+    text = "; ".join(lost.values())
     if not args.lost_batch:
         raise UserError(text)
     print(text, flush=True)
-    for path in unknown:
+    for path in lost:
         journal.give_up(requests[path], args.style, LOST)
 
 
@@ -66,18 +66,35 @@ def _free_name(output, journal):
 def _requests_out(output, journal):
     """{file of requests of this script: ids of those that are out}.
 
-    The file of a batch may have been removed.
+    Only files that this journal names: others of such names are of other runs, perhaps of another
+    model, and may have the same ids. The file of a batch may have been removed.
     """
-    paths = sorted(output.parent.glob(f"{output.stem}-batch-*.jsonl"))
-    found = {}
-    for path in paths:
-        if not path.stem.endswith("-results"):
-            found[path] = _ids(path) & journal.out.keys()
+    found = _requests_without_name(output, journal)
     for number in journal.out:
         name = journal.sent[number].file
-        if name in journal.batches:
-            found.setdefault(output.with_name(name), set()).add(number)
-    return {path: numbers for path, numbers in found.items() if numbers}
+        if not name:
+            continue
+        path = output.with_name(name)
+        if journal.batches.get(name) or (_is_own(path, output) and path.exists()):
+            found.setdefault(path, set()).add(number)
+    return dict(sorted(found.items()))
+
+
+def _requests_without_name(output, journal):
+    """The same from journals of earlier versions, which do not name the files."""
+    found = {}
+    numbers = {number for number in journal.out if not journal.sent[number].file}
+    if not numbers:
+        return found
+    for path in output.parent.glob("*.jsonl"):
+        if _is_own(path, output) and not path.stem.endswith("-results"):
+            found[path] = _ids(path) & numbers
+    return {path: ids for path, ids in found.items() if ids}
+
+
+def _is_own(path, output):
+    """Whether a file has a name that _free_name gives, or a shard of it."""
+    return path.name.startswith(f"{output.stem}-batch-")
 
 
 def _batch_of(path, api, journal, args):
@@ -91,9 +108,8 @@ def _batch_of(path, api, journal, args):
 
 def _fetch(path, number, requests, api, texts, journal, args):
     """Wait for a batch and store its answers; returns how many there are."""
-    batch = api.wait(number)
     results = path.with_name(f"{path.stem}-results.jsonl")
-    api.download(batch, results)
+    batch = api.fetch(number, results)
     answers = 0
     if results.stat().st_size:
         check_results(results, journal)

@@ -19,7 +19,8 @@ class BatchStub:
     """answer(caption, nth request) gives a text, (status, body), or None for no line at all.
 
     look(batch id) gives the batch, None for 404, ConnectionError for no reply; a batch needs
-    `looks` looks until it has ended. made: requests of each batch in order.
+    `looks` looks until it has ended. made: requests of each batch in order. These and list,
+    upload, make and read (a file) are a test's to replace, and may give (bytes, content type).
     """
 
     def __init__(self, looks=1):
@@ -39,19 +40,16 @@ class BatchStub:
                         part.get_param("name", header="content-disposition"): part for part in parts
                     }
                     assert fields["purpose"].get_payload() == "batch"
-                    number = f"file-{len(stub.files)}"
-                    stub.files[number] = fields["file"].get_payload(decode=True)
-                    self.reply({"id": number, "object": "file"})
+                    self.reply(stub.upload(fields["file"].get_payload(decode=True)))
                 else:
                     self.reply(stub.make(json.loads(content)))
 
             def do_GET(self):
                 path = self.path.partition("?")[0].split("/")[2:]
                 if path[0] == "files":
-                    self.reply(stub.files[path[1]])
+                    self.reply(stub.read(path[1]))
                 elif len(path) == 1:
-                    data = [dict(batch) for batch in stub.batches[::-1]]
-                    self.reply({"object": "list", "data": data, "has_more": False})
+                    self.reply(stub.list())
                 else:
                     self.reply(stub.look(path[1]))
 
@@ -59,9 +57,10 @@ class BatchStub:
                 if body is ConnectionError:
                     return
                 status = 404 if body is None else 200
+                body, kind = body if isinstance(body, tuple) else (body, "application/json")
                 body = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -72,6 +71,18 @@ class BatchStub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def upload(self, content):
+        number = f"file-{len(self.files)}"
+        self.files[number] = content
+        return {"id": number, "object": "file"}
+
+    def read(self, number):
+        return self.files[number]
+
+    def list(self):
+        data = [dict(batch) for batch in self.batches[::-1]]
+        return {"object": "list", "data": data, "has_more": False}
 
     def make(self, options):
         assert options["endpoint"] == "/v1/chat/completions"
@@ -113,6 +124,4 @@ class BatchStub:
                 (bad if isinstance(answer, tuple) else good).append(result(request, answer))
         for key, lines in (("output_file_id", good), ("error_file_id", bad)):
             if lines:
-                number = f"file-{len(self.files)}"
-                self.files[number] = "\n".join(map(json.dumps, lines)).encode()
-                batch[key] = number
+                batch[key] = self.upload("\n".join(map(json.dumps, lines)).encode())["id"]

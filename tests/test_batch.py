@@ -357,6 +357,18 @@ def test_no_file_takes_the_place_of_another(tmp_path, monkeypatch, capsys, optio
     assert content_of(tmp_path) == before
 
 
+def test_results_of_another_model_are_not_taken_for_those_of_this_one(tmp_path, capsys):
+    source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
+    first = export_to(tmp_path / "a.jsonl", source, output, "--model", "m1")
+    results = save(tmp_path / "results.jsonl", answered(first))
+    journal_of(output).unlink()
+    export_to(tmp_path / "b.jsonl", source, output, "--model", "m2")
+    before = journal_of(output).read_bytes()
+    assert translate(source, output, "--import-batch", results) == 1
+    assert "results of another run" in capsys.readouterr().err
+    assert journal_of(output).read_bytes() == before
+
+
 def test_all_files_of_results_are_checked_before_any_is_stored(tmp_path, capsys):
     source, output = save(tmp_path / "en.json", english(2)), tmp_path / "zh.json"
     sent = export_to(tmp_path / "a.jsonl", source, output)
@@ -499,6 +511,58 @@ def test_files_that_were_removed_do_not_lend_their_names(tmp_path, api):
     assert [len(made) for made in api.made] == [3, 2] and len(load(output)) == 5
 
 
+@pytest.mark.parametrize("name", ("a-zh.json", "a-zh.jsonl"))
+def test_files_of_requests_of_another_run_are_not_handed_in(tmp_path, api, name, capsys):
+    """The journal of the first run is gone, or belongs to an output of the same stem."""
+    source, first = save(tmp_path / "en.json", english(3)), tmp_path / "a-zh.json"
+    assert in_batches(api, source, first, "--model", "m1") == 0
+    output = tmp_path / name
+    if output == first:
+        first.unlink()
+        journal_of(first).unlink()
+    api.answer = lambda text, nth: chinese(text).replace("图中", "这里")
+    capsys.readouterr()
+    assert in_batches(api, source, output, "--model", "m2") == 0
+    assert [row["caption"] for row in load(output)] == [f"这里有{n}个湖泊。" for n in range(3)]
+    assert capsys.readouterr().out.count("handed in as batch") == 1
+    models = [{request["body"]["model"] for request in made} for made in api.made]
+    assert models == [{"m1"}, {"m2"}]
+
+
+def test_requests_are_handed_in_once_after_a_kill_before_the_journal_knew_them(
+    tmp_path, api, monkeypatch
+):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "store", killed)
+        assert in_batches(api, source, output) == 130
+    assert (tmp_path / "zh-batch-1.jsonl").exists()
+    # other bytes, or the API would find the first batch again
+    assert in_batches(api, source, output, "--model", "m2") == 0
+    assert [len(made) for made in api.made] == [3]
+
+
+def test_requests_of_a_journal_that_does_not_name_their_files_are_handed_in(tmp_path, api):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    export_to(tmp_path / "zh-batch-1.jsonl", source, output)
+    entries = load(journal_of(output))
+    for entry in entries:
+        del entry["requests"], entry["model"]
+    journal_of(output).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert in_batches(api, source, output) == 0
+    assert [len(made) for made in api.made] == [3] and len(load(output)) == 3
+
+
+def test_an_output_with_brackets_in_its_name(tmp_path, api):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "a[1]-zh.json"
+    assert in_batches(api, source, output) == 0
+    assert [len(made) for made in api.made] == [3] and len(load(output)) == 3
+
+
 def test_a_batch_is_fetched_whose_file_of_requests_was_removed(tmp_path, api, monkeypatch):
     source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
     api.answer = lambda text, nth: None if nth == 2 else chinese(text)
@@ -516,18 +580,143 @@ def test_a_batch_is_fetched_whose_file_of_requests_was_removed(tmp_path, api, mo
     assert [len(made) for made in api.made] == [3, 1] and len(load(output)) == 3
 
 
-def test_a_wait_goes_on_over_outages(tmp_path, api, capsys):
+PAGE = b"<html><head><style>b {}</style></head><body>Sign in</body></html>"
+FOREIGN = (
+    (PAGE, "text/html"),
+    (PAGE, "application/json"),
+    (b"null", "application/json"),
+    (b"{}", "application/json"),
+    (b'{"error": {"message": "Sign in"}}', "application/json"),
+    (b"[5]", "application/json"),
+    (b"", "application/json"),
+)
+
+
+@pytest.mark.parametrize("reply", (ConnectionError, *FOREIGN))
+def test_a_wait_goes_on_over_outages(tmp_path, api, capsys, reply):
     source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
     looks, look = [], api.look
 
     def broken(number):
         looks.append(number)
-        return ConnectionError if 1 < len(looks) < 5 else look(number)
+        return reply if 1 < len(looks) < 5 else look(number)
 
     api.look = broken
     assert in_batches(api, source, output, "--max-retries", "0") == 0
     assert len(api.made) == 1 and len(load(output)) == 3
+    printed = capsys.readouterr().out
+    assert printed.count("the wait goes on") == 1 and "<" not in printed and "None" not in printed
+
+
+def late_answers(api, how):
+    """Let it count, and give no file of answers, or one without a byte, while `how` says so."""
+    look, api.files["empty"] = api.look, b""
+
+    def late(number):
+        batch = {**look(number), "request_counts": {"completed": 3, "failed": 0, "total": 3}}
+        if batch["status"] == "completed" and (gap := how()):
+            batch["output_file_id"] = {"no file": None, "empty": "empty"}[gap]
+        return batch
+
+    api.look = late
+
+
+@pytest.mark.parametrize("how", ("no file", "empty"))
+def test_answers_that_come_after_their_batch_was_completed(tmp_path, api, capsys, how):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    states = iter([how, how])
+    late_answers(api, lambda: next(states, ""))
+    assert in_batches(api, source, output) == 0
+    assert len(api.made) == 1 and len(load(output)) == 3
+    printed = capsys.readouterr().out
+    assert printed.count("its answers are not there yet") == printed.count("completed, 3 of 3") == 1
+
+
+def test_answers_that_do_not_come_are_given_up_on_demand_only(tmp_path, api, monkeypatch, capsys):
+    monkeypatch.setattr("data.batch_api.LONGEST_DELAY", 0.05)
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    late_answers(api, lambda: "no file" if len(api.made) == 1 else "")
+    for _ in range(2):
+        assert in_batches(api, source, output) == 1 and len(api.made) == 1
+        message = capsys.readouterr().err
+        assert "batch-0 is completed, but its answers" in message and message.count("\n") == 1
+        assert "--lost-batch" in message
+    assert in_batches(api, source, output, "--lost-batch") == 0
+    assert len(api.made) == 2 and len(load(output)) == 3
+
+
+@pytest.mark.parametrize(
+    "status, counts",
+    (
+        ("completed", {"completed": 0, "failed": 3, "total": 3}),
+        ("completed", {"completed": 0, "failed": 0, "total": 0}),
+        ("expired", {"completed": 0, "failed": 0, "total": 3}),
+        ("cancelled", None),
+    ),
+)
+def test_a_batch_that_has_nothing_is_not_waited_for(tmp_path, api, capsys, status, counts):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    look = api.look
+    api.answer, api.ending = lambda text, nth: None, status
+    api.look = lambda number: {**look(number), "request_counts": counts}
+    assert in_batches(api, source, output) == 1
+    assert "a whole round of batches brought no answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reply", FOREIGN[:4])
+def test_a_page_in_the_place_of_a_file_of_results(tmp_path, api, capsys, reply):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    replies, read = iter([reply, reply]), api.read
+    api.read = lambda number: next(replies, None) or read(number)
+    assert in_batches(api, source, output) == 0
+    assert len(api.made) == 1 and len(load(output)) == 3
     assert capsys.readouterr().out.count("the wait goes on") == 1
+
+
+@pytest.mark.parametrize("route", ("list", "upload", "make"))
+@pytest.mark.parametrize("reply", FOREIGN)
+def test_replies_that_are_no_batch_when_one_is_handed_in(tmp_path, api, capsys, route, reply):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    with_reply = getattr(api, route)
+
+    def broken(*options):
+        # it was made all the same
+        with_reply(*options)
+        return reply
+
+    setattr(api, route, broken)
+    assert in_batches(api, source, output) == 1
+    message = capsys.readouterr().err
+    assert "the same command goes on" in message and message.count("\n") == 1
+    assert "foreign reply" in message and "attribute" not in message
+    assert not any("batch" in entry for entry in load(journal_of(output)))
+    setattr(api, route, with_reply)
+    assert in_batches(api, source, output) == 0
+    assert len(api.made) == 1 and len(load(output)) == 3
+
+
+def test_counts_without_numbers(tmp_path, api):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    look = api.look
+    api.look = lambda number: {**look(number), "request_counts": {"total": None}}
+    assert in_batches(api, source, output) == 0 and len(load(output)) == 3
+
+
+@pytest.mark.parametrize("is_there", (True, False))
+def test_a_journal_in_which_a_batch_has_no_id(tmp_path, api, capsys, is_there):
+    source, output = save(tmp_path / "en.json", english(3)), tmp_path / "zh.json"
+    requests = tmp_path / "zh-batch-1.jsonl"
+    export_to(requests, source, output)
+    with open(journal_of(output), "a") as file:
+        entry = {"style": "detailed", "batch": None, "requests": requests.name}
+        file.write(json.dumps(entry) + "\n")
+    if is_there:
+        assert in_batches(api, source, output) == 0 and len(load(output)) == 3
+        return
+    requests.unlink()
+    assert in_batches(api, source, output) == 1
+    assert "--lost-batch asks for them again" in capsys.readouterr().err
+    assert in_batches(api, source, output, "--lost-batch") == 0 and len(load(output)) == 3
 
 
 def test_a_batch_that_the_api_does_not_know(tmp_path, api, monkeypatch, capsys):
