@@ -63,13 +63,13 @@ IMAGE_PLACE = re.compile(
 )
 # Any other tag: media, places in an image, reasoning, turns and ends of texts. Of one letter only
 # those of models, <p> and <s>: others may be a quantity, a<b>c, a mark on a map, <A>, or bold
-ATTRIBUTES = r"(?:\s+(?:[A-Za-z_-]+\s*)?[=\d\"'./(\[][^<>]*)?"
+ATTRIBUTES = r"(?:\s+(?:[A-Za-z_-]+\s*)?[=\d\"'./(\[][^<>]{0,255})?"
 MARKUP = re.compile(
     "|".join(
         [
             _tag("im(?:g|age)") + "[^<>]*" + _tag("/im(?:g|age)"),
             r"\[im(?:g|age)\][^\[\]]*\[/im(?:g|age)\]",
-            r"!\[[^\]]*\]\([^)]*\)",
+            r"!\[[^\]\[]*\]\([^)\[]*\)?",
             r"data:image/[a-z.+-]+;base64,[a-z0-9+/=]*",
             f"{OPEN}[|｜][^<>|｜]+[|｜]{CLOSE}",
             f"{OPEN}/?[A-Za-z_][A-Za-z0-9_:-]+{ATTRIBUTES}/?{CLOSE}",
@@ -81,9 +81,11 @@ MARKUP = re.compile(
     ),
     re.I,
 )
-# The name of an image file in a text
+# The name of an image file in a text, tried once where a run without blanks begins
 IMAGE_FILE = re.compile(
-    r"[^\s，。？?\"']+\.(?:tiff?|png|jpe?g|bmp|gif|webp|jp2)(?![A-Za-z0-9])", re.I
+    r"(?<![^\s，。？?\"'])[^\s，。？?\"']+"
+    r"\.(?:tiff?|png|jpe?g|bmp|gif|webp|jp2)(?![A-Za-z0-9])",
+    re.I,
 )
 
 

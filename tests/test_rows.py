@@ -2,12 +2,14 @@
 
 import json
 import time
+from contextlib import suppress
 
 import pytest
 from PIL import Image
 
 from model.errors import UserError
 from model.files import read_rows
+from model.row_forms import FormError, read_form
 from model.rows import load_rows
 
 QUESTION, ANSWER = "图中有什么？", "一条河流。"
@@ -362,6 +364,24 @@ def test_odd_texts_are_read_at_once(folder, text):
     begin = time.perf_counter()
     load(folder, {"img": "a.png", "prompt": QUESTION + text, "label": ANSWER})
     assert time.perf_counter() - begin < 5
+
+
+LONG_RUNS = [
+    *("农田、", "a", "a.", ".png1", "![", "![a](", "[", "<", "<|", "<|a", "<a", "<img"),
+    *("<img =", "&lt;", "&lt;ab =", "&lt;img&gt;x", "＜", "data:", "data:image/", "[img]", "Image:"),
+    *("[Round 1", "<1", "{<1", "<image", "x<b>y", "1<ab>2", "[IMG_", "<x_"),
+]
+
+
+@pytest.mark.parametrize("run", LONG_RUNS)
+def test_long_texts_are_read_at_once(run):
+    """Patterns that look at the rest of a text from every place in it take minutes for it."""
+    text = run * (100_000 // len(run))
+    begin = time.process_time()
+    for row in (PAIR | {"prompt": text}, PAIR | {"label": text}, PAIR | {"note": text}):
+        with suppress(FormError):
+            read_form(row)
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(
