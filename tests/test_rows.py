@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from model.errors import UserError
-from model.files import read_rows
+from model.files import parse_line, read_rows
 from model.row_forms import FormError, read_form
 from model.rows import load_rows
 
@@ -368,8 +368,8 @@ def test_odd_texts_are_read_at_once(folder, text):
 
 LONG_RUNS = [
     *("农田、", "a", "a.", ".png1", "![", "![a](", "[", "<", "<|", "<|a", "<a", "<img"),
-    *("<img =", "&lt;", "&lt;ab =", "&lt;img&gt;x", "＜", "data:", "data:image/", "[img]", "Image:"),
-    *("[Round 1", "<1", "{<1", "<image", "x<b>y", "1<ab>2", "[IMG_", "<x_"),
+    *("<img =", "&lt;", "&lt;ab =", "&lt;img&gt;x", "＜", "data:", "data:image/", "[img]"),
+    *("Image:", "[Round 1", "<1", "{<1", "<image", "x<b>y", "1<ab>2", "[IMG_", "<x_"),
 ]
 
 
@@ -457,6 +457,18 @@ def test_rows_without_an_image_say_so(folder, row):
         ("a.json", '[{"img":"', "ends in the middle; it has 9 bytes: make it again, or copy it"),
         ("a.json", "<!DOCTYPE html>", "an HTML page of 15 bytes, not the file; perhaps that of a"),
         ("a.jsonl", '[{"img": "x"}]', "expected an object, got list; an array needs a name ending"),
+        ("a.json", '[{"prompt": "图像'.encode()[:-1], "ends in the middle; it has 18 bytes"),
+        ("a.jsonl", '{"prompt": "图像'.encode()[:-1], "ends in the middle; it has 17 bytes"),
+        (
+            "a.jsonl",
+            '{"img": "x"}\n{"img": "',
+            "line 2 column 9: .*: the file ends in the middle",
+        ),
+        ("a.jsonl", '{"img": "x"}\n{"img": 1,}', "line 2 column 11: [^:]*$"),
+        ("a.json", b"PK\x03\x04\x14\x80\x81", ": an archive: unpack it$"),
+        ("a.jsonl", b"\x1f\x8b\x08\x80\x81", ": an archive: unpack it$"),
+        ("a.json", b"II*\0\x80\x81", ": an image, not a file that names images$"),
+        ("a.json", b"\xff\xd8\xff\xe0", ": an image, not a file that names images$"),
     ],
 )
 def test_ones_own_file_is_not_to_be_fetched_again(tmp_path, name, content, words):
@@ -483,6 +495,40 @@ def test_rows_of_another_kind(tmp_path, name, content):
     words = "no JSON; expected .json .* or .jsonl .*becomes rows by data/transform.py"
     with pytest.raises(UserError, match=words):
         load_rows(path)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("rows.zip", b"PK\x03\x04\x14", "an archive: unpack it; expected .json"),
+        ("rows.jsonl.gz", b"\x1f\x8b\x08", "an archive: unpack it; expected .json"),
+        ("a.tif", b"II*\0\x80", "an image, not a file that names images; expected .json"),
+    ],
+)
+def test_archives_and_images_given_as_rows_are_told(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"rows {path}: {words}"):
+        load_rows(path)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (
+            '{"img": "x"}\n{"img": "图'.encode()[:-1],
+            "line 2: not UTF-8 .*the file ends in",
+        ),
+        (b'{"img": "x"}\n{"img": "', "line 2 column 9: .*: the file ends in the middle; it has 22"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_lines_that_are_read_one_by_one_say_the_same(tmp_path, content, words):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with open(path, "rb") as lines, pytest.raises(UserError, match=words):
+        for number, line in enumerate(lines, 1):
+            parse_line(path, "rows", number, line)
 
 
 def test_json_lines_by_their_other_name(folder):
