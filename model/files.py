@@ -158,8 +158,7 @@ def parse_json(text, parse_constant=None, object_pairs_hook=None):
         raise
     except ValueError as error:
         problem = str(error).partition(";")[0]
-    doc = text if isinstance(text, str) else text.decode(errors="replace")
-    raise json.JSONDecodeError(problem, doc, 0)
+    raise json.JSONDecodeError(problem, text if isinstance(text, str) else "", 0)
 
 
 def read_json(path, what, kind=None, own=False):
@@ -209,12 +208,12 @@ def read_json_lines(path, what):
 
 def parse_line(path, what, number, line):
     """A line (str or bytes) of the user's JSON lines -> its content. Raises UserError."""
-    end = "\n" if isinstance(line, str) else b"\n"
     try:
-        content = parse_json(line.removesuffix(end))
+        text = line if isinstance(line, str) else line.decode("utf-8-sig")
+        content = parse_json(text.removesuffix("\n"))
     except json.JSONDecodeError as error:
         error.lineno = number
-        if line.endswith(end):
+        if text.endswith("\n"):
             error.doc += "\n"
         problem = own_problem(path, error)
     except UnicodeDecodeError as error:
