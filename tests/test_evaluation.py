@@ -609,7 +609,7 @@ def test_answers_that_the_limit_ended_are_counted(tmp_path):
     )
     assert score([system], dataset, resamples=100).warnings == [
         "a: 2 of 3 answers were stopped by the length limit and end in mid-sentence; raise it "
-        "(--max-new-tokens)"
+        "(--max-new-tokens; --max_length of cli_demo.py)"
     ]
 
 
