@@ -22,9 +22,14 @@ IMAGE_KEYS = ("img", "image", "images")
 QUESTION_KEYS = ("prompt", "query", "question", "instruction")
 ANSWER_KEYS = ("label", "response", "answer", "output")
 DIALOGUE_KEYS = ("conversations", "conversation", "messages")
-TURN_KEYS = {"role", "from", "content", "value", *IMAGE_KEYS}
-KINDS_OF_KEYS = (IMAGE_KEYS, (*QUESTION_KEYS, *DIALOGUE_KEYS), ANSWER_KEYS)
-KNOWN_KEYS = {*chain(*KINDS_OF_KEYS), "history"}
+ALWAYS_READ = {*IMAGE_KEYS, *QUESTION_KEYS, *DIALOGUE_KEYS, *ANSWER_KEYS, "history"}
+# What a key in capitals may stand for, where no other of its kind is there
+KINDS_OF_KEYS = (
+    *(IMAGE_KEYS, (*QUESTION_KEYS, *DIALOGUE_KEYS), ANSWER_KEYS),
+    *(("history",), ("input",), ("text",)),
+)
+KINDS_OF_TURN_KEYS = (IMAGE_KEYS, ("role", "from"), ("content", "value"))
+TURN_KEYS = {*chain(*KINDS_OF_TURN_KEYS)}
 EMPTY: tuple = (None, "", [], {})  # what tools write for what a row has not
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -129,7 +134,10 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
 
     dialogue_key, dialogue = _one_of(row, DIALOGUE_KEYS)
     question_key, question = _one_of(row, QUESTION_KEYS)
-    unused = [key for key in row if key not in KNOWN_KEYS and row[key] not in EMPTY]
+    if not answered and question in EMPTY and dialogue in EMPTY and _is_question(row.get("text")):
+        question = row["text"]
+        row = row | {"prompt": question, "text": None}
+    unused = [key for key in row if key not in ALWAYS_READ and row[key] not in EMPTY]
     if dialogue_key and (dialogue not in EMPTY or question in EMPTY):
         if question not in EMPTY:
             raise FormError(f"has both {question_key} and {dialogue_key}; keep one of them")
@@ -137,9 +145,6 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
         rounds, unused_in_turns = _rounds_of_dialogue(dialogue, images, answered)
         unused += unused_in_turns
     else:
-        if not answered and question in EMPTY and _is_question(row.get("text")):
-            row = row | {"prompt": row["text"]}
-            unused.remove("text")
         rounds = _rounds_of_pair(row, images, answered)
         if row.get("instruction") and "input" in unused:
             unused.remove("input")
@@ -154,14 +159,15 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
     return Form(image, rounds, unused, lost)
 
 
-def in_small_letters(row):
+def in_small_letters(row, kinds=KINDS_OF_KEYS):
     """The row with keys such as Prompt in small letters, where it has no other key of the kind."""
-    odd = [key for key in row if key not in KNOWN_KEYS and key.lower() in KNOWN_KEYS]
+    known = {*chain(*kinds)}
+    odd = [key for key in row if key not in known and key.lower() in known]
     if not odd:
         return row
     row = dict(row)
     for key in odd:
-        kind = next((keys for keys in KINDS_OF_KEYS if key.lower() in keys), [key.lower()])
+        kind = next(keys for keys in kinds if key.lower() in keys)
         if all(row.get(known) in EMPTY for known in kind):
             row[key.lower()] = row.pop(key)
     return row
@@ -276,7 +282,7 @@ def _rounds_of_pair(row, images, answered):
         needed = [question, answer]
     else:
         # Of an answer file the label is the reference
-        answer = next((row[key] for key in ANSWER_KEYS if row.get(key) is not None), None)
+        answer = next((row[key] for key in _given(row, ANSWER_KEYS)), None)
         answer = joined(answer, images)
         needed = [] if question is None and images else [question]
 
@@ -311,6 +317,10 @@ def _rounds_of_dialogue(turns, images, answered):
     """
     if not isinstance(turns, list):
         raise FormError(NO_TURNS, f", got {shown(turns)}")
+    turns = [
+        in_small_letters(turn, KINDS_OF_TURN_KEYS) if isinstance(turn, dict) else turn
+        for turn in turns
+    ]
     unused = {}  # an ordered set
     if turns and _role(turns[0]) == "system":
         if _content(turns[0]):

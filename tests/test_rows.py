@@ -82,6 +82,12 @@ SAME = {
         )
     },
     "spreadsheet": {"Image": "a.png", "Question": QUESTION, "Answer": ANSWER},
+    "Alpaca in capitals": {"img": "a.png", "Instruction": QUESTION, "Input": "", "Output": ANSWER},
+    "LLaVA in capitals": {
+        "image": "a.png",
+        "conversations": turns(names=("From", "Value"), roles=("human", "gpt")),
+    },
+    "turns in capitals": {"image": "a.png", "messages": turns(names=("Role", "Content"))},
     "both spellings": {"img": "a.png", "image": "a.png", "prompt": QUESTION, "label": ANSWER},
     "file://": {"img": "file://a.png", "prompt": QUESTION, "label": ANSWER},
     "empty columns": {
@@ -107,6 +113,8 @@ def test_spellings_of_one_row(folder, form):
         ({"text": QUESTION}, QUESTION, ""),
         ({"Prompt": QUESTION}, QUESTION, ""),
         ({"text": "Any ships? ", "prompt": ""}, "Any ships? ", ""),
+        ({"text": QUESTION, "messages": []}, QUESTION, ""),
+        ({"Text": QUESTION, "conversations": None}, QUESTION, ""),
         # a caption, or one key too many
         ({"text": ANSWER}, None, "text (1 rows)"),
         ({"text": "有船吗？", "prompt": QUESTION}, QUESTION, "text (1 rows)"),
@@ -130,6 +138,19 @@ def test_a_key_in_capitals_beside_its_like_is_not_read(folder):
     row = {"img": "a.png", "prompt": QUESTION, "response": ANSWER, "Label": 3}
     (sample,), notes = load(folder, row)
     assert sample.answer == ANSWER and "not used: Label (1 rows)" in notes[0]
+
+
+def test_an_input_in_capitals_follows_its_instruction(folder):
+    row = {"img": "a.png", "Instruction": "数一数。", "Input": "飞机", "Output": ANSWER}
+    (sample,), notes = load(folder, row)
+    assert (sample.question, notes) == ("数一数。\n飞机", [])
+
+
+@pytest.mark.parametrize("empty", ["", None, []])
+def test_an_empty_label_beside_an_answer_is_no_reference(folder, empty):
+    row = {"img": "a.png", "prompt": QUESTION, "label": empty, "answer": ANSWER}
+    (sample,), _ = load(folder, row, questions=True)
+    assert sample.answer == ANSWER
 
 
 def test_history_stands_before_the_question(folder):
