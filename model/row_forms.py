@@ -53,7 +53,7 @@ IMAGE_BEGINS = _tag("(?:im|img|image|vision)_start|begin_of_image|img|boi")
 IMAGE_ENDS = _tag("(?:im|img|image|vision)_end|end_of_image|/im(?:g|age)|eoi")
 IMAGE_HERE = "|".join(
     [
-        _tag("image(?:[_-]?(?:placeholder|pad|token|soft_token|[_: -]?[01]))?")
+        _tag("image(?:[_ -]?(?:placeholder|pad|token|soft_token|[_: -]?[01]))?")
         + rf"(?![^<＜&]+{OPEN}/image)",
         _tag("start_of_image") + f"(?:{_tag('image_soft_token')})?",
         _tag("ImageHere|__media__"),
@@ -66,6 +66,14 @@ IMAGE_PLACE = re.compile(
     rf"(?:{IMAGE_HERE})(?:\s*(?:{IMAGE_ENDS}))?",
     re.I,
 )
+# No tags of models: HTML of texts, a label such as <WGS84> or <GF-2>, a comparison as in B8<B4>B3
+OF_MODELS = _tag(
+    r"(?:im(?:g|age)|picture|video|frame|seg|b?box|loc|obj|ref|det|region|point|poly|quad|mask"
+    r"|think|cls|sep|pad|unk|unused|[be]o[a-z]|sop)[:-]?\d*"
+)
+LABEL = r"(?-i:NaN|[A-Z]+:?\d[A-Z0-9]*|[A-Z][A-Za-z]*-\d+[A-Z]?)"
+COMPARISON = rf"(?<=[A-Za-z0-9]){OPEN}[A-Za-z0-9]+{CLOSE}(?=[A-Za-z0-9])"
+PLAIN_TAG = rf"(?!{OF_MODELS})(?:{_tag(f'/?su[bp]|br|{LABEL}')}|{COMPARISON})"
 # Any other tag: media, places in an image, reasoning, turns and ends of texts. Of one letter only
 # those of models, <p> and <s>: others may be a quantity, a<b>c, a mark on a map, <A>, or bold
 ATTRIBUTES = r"(?:\s+(?:[A-Za-z_-]+\s*)?[=\d\"'./(\[][^<>]{0,255})?"
@@ -77,11 +85,12 @@ MARKUP = re.compile(
             r"!\[[^\]\[]*\]\([^)\[]*\)?",
             r"data:image/[a-z.+-]+;base64,[a-z0-9+/=]*",
             f"{OPEN}[|｜][^<>|｜]+[|｜]{CLOSE}",
-            f"{OPEN}/?[A-Za-z_][A-Za-z0-9_:-]+{ATTRIBUTES}/?{CLOSE}",
+            rf"(?!{PLAIN_TAG}){OPEN}/?[A-Za-z_][A-Za-z0-9_:-]+{ATTRIBUTES}/?{CLOSE}",
             rf"{OPEN}(?:/[ps]|0x[0-9A-F]{{2}}){CLOSE}",
-            rf"(?<![A-Za-z0-9])(?:{OPEN}[ps]{CLOSE}|\{{?(?:<\d+>)+)",
+            rf"(?<![A-Za-z0-9])(?:{OPEN}[ps]{CLOSE}|\{{(?:<\d+>)+|(?:<\d+>){{2,}})",
             r"\[(?:/?INST|IMG_\w+|SEG|g?MASK|CLS|SEP|PAD|UNK|grounding|refer|identify|vqa|video)\]",
-            r"\[Round \d+\]",
+            r"\[(?:[BE]OS|TOOL_CALLS|\|\w+\||unused\d+|UNUSED_TOKEN_\d+)\]",
+            r"\[(?:Round |im(?:g|age)[_: -]?)\d+\]",
         ]
     ),
     re.I,
@@ -380,11 +389,14 @@ def _without_places(rounds, image):
         found = IMAGE_PLACE.search(text) or MARKUP.search(text)
         if found:
             mark = " ".join(found[0].split())[:60]
+            plain = (
+                ", or put blanks around < and >" if found.re is MARKUP and mark[0] == "<" else ""
+            )
             raise FormError(
                 "markup of another tool in a text",
                 f", {mark}",
-                f"has {mark} in a text, markup of another tool: remove it; the image is named "
-                "under img",
+                f"has {mark} in a text, markup of another tool: remove it{plain}; the image is "
+                "named under img",
             )
     return rounds
 

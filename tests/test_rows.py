@@ -270,7 +270,13 @@ PLACES = [
         "[image]Q",
     ),
     *("<image:0>Q", "<image_1>Q", "<image 1>Q", "<|image|>Q", "<|image_1|>\nQ", "<image_pad>Q"),
-    *("<__media__>Q", "<image_soft_token>Q", "<image_token>Q", "<image-placeholder>Q"),
+    *(
+        "<IMAGE PLACEHOLDER>Q",
+        "<__media__>Q",
+        "<image_soft_token>Q",
+        "<image_token>Q",
+        "<image-placeholder>Q",
+    ),
     *("<start_of_image>Q", "<start_of_image><image_soft_token><end_of_image>Q"),
     *("<im_start><image><im_end>\nQ", "<image_start><image><image_end>Q", "<boi><image><eoi>Q"),
     *("<|begin_of_image|><|image|><|end_of_image|>Q", "<img><ImageHere></img>Q"),
@@ -307,6 +313,8 @@ OTHER_MARKUP = [
     *("<answer>", "</answer>", "<thinking>", "<thought>", "<tool_response>", "<function_call>"),
     *("[Round 1]", "[gMASK]", "<br/>", "<x:0>", "data:image/png;base64,AA/+="),
     *("![](a.png)", "<video src='a.mp4'/>"),
+    *("[TOOL_CALLS]", "[|Human|]", "[UNUSED_TOKEN_145]", "[EOS]", "[BOS]", "[unused1]"),
+    *("[image1]", "[Image 1]", "<IMG-2>", "<SEG1>", "<BOX>", "<image-2>", "<Image-2>", "{<12>"),
 ]
 PLAIN = [
     *(
@@ -348,6 +356,9 @@ PLAIN = [
         ">=5",
     ),
     *("<12:30>", "＜5米", "&lt; 5 米", "R&amp;D", "data: 5", "a|b|c"),
+    *("NDVI<NDWI>NDBI", "B8<B4>B3", "blue<green>red", "面积<1>km", "1<<2>>3", "选<1>"),
+    *("坐标系<WGS84>下", "<EPSG:4326>", "<GF-2>影像", "<Sentinel-2A>", "<N39>", "<NaN>"),
+    *("H<sub>2</sub>O", "10 m<sup>2</sup>", "一行<br>二行", "x < think > y"),
 ]
 
 
@@ -369,6 +380,19 @@ def test_other_markup_is_named(folder, mark):
         said = str(caught.value)
         assert f"row 0: has {mark} in a text, markup of another tool: remove it" in said
         assert "\n" not in said
+
+
+@pytest.mark.parametrize("mark, blanks", [("<think>", True), ("[INST]", False), ("<image>", False)])
+def test_what_looks_like_a_tag_may_stand_between_blanks(folder, mark, blanks):
+    with pytest.raises(UserError) as caught:
+        load(folder, {"img": "a.png", "prompt": QUESTION, "label": mark})
+    assert ("remove it, or put blanks around < and >; the image" in str(caught.value)) == blanks
+
+
+@pytest.mark.parametrize("mark", ["<seg>", "<eos>", "<think>", "<loc12>", "<row_1>"])
+def test_tags_of_models_are_no_comparisons(folder, mark):
+    with pytest.raises(UserError, match=f"has {mark} in a text, markup of another tool"):
+        load(folder, {"img": "a.png", "prompt": QUESTION, "label": f"x{mark}y"})
 
 
 @pytest.mark.parametrize("text", PLAIN)
