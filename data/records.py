@@ -18,13 +18,21 @@ from data.faults import (
     text_problem,
 )
 from model.errors import UserError
-from model.files import WRITE_AGAIN, json_problem, leads_out, naming, parse_json, replacing
+from model.files import (
+    WRITE_AGAIN,
+    binary_kind,
+    encoding_advice,
+    json_problem,
+    leads_out,
+    naming,
+    parse_json,
+    replacing,
+)
 
 WITHIN = (
     "write the names relative to one folder of images, and name that to generate_prompt.py by "
     "--image-root"
 )
-ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
 
 
 def read_records(path):
@@ -83,8 +91,9 @@ def text_file(path):
 def _open(path):
     with open(path, "rb") as file:
         start = file.read(8)
-    if start.startswith(ARCHIVES):
-        raise UserError(f"{path} is an archive: unpack it")
+    kind = binary_kind(start)
+    if kind:
+        raise UserError(f"{path} is {kind}")
     return open(path, encoding=encoding_of(start))
 
 
@@ -133,7 +142,7 @@ def _encoding_problem(path, error):
         where = f" (at byte {getattr(error, 'start', 0)})"
     elif encoding == "utf-8":
         where = f" (at line {_undecodable_line(path)})"
-    return f"is not {encoding.upper()}{where}: save it as UTF-8"
+    return f"is not {encoding.upper()}{where}: {encoding_advice(path, error)}"
 
 
 def _undecodable_line(path):

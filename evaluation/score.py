@@ -323,7 +323,8 @@ def _warnings(scores: Scores, system: System) -> list[str]:
     if system.truncated:
         warnings.append(
             f"{system.name}: {system.truncated} of {images} answers were stopped by the length "
-            "limit and end in mid-sentence; raise it (--max-new-tokens)"
+            "limit and end in mid-sentence; raise it (--max-new-tokens; --max_length of "
+            "cli_demo.py)"
         )
     described_in = language(scores.dataset.references[0][0])
     other = [text for text in system.answers if tokens(text) and language(text) != described_in]

@@ -3,6 +3,7 @@
 import codecs
 import errno
 import hashlib
+import io
 import json
 import os
 import posixpath
@@ -24,6 +25,11 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 JSON_LINES = (".jsonl", ".ndjson")
 # What to do about a file of the user's own that is not whole
 WRITE_AGAIN = "make it again, or copy it whole"
+# How archives and images begin
+ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ")
+IMAGES = (b"II*\0", b"MM\0*", b"\x89PNG", b"\xff\xd8\xff")
+# How decoders say that a text ends within a character
+CUT = ("unexpected end of data", "truncated data")
 
 
 def temporary_beside(path):
@@ -194,7 +200,7 @@ def read_rows(path, what):
 def read_json_lines(path, what):
     """[("line 4", its content)] of the user's JSON lines. Raises UserError."""
     rows = []
-    for number, line in enumerate(read_own_text(path, what).split("\n"), 1):
+    for number, line in enumerate(io.StringIO(read_own_text(path, what)), 1):
         if line.strip():
             rows.append((f"line {number}", parse_line(path, what, number, line)))
     return rows
@@ -203,9 +209,12 @@ def read_json_lines(path, what):
 def parse_line(path, what, number, line):
     """A line (str or bytes) of the user's JSON lines -> its content. Raises UserError."""
     try:
-        content = parse_json(line)
+        text = line if isinstance(line, str) else line.decode("utf-8-sig")
+        content = parse_json(text.removesuffix("\n"))
     except json.JSONDecodeError as error:
         error.lineno = number
+        if text.endswith("\n"):
+            error.doc += "\n"
         problem = own_problem(path, error)
     except UnicodeDecodeError as error:
         problem = f": line {number}{own_problem(path, error)}"
@@ -239,16 +248,38 @@ def refuse_other_kinds(path, what, expected):
     with suppress(OSError), open(path, "rb") as file:
         start = file.read(200).removeprefix(codecs.BOM_UTF8).lstrip()
         if start and start[:1] not in b"{[":
-            raise UserError(f"{what} {path}: no JSON; expected {expected}")
+            is_sheet = path.suffix.lower() == ".xlsx"  # a zip, but not to be unpacked
+            found = "no JSON" if is_sheet else binary_kind(start) or "no JSON"
+            raise UserError(f"{what} {path}: {found}; expected {expected}")
+
+
+def binary_kind(start):
+    """What a file that begins like this is, where it holds no text, and what to do; or ""."""
+    if start.startswith(ARCHIVES):
+        return "an archive: unpack it"
+    if start.startswith(IMAGES):
+        return "an image, not a file that names images"
+    return ""
 
 
 def own_problem(path, error):
     """What an error of reading a JSON file of the user's own means, as the end of a message."""
-    if isinstance(error, UnicodeDecodeError):
-        return f": not UTF-8 (at byte {error.start}); save it as UTF-8"
     if isinstance(error, OSError):
         return f" ({error.strerror})"
+    with open(path, "rb") as file:
+        kind = binary_kind(file.read(8))
+    if kind:
+        return f": {kind}"
+    if isinstance(error, UnicodeDecodeError):
+        return f": not UTF-8 (at byte {error.start}); {encoding_advice(path, error)}"
     return f": {json_problem(path, error)}"
+
+
+def encoding_advice(path, error):
+    """What to do about a file of the user's own that an encoding cannot read."""
+    if getattr(error, "reason", "") in CUT:
+        return _cut(path)
+    return "save it as UTF-8"
 
 
 def json_problem(path, error):
@@ -261,15 +292,18 @@ def json_problem(path, error):
         return f"the file is empty{_size_of(path)}"
 
     problem = f"line {error.lineno} column {error.colno}: {error.msg}"
+    is_cut = text[0] in "[{" and (text[-1] not in "]}" or not error.doc[error.pos :].strip())
     if Path(path).suffix.lower() in JSON_LINES:
         if error.lineno == 1 and text[0] == "[":
             return f"line 1: {error.msg}; an array needs a name ending in .json"
-        return problem
-    if error.msg == "Extra data":
+        is_cut = is_cut and not error.doc.endswith("\n")
+    elif error.msg == "Extra data":
         return f"{problem}; one record a line needs a name ending in .jsonl"
-    if text[0] in "[{" and (text[-1] not in "]}" or not error.doc[error.pos :].strip()):
-        return f"{problem}: the file ends in the middle{_size_of(path)}"
-    return problem
+    return f"{problem}: {_cut(path)}" if is_cut else problem
+
+
+def _cut(path):
+    return f"the file ends in the middle{_size_of(path)}"
 
 
 def _size_of(path):

@@ -22,9 +22,14 @@ IMAGE_KEYS = ("img", "image", "images")
 QUESTION_KEYS = ("prompt", "query", "question", "instruction")
 ANSWER_KEYS = ("label", "response", "answer", "output")
 DIALOGUE_KEYS = ("conversations", "conversation", "messages")
-TURN_KEYS = {"role", "from", "content", "value", *IMAGE_KEYS}
-KINDS_OF_KEYS = (IMAGE_KEYS, (*QUESTION_KEYS, *DIALOGUE_KEYS), ANSWER_KEYS)
-KNOWN_KEYS = {*chain(*KINDS_OF_KEYS), "history"}
+ALWAYS_READ = {*IMAGE_KEYS, *QUESTION_KEYS, *DIALOGUE_KEYS, *ANSWER_KEYS, "history"}
+# What a key in capitals may stand for, where no other of its kind is there
+KINDS_OF_KEYS = (
+    *(IMAGE_KEYS, (*QUESTION_KEYS, *DIALOGUE_KEYS), ANSWER_KEYS),
+    *(("history",), ("input",), ("text",)),
+)
+KINDS_OF_TURN_KEYS = (IMAGE_KEYS, ("role", "from"), ("content", "value"))
+TURN_KEYS = {*chain(*KINDS_OF_TURN_KEYS)}
 EMPTY: tuple = (None, "", [], {})  # what tools write for what a row has not
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -48,7 +53,7 @@ IMAGE_BEGINS = _tag("(?:im|img|image|vision)_start|begin_of_image|img|boi")
 IMAGE_ENDS = _tag("(?:im|img|image|vision)_end|end_of_image|/im(?:g|age)|eoi")
 IMAGE_HERE = "|".join(
     [
-        _tag("image(?:[_-]?(?:placeholder|pad|token|soft_token|[_: -]?[01]))?")
+        _tag("image(?:[_ -]?(?:placeholder|pad|token|soft_token|[_: -]?[01]))?")
         + rf"(?![^<＜&]+{OPEN}/image)",
         _tag("start_of_image") + f"(?:{_tag('image_soft_token')})?",
         _tag("ImageHere|__media__"),
@@ -61,29 +66,40 @@ IMAGE_PLACE = re.compile(
     rf"(?:{IMAGE_HERE})(?:\s*(?:{IMAGE_ENDS}))?",
     re.I,
 )
+# No tags of models: HTML of texts, a label such as <WGS84> or <GF-2>, a comparison as in B8<B4>B3
+OF_MODELS = _tag(
+    r"(?:im(?:g|age)|picture|video|frame|seg|b?box|loc|obj|ref|det|region|point|poly|quad|mask"
+    r"|think|cls|sep|pad|unk|unused|[be]o[a-z]|sop)[:-]?\d*"
+)
+LABEL = r"(?-i:NaN|[A-Z]+:?\d[A-Z0-9]*|[A-Z][A-Za-z]*-\d+[A-Z]?)"
+COMPARISON = rf"(?<=[A-Za-z0-9]){OPEN}[A-Za-z0-9]+{CLOSE}(?=[A-Za-z0-9])"
+PLAIN_TAG = rf"(?!{OF_MODELS})(?:{_tag(f'/?su[bp]|br|{LABEL}')}|{COMPARISON})"
 # Any other tag: media, places in an image, reasoning, turns and ends of texts. Of one letter only
 # those of models, <p> and <s>: others may be a quantity, a<b>c, a mark on a map, <A>, or bold
-ATTRIBUTES = r"(?:\s+(?:[A-Za-z_-]+\s*)?[=\d\"'./(\[][^<>]*)?"
+ATTRIBUTES = r"(?:\s+(?:[A-Za-z_-]+\s*)?[=\d\"'./(\[][^<>]{0,255})?"
 MARKUP = re.compile(
     "|".join(
         [
             _tag("im(?:g|age)") + "[^<>]*" + _tag("/im(?:g|age)"),
             r"\[im(?:g|age)\][^\[\]]*\[/im(?:g|age)\]",
-            r"!\[[^\]]*\]\([^)]*\)",
+            r"!\[[^\]\[]*\]\([^)\[]*\)?",
             r"data:image/[a-z.+-]+;base64,[a-z0-9+/=]*",
             f"{OPEN}[|｜][^<>|｜]+[|｜]{CLOSE}",
-            f"{OPEN}/?[A-Za-z_][A-Za-z0-9_:-]+{ATTRIBUTES}/?{CLOSE}",
+            rf"(?!{PLAIN_TAG}){OPEN}/?[A-Za-z_][A-Za-z0-9_:-]+{ATTRIBUTES}/?{CLOSE}",
             rf"{OPEN}(?:/[ps]|0x[0-9A-F]{{2}}){CLOSE}",
-            rf"(?<![A-Za-z0-9])(?:{OPEN}[ps]{CLOSE}|\{{?(?:<\d+>)+)",
+            rf"(?<![A-Za-z0-9])(?:{OPEN}[ps]{CLOSE}|\{{(?:<\d+>)+|(?:<\d+>){{2,}})",
             r"\[(?:/?INST|IMG_\w+|SEG|g?MASK|CLS|SEP|PAD|UNK|grounding|refer|identify|vqa|video)\]",
-            r"\[Round \d+\]",
+            r"\[(?:[BE]OS|TOOL_CALLS|\|\w+\||unused\d+|UNUSED_TOKEN_\d+)\]",
+            r"\[(?:Round |im(?:g|age)[_: -]?)\d+\]",
         ]
     ),
     re.I,
 )
-# The name of an image file in a text
+# The name of an image file in a text, tried once where a run without blanks begins
 IMAGE_FILE = re.compile(
-    r"[^\s，。？?\"']+\.(?:tiff?|png|jpe?g|bmp|gif|webp|jp2)(?![A-Za-z0-9])", re.I
+    r"(?<![^\s，。？?\"'])[^\s，。？?\"']+"
+    r"\.(?:tiff?|png|jpe?g|bmp|gif|webp|jp2)(?![A-Za-z0-9])",
+    re.I,
 )
 
 
@@ -127,7 +143,10 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
 
     dialogue_key, dialogue = _one_of(row, DIALOGUE_KEYS)
     question_key, question = _one_of(row, QUESTION_KEYS)
-    unused = [key for key in row if key not in KNOWN_KEYS and row[key] not in EMPTY]
+    if not answered and question in EMPTY and dialogue in EMPTY and _is_question(row.get("text")):
+        question = row["text"]
+        row = row | {"prompt": question, "text": None}
+    unused = [key for key in row if key not in ALWAYS_READ and row[key] not in EMPTY]
     if dialogue_key and (dialogue not in EMPTY or question in EMPTY):
         if question not in EMPTY:
             raise FormError(f"has both {question_key} and {dialogue_key}; keep one of them")
@@ -135,9 +154,6 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
         rounds, unused_in_turns = _rounds_of_dialogue(dialogue, images, answered)
         unused += unused_in_turns
     else:
-        if not answered and question in EMPTY and _is_question(row.get("text")):
-            row = row | {"prompt": row["text"]}
-            unused.remove("text")
         rounds = _rounds_of_pair(row, images, answered)
         if row.get("instruction") and "input" in unused:
             unused.remove("input")
@@ -152,14 +168,15 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
     return Form(image, rounds, unused, lost)
 
 
-def in_small_letters(row):
+def in_small_letters(row, kinds=KINDS_OF_KEYS):
     """The row with keys such as Prompt in small letters, where it has no other key of the kind."""
-    odd = [key for key in row if key not in KNOWN_KEYS and key.lower() in KNOWN_KEYS]
+    known = {*chain(*kinds)}
+    odd = [key for key in row if key not in known and key.lower() in known]
     if not odd:
         return row
     row = dict(row)
     for key in odd:
-        kind = next((keys for keys in KINDS_OF_KEYS if key.lower() in keys), [key.lower()])
+        kind = next(keys for keys in kinds if key.lower() in keys)
         if all(row.get(known) in EMPTY for known in kind):
             row[key.lower()] = row.pop(key)
     return row
@@ -274,7 +291,7 @@ def _rounds_of_pair(row, images, answered):
         needed = [question, answer]
     else:
         # Of an answer file the label is the reference
-        answer = next((row[key] for key in ANSWER_KEYS if row.get(key) is not None), None)
+        answer = next((row[key] for key in _given(row, ANSWER_KEYS)), None)
         answer = joined(answer, images)
         needed = [] if question is None and images else [question]
 
@@ -309,6 +326,10 @@ def _rounds_of_dialogue(turns, images, answered):
     """
     if not isinstance(turns, list):
         raise FormError(NO_TURNS, f", got {shown(turns)}")
+    turns = [
+        in_small_letters(turn, KINDS_OF_TURN_KEYS) if isinstance(turn, dict) else turn
+        for turn in turns
+    ]
     unused = {}  # an ordered set
     if turns and _role(turns[0]) == "system":
         if _content(turns[0]):
@@ -368,11 +389,14 @@ def _without_places(rounds, image):
         found = IMAGE_PLACE.search(text) or MARKUP.search(text)
         if found:
             mark = " ".join(found[0].split())[:60]
+            plain = (
+                ", or put blanks around < and >" if found.re is MARKUP and mark[0] == "<" else ""
+            )
             raise FormError(
                 "markup of another tool in a text",
                 f", {mark}",
-                f"has {mark} in a text, markup of another tool: remove it; the image is named "
-                "under img",
+                f"has {mark} in a text, markup of another tool: remove it{plain}; the image is "
+                "named under img",
             )
     return rounds
 

@@ -611,6 +611,17 @@ UNREADABLE = {
     "cut after a record": (WHOLE[:-1], ".json", "the file ends in the middle; it has"),
     "last line cut": (LINES[:-9], ".jsonl", "line 9: not JSON"),
     "UTF-16 cut": (WHOLE.decode().encode("utf-16")[:-1], ".json", "is not UTF-16"),
+    "cut in a character": (
+        WHOLE[:-8] + "湖".encode()[:2],
+        ".json",
+        "the file ends in the middle; it has",
+    ),
+    "line cut in a character": (
+        LINES[:-8] + "湖".encode()[:2],
+        ".jsonl",
+        "is not UTF-8 (at line 9): the file ends in the middle; it has",
+    ),
+    "TIFF": (b"II*\0\x80", ".json", "in.json is an image, not a file that names images"),
     "Latin-1 line": (LINES[:-5] + b"\xe9" + LINES[-5:], ".jsonl", "not UTF-8 (at line 9)"),
     "gzip": (b"\x1f\x8b\x08" + WHOLE, ".json", "is an archive: unpack it"),
     "zip": (b"PK\x03\x04\x14" + WHOLE, ".json", "is an archive: unpack it"),

@@ -566,6 +566,11 @@ KINDS = r"no JSON; expected .jsonl \(.*\), .json \(.*\), .tsv, .csv or .xlsx$"
         ),
         ("a.json", "", "the file is empty; it has 0 bytes: make it again"),
         ("a.json", '[{"img":', "the file ends in the middle; it has 8 bytes: make it again"),
+        ("a.jsonl", '{"img": "a', "the file ends in the middle; it has 10 bytes: make it again"),
+        ("a.json", '[{"img": "河'.encode()[:-1], "the file ends in the middle; it has 12 bytes"),
+        ("a.jsonl", b"PK\x03\x04\x14\x80", "an archive: unpack it$"),
+        ("a.zip", b"PK\x03\x04\x14\x80", "an archive: unpack it; expected .jsonl"),
+        ("a.tif", b"II*\0\x80", "an image, not a file that names images; expected .jsonl"),
     ],
 )
 def test_predictions_of_another_kind(tmp_path, name, content, words):
@@ -604,7 +609,7 @@ def test_answers_that_the_limit_ended_are_counted(tmp_path):
     )
     assert score([system], dataset, resamples=100).warnings == [
         "a: 2 of 3 answers were stopped by the length limit and end in mid-sentence; raise it "
-        "(--max-new-tokens)"
+        "(--max-new-tokens; --max_length of cli_demo.py)"
     ]
 
 

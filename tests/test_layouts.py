@@ -332,6 +332,22 @@ def test_dialogues_of_other_tools(tmp_path, capsys):
     assert "1 rows with no image, left out: record 4" in printed.err
 
 
+def test_keys_of_rows_that_are_not_used_are_told_as_in_training(tmp_path, capsys):
+    """In one line, whatever their number; the split is read."""
+    plain = {"img": "a.png", "prompt": "Q?", "label": "A.", "id": 1, "split": "train"}
+    turns = [{"role": "user", "content": "Q?", "loss": True}, {"role": "assistant", "content": "A"}]
+    rows = [plain] * 5 + [{"img": "b.png", "messages": turns, "source": "x"}]
+    rows += [{"img": "c.png", "Instruction": "Count", "Input": "ships", "Output": "2."}]
+    made = imported(save(tmp_path / "in.json", rows), tmp_path / "rows.json")
+    assert made[-1]["conversations"][0]["content"] == "Count\nships"
+    said = capsys.readouterr().err
+    assert (
+        "6 rows with keys that are not used: id of 'a.png'; id of 'a.png'; id of 'a.png'; "
+        "source, loss of turns of 'b.png'; and 2 more\n"
+    ) in said
+    assert "Input" not in said
+
+
 def test_repeating_sentences_is_not_for_dialogues(tmp_path, capsys):
     source = save(tmp_path / "in.json", [{"img": "a.png", "prompt": "Q", "label": "A"}])
     assert "leave --fill and --dedupe out" in faults(source, tmp_path, capsys, "--fill")

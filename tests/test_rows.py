@@ -2,12 +2,14 @@
 
 import json
 import time
+from contextlib import suppress
 
 import pytest
 from PIL import Image
 
 from model.errors import UserError
-from model.files import read_rows
+from model.files import parse_line, read_rows
+from model.row_forms import FormError, read_form
 from model.rows import load_rows
 
 QUESTION, ANSWER = "图中有什么？", "一条河流。"
@@ -80,6 +82,12 @@ SAME = {
         )
     },
     "spreadsheet": {"Image": "a.png", "Question": QUESTION, "Answer": ANSWER},
+    "Alpaca in capitals": {"img": "a.png", "Instruction": QUESTION, "Input": "", "Output": ANSWER},
+    "LLaVA in capitals": {
+        "image": "a.png",
+        "conversations": turns(names=("From", "Value"), roles=("human", "gpt")),
+    },
+    "turns in capitals": {"image": "a.png", "messages": turns(names=("Role", "Content"))},
     "both spellings": {"img": "a.png", "image": "a.png", "prompt": QUESTION, "label": ANSWER},
     "file://": {"img": "file://a.png", "prompt": QUESTION, "label": ANSWER},
     "empty columns": {
@@ -105,6 +113,8 @@ def test_spellings_of_one_row(folder, form):
         ({"text": QUESTION}, QUESTION, ""),
         ({"Prompt": QUESTION}, QUESTION, ""),
         ({"text": "Any ships? ", "prompt": ""}, "Any ships? ", ""),
+        ({"text": QUESTION, "messages": []}, QUESTION, ""),
+        ({"Text": QUESTION, "conversations": None}, QUESTION, ""),
         # a caption, or one key too many
         ({"text": ANSWER}, None, "text (1 rows)"),
         ({"text": "有船吗？", "prompt": QUESTION}, QUESTION, "text (1 rows)"),
@@ -128,6 +138,19 @@ def test_a_key_in_capitals_beside_its_like_is_not_read(folder):
     row = {"img": "a.png", "prompt": QUESTION, "response": ANSWER, "Label": 3}
     (sample,), notes = load(folder, row)
     assert sample.answer == ANSWER and "not used: Label (1 rows)" in notes[0]
+
+
+def test_an_input_in_capitals_follows_its_instruction(folder):
+    row = {"img": "a.png", "Instruction": "数一数。", "Input": "飞机", "Output": ANSWER}
+    (sample,), notes = load(folder, row)
+    assert (sample.question, notes) == ("数一数。\n飞机", [])
+
+
+@pytest.mark.parametrize("empty", ["", None, []])
+def test_an_empty_label_beside_an_answer_is_no_reference(folder, empty):
+    row = {"img": "a.png", "prompt": QUESTION, "label": empty, "answer": ANSWER}
+    (sample,), _ = load(folder, row, questions=True)
+    assert sample.answer == ANSWER
 
 
 def test_history_stands_before_the_question(folder):
@@ -247,7 +270,13 @@ PLACES = [
         "[image]Q",
     ),
     *("<image:0>Q", "<image_1>Q", "<image 1>Q", "<|image|>Q", "<|image_1|>\nQ", "<image_pad>Q"),
-    *("<__media__>Q", "<image_soft_token>Q", "<image_token>Q", "<image-placeholder>Q"),
+    *(
+        "<IMAGE PLACEHOLDER>Q",
+        "<__media__>Q",
+        "<image_soft_token>Q",
+        "<image_token>Q",
+        "<image-placeholder>Q",
+    ),
     *("<start_of_image>Q", "<start_of_image><image_soft_token><end_of_image>Q"),
     *("<im_start><image><im_end>\nQ", "<image_start><image><image_end>Q", "<boi><image><eoi>Q"),
     *("<|begin_of_image|><|image|><|end_of_image|>Q", "<img><ImageHere></img>Q"),
@@ -284,6 +313,8 @@ OTHER_MARKUP = [
     *("<answer>", "</answer>", "<thinking>", "<thought>", "<tool_response>", "<function_call>"),
     *("[Round 1]", "[gMASK]", "<br/>", "<x:0>", "data:image/png;base64,AA/+="),
     *("![](a.png)", "<video src='a.mp4'/>"),
+    *("[TOOL_CALLS]", "[|Human|]", "[UNUSED_TOKEN_145]", "[EOS]", "[BOS]", "[unused1]"),
+    *("[image1]", "[Image 1]", "<IMG-2>", "<SEG1>", "<BOX>", "<image-2>", "<Image-2>", "{<12>"),
 ]
 PLAIN = [
     *(
@@ -325,6 +356,9 @@ PLAIN = [
         ">=5",
     ),
     *("<12:30>", "＜5米", "&lt; 5 米", "R&amp;D", "data: 5", "a|b|c"),
+    *("NDVI<NDWI>NDBI", "B8<B4>B3", "blue<green>red", "面积<1>km", "1<<2>>3", "选<1>"),
+    *("坐标系<WGS84>下", "<EPSG:4326>", "<GF-2>影像", "<Sentinel-2A>", "<N39>", "<NaN>"),
+    *("H<sub>2</sub>O", "10 m<sup>2</sup>", "一行<br>二行", "x < think > y"),
 ]
 
 
@@ -348,6 +382,19 @@ def test_other_markup_is_named(folder, mark):
         assert "\n" not in said
 
 
+@pytest.mark.parametrize("mark, blanks", [("<think>", True), ("[INST]", False), ("<image>", False)])
+def test_what_looks_like_a_tag_may_stand_between_blanks(folder, mark, blanks):
+    with pytest.raises(UserError) as caught:
+        load(folder, {"img": "a.png", "prompt": QUESTION, "label": mark})
+    assert ("remove it, or put blanks around < and >; the image" in str(caught.value)) == blanks
+
+
+@pytest.mark.parametrize("mark", ["<seg>", "<eos>", "<think>", "<loc12>", "<row_1>"])
+def test_tags_of_models_are_no_comparisons(folder, mark):
+    with pytest.raises(UserError, match=f"has {mark} in a text, markup of another tool"):
+        load(folder, {"img": "a.png", "prompt": QUESTION, "label": f"x{mark}y"})
+
+
 @pytest.mark.parametrize("text", PLAIN)
 def test_plain_texts_are_no_markup(folder, text):
     (sample,), notes = load(folder, {"img": "a.png", "prompt": text, "label": text})
@@ -362,6 +409,24 @@ def test_odd_texts_are_read_at_once(folder, text):
     begin = time.perf_counter()
     load(folder, {"img": "a.png", "prompt": QUESTION + text, "label": ANSWER})
     assert time.perf_counter() - begin < 5
+
+
+LONG_RUNS = [
+    *("农田、", "a", "a.", ".png1", "![", "![a](", "[", "<", "<|", "<|a", "<a", "<img"),
+    *("<img =", "&lt;", "&lt;ab =", "&lt;img&gt;x", "＜", "data:", "data:image/", "[img]"),
+    *("Image:", "[Round 1", "<1", "{<1", "<image", "x<b>y", "1<ab>2", "[IMG_", "<x_"),
+]
+
+
+@pytest.mark.parametrize("run", LONG_RUNS)
+def test_long_texts_are_read_at_once(run):
+    """Patterns that look at the rest of a text from every place in it take minutes for it."""
+    text = run * (100_000 // len(run))
+    begin = time.process_time()
+    for row in (PAIR | {"prompt": text}, PAIR | {"label": text}, PAIR | {"note": text}):
+        with suppress(FormError):
+            read_form(row)
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(
@@ -437,6 +502,18 @@ def test_rows_without_an_image_say_so(folder, row):
         ("a.json", '[{"img":"', "ends in the middle; it has 9 bytes: make it again, or copy it"),
         ("a.json", "<!DOCTYPE html>", "an HTML page of 15 bytes, not the file; perhaps that of a"),
         ("a.jsonl", '[{"img": "x"}]', "expected an object, got list; an array needs a name ending"),
+        ("a.json", '[{"prompt": "图像'.encode()[:-1], "ends in the middle; it has 18 bytes"),
+        ("a.jsonl", '{"prompt": "图像'.encode()[:-1], "ends in the middle; it has 17 bytes"),
+        (
+            "a.jsonl",
+            '{"img": "x"}\n{"img": "',
+            "line 2 column 9: .*: the file ends in the middle",
+        ),
+        ("a.jsonl", '{"img": "x"}\n{"img": 1,}', "line 2 column 11: [^:]*$"),
+        ("a.json", b"PK\x03\x04\x14\x80\x81", ": an archive: unpack it$"),
+        ("a.jsonl", b"\x1f\x8b\x08\x80\x81", ": an archive: unpack it$"),
+        ("a.json", b"II*\0\x80\x81", ": an image, not a file that names images$"),
+        ("a.json", b"\xff\xd8\xff\xe0", ": an image, not a file that names images$"),
     ],
 )
 def test_ones_own_file_is_not_to_be_fetched_again(tmp_path, name, content, words):
@@ -463,6 +540,40 @@ def test_rows_of_another_kind(tmp_path, name, content):
     words = "no JSON; expected .json .* or .jsonl .*becomes rows by data/transform.py"
     with pytest.raises(UserError, match=words):
         load_rows(path)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("rows.zip", b"PK\x03\x04\x14", "an archive: unpack it; expected .json"),
+        ("rows.jsonl.gz", b"\x1f\x8b\x08", "an archive: unpack it; expected .json"),
+        ("a.tif", b"II*\0\x80", "an image, not a file that names images; expected .json"),
+    ],
+)
+def test_archives_and_images_given_as_rows_are_told(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"rows {path}: {words}"):
+        load_rows(path)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (
+            '{"img": "x"}\n{"img": "图'.encode()[:-1],
+            "line 2: not UTF-8 .*the file ends in",
+        ),
+        (b'{"img": "x"}\n{"img": "', "line 2 column 9: .*: the file ends in the middle; it has 22"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_lines_that_are_read_one_by_one_say_the_same(tmp_path, content, words):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with open(path, "rb") as lines, pytest.raises(UserError, match=words):
+        for number, line in enumerate(lines, 1):
+            parse_line(path, "rows", number, line)
 
 
 def test_json_lines_by_their_other_name(folder):

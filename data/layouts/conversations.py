@@ -68,4 +68,8 @@ def image_of(content, record, name=None):
         return image
     if "system" in form.unused:
         content.notes.add("a system text, left out", repr(image["filename"]))
+    unused = ", ".join(key for key in form.unused if key not in ("system", "split"))
+    if unused:
+        example = f"{unused} of {image['filename']!r}"
+        content.notes.add("keys that are not used", example, unused)
     return stated_split({**image, "conversations": turns_of(form.rounds)}, record)
