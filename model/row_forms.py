@@ -177,7 +177,7 @@ def in_small_letters(row, kinds=KINDS_OF_KEYS):
     row = dict(row)
     for key in odd:
         kind = next(keys for keys in kinds if key.lower() in keys)
-        if all(row.get(known) in EMPTY for known in kind):
+        if all(row.get(one) in EMPTY for one in kind):
             row[key.lower()] = row.pop(key)
     return row
 
