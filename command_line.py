@@ -38,8 +38,8 @@ def _show_no_traceback(kind, error, traceback):
     """
     if issubclass(kind, (KeyboardInterrupt, BrokenPipeError)):
         return
-    no_room = issubclass(kind, OSError) and error.errno in NO_ROOM
-    if no_room or NO_TEMPORARY_FOLDER in str(error):
+    is_full = getattr(error, "errno", None) in NO_ROOM or NO_TEMPORARY_FOLDER in str(error)
+    if issubclass(kind, OSError) and is_full:
         _say_no_room(error)
         return
     sys.__excepthook__(kind, error, traceback)

@@ -523,6 +523,20 @@ def begun(answers):
     return running
 
 
+def test_a_quick_answer_is_shown_once_after_its_beginning(monkeypatch):
+    """The view that empties the box is not overtaken by another at once."""
+    monkeypatch.setattr("serving.page.talk.PERIOD", 60)
+    dialogue = Dialogue()
+    stream = Stream(dialogue, dialogue.ask("x"), (piece for piece in "湖泊。"))
+    assert list(together([stream], threading.Event())) == []
+    assert stream.answer.text == "湖泊。" and stream.ended is not None
+
+
+def test_a_remark_takes_the_status_of_the_answer_before_away(answers):
+    assert "词元" in ask(answers, "你好")[0][3]
+    assert ask(answers, "图中有什么？")[0][3] == ""
+
+
 def test_two_streams_advance_together_and_end_each_by_itself():
     def count(number):
         yield from map(str, range(number))

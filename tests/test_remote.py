@@ -446,6 +446,13 @@ def test_a_port_that_accepts_and_says_nothing_is_one_line():
     assert "has sent nothing for 0.3 s" in said and time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize("path, hint", [("/page", ", or is its address {}/v1?"), ("/page/v1", "")])
+def test_a_path_that_is_not_the_api_is_asked_about(stub, path, hint):
+    url = stub.url.removesuffix("/v1") + path
+    said = ends_with(cli_demo, ["--serve", url, "--prompt", "你好"])
+    assert said.endswith(f"{url} lists no models; name one with --model{hint.format(url)}")
+
+
 def test_a_busy_server_is_asked_again_when_it_says(stub):
     busy = [error(429, "full", {"Retry-After": "0.1"}), error(503, "later", {"Retry-After": "0.1"})]
     whole = (200, {"Content-Type": "text/event-stream"}, event("湖", "stop"))

@@ -48,12 +48,11 @@ class Images:
             session.other = None
             return self.updates(session)
         path = Path(file["path"])
+        name = file.get("orig_name") or path.name
         try:
             self.service.claim(session, path)
-            name = file.get("orig_name") or path.name
             session.other = View(path, name, self.service.bands, turns=self.service.turns)
         except UserError as error:
-            name = file.get("orig_name") or path.name
             reason = self._reason(session, error, name, path)
             session.main.remark(self.service.words(session)["error"] + reason)
         self.service.sessions.release(session)
