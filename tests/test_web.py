@@ -575,7 +575,12 @@ def staged(browser, stage):
 
 def arrived(tab, language="zh-Hans"):
     """The server has said what the page shows."""
-    tab.wait_for_selector(f"html[lang={language}]", state="attached")
+    # Gradio's own page says that it is English, before anything has arrived
+    tab.wait_for_function(
+        "language => document.documentElement.lang === language"
+        " && document.cookie.includes(`remoteglm-language=${language}`)",
+        arg=language,
+    )
 
 
 def say(tab, question):
@@ -885,6 +890,38 @@ def test_what_the_page_remarks_has_only_buttons_that_do_something(staged, locale
     tab.wait_for_selector("#chat [data-testid=bot] >> nth=3")
     assert wait_until(lambda: like not in tab.evaluate(names)[-1], 3)
     assert like in tab.evaluate(names)[-2]
+
+
+# The end of a stream of outputs, read by the browser a second late
+LATE_ENDS = """
+  const send = window.fetch;
+  const later = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+  window.fetch = async (...request) => {
+    const reply = await send(...request);
+    if (!new URL(request[0].url ?? request[0], location).pathname.endsWith("/queue/data"))
+      return reply;
+    const late = new TransformStream({
+      async transform(text, out) {
+        for (const message of text.split(/(?<=\\n\\n)/)) {
+          if (message.includes("close_stream")) await later(1);
+          out.enqueue(message);
+        }
+      },
+    });
+    const body = reply.body.pipeThrough(new TextDecoderStream()).pipeThrough(late);
+    return new Response(body.pipeThrough(new TextEncoderStream()), reply);
+  };
+"""
+
+
+def test_a_question_is_answered_that_comes_at_the_end_of_the_stream_before(staged):
+    tab = staged()
+    tab.context.add_init_script(LATE_ENDS)
+    tab.reload()
+    arrived(tab)
+    for number in range(3):
+        say(tab, " ")
+        tab.wait_for_selector(f"#chat [data-testid=bot] >> nth={number}", timeout=15_000)
 
 
 def test_the_box_keeps_the_focus_when_buttons_give_place_to_each_other(staged):

@@ -80,7 +80,7 @@ def mount(
 ) -> None:
     """Show the page behind the routes of a FastAPI app. auth: (user, password)."""
     app.add_middleware(UploadGate, space=space, english=bool(english))
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    scripts = [(FOLDER / name).read_text(encoding="utf-8") for name in ("calls.js", "page.js")]
     # Trap: mounted pages lack it, and then Gradio copies any file of the server that a request
     # names into its folder, instead of those only that were uploaded.
     page.has_launched = True
@@ -100,7 +100,7 @@ def mount(
         favicon_path=str(LOGO),
         theme=theme(),
         css=(FOLDER / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{script}</script>",
+        head="".join(f"<script>{script}</script>" for script in scripts),
     )
 
 

@@ -60,6 +60,7 @@ def connect_dialogue(answers: Answers, layout: Layout, at_a_time: int) -> None:
     # Trap: the browser may draw late pieces of an answer after what an event that ended it showed
     for answered in asking:
         answered.then(answers.settle, None, layout.dialogue_outputs, **QUIET)
+    layout.next_call.click(answers.settle, None, layout.dialogue_outputs, **QUIET)
     # They wait for the answer that they end
     waits = {"concurrency_limit": None, **QUIET}
     layout.stop.click(answers.stop, None, None, **waits)

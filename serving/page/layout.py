@@ -84,6 +84,7 @@ class Layout:
                 self.lay_out_composer()
         self.arrival = gr.Textbox(visible=False)
         self.saved = gr.JSON(visible=False)
+        self.next_call = gr.Button(visible="hidden", elem_id="next-call")  # see calls.js
 
     def make(self, kind: Any, *values: Any, **options: Any) -> Any:
         """A component. Options of the names in TEXTS follow the language: see `said`."""
