@@ -24,6 +24,7 @@ from model.float_products import bfloat16_products
 
 GROUP = 32
 BITS = (8, 4)
+PIECE = 256  # outputs converted at a time: on the way they take 8 to 32 times their final memory
 # What the kernels take. Weights are rounded after their scale, so it costs no accuracy.
 SCALE_DTYPE = torch.bfloat16
 # Of the largest output: kernels may round differently, a wrong one is off by far more.
@@ -70,14 +71,14 @@ def quantize(weight: torch.Tensor, bits: int) -> Stored:
     scale and zero [N, G]; w = (q - 8) * scale + zero.
     Scales and zeros are bfloat16. Raises UserError where 4 bits do not fit.
     """
-    if bits == 8:
-        return _quantize_int8(weight.float())
-    return _quantize_int4(weight.float())
+    kind = _quantize_int8 if bits == 8 else _quantize_int4
+    pieces = [kind(piece.float()) for piece in weight.split(PIECE)]
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _quantize_int8(weight: torch.Tensor) -> Stored:
     scale = (weight.abs().amax(1) / 127).clamp(min=1e-30).to(SCALE_DTYPE)  # [N]
-    q = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+    q = (weight / scale.float()[:, None]).round_().clamp_(-127, 127)
     return {"weight": q.to(torch.int8), "scale": scale}
 
 
@@ -87,7 +88,7 @@ def _quantize_int4(weight: torch.Tensor) -> Stored:
     scale = ((high - low) / 15).clamp(min=1e-30).to(SCALE_DTYPE)
     zero = (low + 8 * scale.float()).to(SCALE_DTYPE)
 
-    q = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round().clamp(-8, 7)
+    q = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round_().clamp_(-8, 7)
     q = q.to(torch.int8).flatten(1)  # [N, K]
     packed = (q[:, ::2] << 4 | q[:, 1::2] & 15).view(torch.uint8)  # [N, K/2]
     return {"weight": packed, "scale": scale, "zero": zero}
@@ -153,13 +154,15 @@ class TorchInt4:
     """
 
     def __init__(self, stored: Stored):
-        q = _unpacked(stored["weight"]) + 8  # [N, K]
         scales = torch.stack((stored["scale"], stored["zero"]), -1)  # [N, G, 2]
         self.scales = scales.transpose(0, 1).contiguous()  # [G, N, 2]
-        if q.device.type == "cpu":
-            self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
+        if scales.device.type == "cpu":
+            pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+            pieces = stored["weight"].split(PIECE)
+            self.weight = torch.cat([pack(_unpacked(piece).int() + 8, 1) for piece in pieces])
             self.product = torch.ops.aten._weight_int4pack_mm_for_cpu
         else:
+            q = _unpacked(stored["weight"]) + 8  # [N, K]
             pairs = (q[:, ::2] << 4 | q[:, 1::2]).to(torch.uint8)  # [N, K/2]
             tiles = self._inner_tiles(q.size(1))
             self.weight = torch.ops.aten._convert_weight_to_int4pack(pairs, tiles)
