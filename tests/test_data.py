@@ -102,7 +102,7 @@ def no_key(monkeypatch):
 def test_chain_by_defaults_from_another_folder_and_again(tmp_path):
     project = tmp_path / "project"
     (project / "data").mkdir(parents=True)
-    light = ("__init__", "errors", "files", "row_forms")
+    light = ("__init__", "errors", "files", "markup", "row_forms")
     for name in ("command_line.py", *(f"model/{module}.py" for module in light)):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, project / name)
