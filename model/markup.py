@@ -1,4 +1,4 @@
-"""What other tools write into a text: the place of its image, other markup.
+"""What other tools write into a text: the place of its image, other tags, turns.
 
 Every pattern is verbose: a blank in it stands for nothing. None looks at the rest of a text from
 every place in it, which would take minutes for a long one.
@@ -19,7 +19,7 @@ def _any(*patterns):
     return f"(?: {' | '.join(patterns)} )"
 
 
-# A text without one of these has no markup; it is spared the other patterns, which are slow
+# A text without one of these has no tags; it is spared the other patterns, which are slow
 SIGN = re.compile(r"[<＜\[] | &lt; | data:", FLAGS)
 
 # Where LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral and llama.cpp put the image. With a
@@ -88,6 +88,34 @@ MARKUP = re.compile(
     ),
     FLAGS,
 )
+
+# Turns in one text: "### Human: ...### Assistant: ...", "USER: ... ASSISTANT: ...". One role alone
+# is no sign of them, nor is one within a line and without a capital
+
+ASKING, ANSWERING = ("user", "human"), ("assistant", "gpt", "bot")
+ASKING_OF_ALPACA, ANSWERING_OF_ALPACA = "instruction", "response"  # only behind ###
+
+
+def _turn(names, name_of_alpaca):
+    """A pattern of how a turn of a role begins."""
+    names = " | ".join(names)
+    behind_hashes = rf"\#\#\# [ ]? (?: {names} | {name_of_alpaca} )"
+    at_start = f"^ [ ]* (?: {names} )"
+    with_capital = f"(?<! [A-Za-z0-9_] ) (?= (?-i: [A-Z] ) ) (?: {names} )"
+    return re.compile(_any(behind_hashes, at_start, with_capital) + "[ ]? [:：]", FLAGS | re.M)
+
+
+ASKING_TURN = _turn(ASKING, ASKING_OF_ALPACA)
+ANSWERING_TURN = _turn(ANSWERING, ANSWERING_OF_ALPACA)
+
+
+def signs_of_turns(text: str) -> list[str]:
+    """How the turns of a text begin, a sign of each role; [] where one has none."""
+    small = text.lower()
+    if not any(name in small for name in (*ANSWERING, ANSWERING_OF_ALPACA)):
+        return []  # at once
+    signs = [ASKING_TURN.search(text), ANSWERING_TURN.search(text)]
+    return [sign[0].strip() for sign in signs if sign] if all(signs) else []
 
 
 def without_places(text: str) -> str:

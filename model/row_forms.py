@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any
 
-from model.markup import IMAGE_PLACE, MARKUP, SIGN, without_places
+from model.markup import IMAGE_PLACE, MARKUP, SIGN, signs_of_turns, without_places
 
 IMAGE_KEYS = ("img", "image", "images")
 QUESTION_KEYS = ("prompt", "query", "question", "instruction")
@@ -108,6 +108,7 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
     if len(set(images)) > 1:
         raise FormError(f"names {len(set(images))} images; a row has one")
     image = images[0] if images else None
+    _refuse_turns(rounds)
     rounds = _without_places(rounds, image)
     lost = None if image else _lost_image(row, rounds, unused)
     return Form(image, rounds, unused, lost)
@@ -307,7 +308,7 @@ def _content(turn):
 
 
 def _without_places(rounds, image):
-    """The rounds without the place of the image. Raises FormError for any other markup."""
+    """The rounds without the place of the image. Raises FormError for any other tag."""
     if not any(map(SIGN.search, _texts(rounds))):
         return rounds
     first, answer = rounds[0]
@@ -326,16 +327,24 @@ def _without_places(rounds, image):
         found = IMAGE_PLACE.search(text) or MARKUP.search(text)
         if found:
             mark = " ".join(found[0].split())[:60]
-            plain = (
-                ", or put blanks around < and >" if found.re is MARKUP and mark[0] == "<" else ""
-            )
-            raise FormError(
-                "markup of another tool in a text",
-                f", {mark}",
-                f"has {mark} in a text, markup of another tool: remove it{plain}; the image is "
-                "named under img",
-            )
+            is_tag = found.re is MARKUP and mark[0] == "<"
+            plain = ", or put blanks around < and >" if is_tag else ""
+            raise _markup_error(mark, f"remove it{plain}; the image is named under img")
     return rounds
+
+
+def _refuse_turns(rounds):
+    """Raises FormError where the texts of a round hold turns of both roles."""
+    for a_round in rounds:
+        signs = signs_of_turns("\n".join(_texts([a_round])))
+        if signs:
+            raise _markup_error(" and ".join(signs), "make each turn one of conversations")
+
+
+def _markup_error(mark, advice):
+    kind = "markup of another tool in a text"
+    message = f"has {mark} in a text, markup of another tool: {advice}"
+    return FormError(kind, f", {mark}", message)
 
 
 def _texts(rounds):
