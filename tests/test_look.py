@@ -250,6 +250,16 @@ def test_what_was_seen_serves_the_other_outputs_beside_it(lakes, stub):
     assert translate(lakes, other, *options) == 0 and len(stub.asked) == 2 and len(load(other)) == 3
 
 
+def test_other_journals_are_read_only_for_images_that_nobody_saw(lakes, stub, capsys):
+    journal_of(lakes.parent / "other.json").write_text("torn\n")
+    stub.answer = saying()
+    said = []
+    for _ in range(2):
+        assert look(lakes) == 0
+        said.append(capsys.readouterr().err)
+    assert "skipped 1 unreadable lines" in said[0] and not said[1]
+
+
 def test_chinese_captions_are_not_compared(tmp_path, lakes, stub, capsys):
     rows = [{"imged_id": "a.png", "caption": "一个湖泊。"}]
     assert look(save(lakes, rows)) == 1 and not stub.asked
