@@ -5,14 +5,16 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from stages import call, load, save
 from stub_batches import result
 from stub_endpoint import error
 from test_batch import api  # noqa: F401  (a fixture)
-from test_data import call, load, no_key, save  # noqa: F401  (a fixture)
 from test_translation import journal_of, rejected_of, translate
 
 from data import generate_prompt, seen_questions, translation_en2zh
 from model.rows import load_rows
+
+pytestmark = pytest.mark.usefixtures("no_key")
 
 SEEN = "A lake .\nA white boat on the lake ."
 # by the caption alone the boat and its colour are invented
