@@ -24,7 +24,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from networks import PROJECT, config
+from networks import PROJECT, config, need_caption_set
 
 from command_line import Parser
 from data.lexicon import closure, find
@@ -316,6 +316,7 @@ def main():
     )
     args = parser.parse_args()
     work, data = args.work.absolute(), args.data.absolute()
+    need_caption_set(parser, data, "dataset.json", f"{data.name}-zh.json", "images")
 
     captions, whole = data / "dataset.json", data / f"{data.name}-zh.json"
     work.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,16 @@ TINY = PROJECT / "model" / "tiny"
 TINY_BASE = TINY / "base"
 
 
+def need_caption_set(parser, folder, *names):
+    """Ends the script, before its work, where the folder of --data lacks what it is to hold."""
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        parser.error(
+            f"--data {folder}: no {', no '.join(missing)} there; expected the folder of a caption "
+            f"set with {', '.join(names)}"
+        )
+
+
 # Sizes
 
 

@@ -7,10 +7,9 @@ The same linear classifier on the set's split and on random ones with as many im
 (evaluation/baselines.py); its class is the scene that most of its sentences name.
 """
 
-import json
 from pathlib import Path
 
-from networks import PROJECT, table
+from networks import PROJECT, need_caption_set, table
 
 from command_line import Parser, ctrl_c_ends_at_once
 
@@ -18,8 +17,10 @@ with ctrl_c_ends_at_once():
     import numpy as np
     import torch
 
+from data.sentences import caption_set, sentences_of
 from evaluation.baselines import descriptor
 from evaluation.hallucination import truth
+from model.errors import UserError
 from model.images.reading import read_image
 
 RANDOM_SPLITS = 5
@@ -52,17 +53,24 @@ def accuracy(features, classes, train):
 
 
 def load_set(data):
-    """(features, classes, train mask) of the train and val images whose sentences name a scene."""
-    images = json.loads((data / "dataset.json").read_text(encoding="utf-8-sig"))["images"]
+    """(features, classes, train mask) of the train and val images whose sentences name a scene.
+
+    Raises UserError.
+    """
     features, scenes, train = [], [], []
-    for image in images:
-        if image["split"] not in ("train", "val"):
+    for image in caption_set(data / "dataset.json"):
+        if image.get("split") not in ("train", "val"):
             continue
-        scene = truth([sentence["raw"] for sentence in image["sentences"]]).scene
+        scene = truth(sentences_of(image)).scene
         if scene:
             features.append(descriptor(read_image(data / "images" / image["filename"])))
             scenes.append(scene)
             train.append(image["split"] == "train")
+    if len(set(train)) < 2:
+        raise UserError(
+            f"{data / 'dataset.json'}: {sum(train)} train and {len(train) - sum(train)} val images "
+            "have a sentence that names a scene; expected some of both"
+        )
 
     names = sorted(set(scenes))
     classes = [names.index(scene) for scene in scenes]
@@ -78,7 +86,11 @@ def main():
         help="folder of the caption set (data/UCM)",
     )
     args = parser.parse_args()
-    features, classes, train = load_set(args.data)
+    need_caption_set(parser, args.data, "dataset.json", "images")
+    try:
+        features, classes, train = load_set(args.data)
+    except UserError as error:
+        parser.error(f"--data {error}")
 
     torch.manual_seed(0)
     random_splits = []

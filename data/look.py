@@ -104,10 +104,13 @@ class Pictures:
 def sightings(journal, pictures):
     """{hash of an image: [Answer]} of the first request, in this journal and in those beside it.
 
-    What runs for other outputs have seen is copied to the journal. Raises OSError.
+    These are read only while there is an image that no journal so far has seen. What runs for other
+    outputs have seen is copied to the journal. Raises OSError.
     """
     answers, copied = journal.read(SEEN), []
     for path in sorted(journal.path.parent.glob(f"*{SUFFIX}")):
+        if pictures.files.keys() <= answers.keys():
+            break
         if path == journal.path:
             continue
         for key, seen in Journal(path).read(SEEN).items():

@@ -16,7 +16,8 @@ from typing import Any
 
 from model.errors import UserError
 from model.files import read_json_lines, read_own_text, read_rows, refuse_other_kinds
-from model.row_forms import shown, without_places
+from model.markup import without_places
+from model.row_forms import shown
 
 # The first of these that a line has is its answer: beside `prediction` others are references
 ANSWER_KEYS = (

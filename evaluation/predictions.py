@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model.errors import UserError
-from model.row_forms import MARKUP
+from model.markup import MARKUP
 from model.rows import Sample
 
 from .answer_lines import Line, path_parts, read_lines

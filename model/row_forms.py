@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any
 
+from model.markup import IMAGE_PLACE, MARKUP, SIGN, signs_of_turns, without_places
+
 IMAGE_KEYS = ("img", "image", "images")
 QUESTION_KEYS = ("prompt", "query", "question", "instruction")
 ANSWER_KEYS = ("label", "response", "answer", "output")
@@ -38,63 +40,6 @@ IMAGE_PARTS = ("image", "image_url", "input_image")
 NO_TURNS = "conversations must be a list of user and assistant turns"
 MOST_SHOWN = 80  # characters of a wrong value
 PLACE = "<image>"
-SIGN = re.compile(r"[<＜\[]|&lt;|data:", re.I)  # markup has one; the other patterns are slow
-OPEN, CLOSE = "(?:<|＜|&lt;)", "(?:>|＞|&gt;)"
-
-
-def _tag(names):
-    """A pattern of tags of these names, also as <|name|>, < name >, ＜name＞ and &lt;name&gt;."""
-    return f"{OPEN} ?[|｜]?(?:{names})[|｜]? ?{CLOSE}"
-
-
-# Where other tools put the image: LLaVA, InternVL, InternLM, Qwen, Phi, Gemma, Mistral, llama.cpp.
-# With a name inside, <img>a.png</img> and [img]a.png[/img], it is markup as below
-IMAGE_BEGINS = _tag("(?:im|img|image|vision)_start|begin_of_image|img|boi")
-IMAGE_ENDS = _tag("(?:im|img|image|vision)_end|end_of_image|/im(?:g|age)|eoi")
-IMAGE_HERE = "|".join(
-    [
-        _tag("image(?:[_ -]?(?:placeholder|pad|token|soft_token|[_: -]?[01]))?")
-        + rf"(?![^<＜&]+{OPEN}/image)",
-        _tag("start_of_image") + f"(?:{_tag('image_soft_token')})?",
-        _tag("ImageHere|__media__"),
-        _tag("img") + _tag("/img"),
-        r"\[im(?:g|age)\](?![^\[\]]+\[/im)(?:\[/im(?:g|age)\]|\[IMG_END\])?",
-    ]
-)
-IMAGE_PLACE = re.compile(
-    rf"(?:(?:Picture|Image)[ -]?1? ?:\s*(?={OPEN}|\[))?(?:{IMAGE_BEGINS}\s*)?"
-    rf"(?:{IMAGE_HERE})(?:\s*(?:{IMAGE_ENDS}))?",
-    re.I,
-)
-# No tags of models: HTML of texts, a label such as <WGS84> or <GF-2>, a comparison as in B8<B4>B3
-OF_MODELS = _tag(
-    r"(?:im(?:g|age)|picture|video|frame|seg|b?box|loc|obj|ref|det|region|point|poly|quad|mask"
-    r"|think|cls|sep|pad|unk|unused|[be]o[a-z]|sop)[:-]?\d*"
-)
-LABEL = r"(?-i:NaN|[A-Z]+:?\d[A-Z0-9]*|[A-Z][A-Za-z]*-\d+[A-Z]?)"
-COMPARISON = rf"(?<=[A-Za-z0-9]){OPEN}[A-Za-z0-9]+{CLOSE}(?=[A-Za-z0-9])"
-PLAIN_TAG = rf"(?!{OF_MODELS})(?:{_tag(f'/?su[bp]|br|{LABEL}')}|{COMPARISON})"
-# Any other tag: media, places in an image, reasoning, turns and ends of texts. Of one letter only
-# those of models, <p> and <s>: others may be a quantity, a<b>c, a mark on a map, <A>, or bold
-ATTRIBUTES = r"(?:\s+(?:[A-Za-z_-]+\s*)?[=\d\"'./(\[][^<>]{0,255})?"
-MARKUP = re.compile(
-    "|".join(
-        [
-            _tag("im(?:g|age)") + "[^<>]*" + _tag("/im(?:g|age)"),
-            r"\[im(?:g|age)\][^\[\]]*\[/im(?:g|age)\]",
-            r"!\[[^\]\[]*\]\([^)\[]*\)?",
-            r"data:image/[a-z.+-]+;base64,[a-z0-9+/=]*",
-            f"{OPEN}[|｜][^<>|｜]+[|｜]{CLOSE}",
-            rf"(?!{PLAIN_TAG}){OPEN}/?[A-Za-z_][A-Za-z0-9_:-]+{ATTRIBUTES}/?{CLOSE}",
-            rf"{OPEN}(?:/[ps]|0x[0-9A-F]{{2}}){CLOSE}",
-            rf"(?<![A-Za-z0-9])(?:{OPEN}[ps]{CLOSE}|\{{(?:<\d+>)+|(?:<\d+>){{2,}})",
-            r"\[(?:/?INST|IMG_\w+|SEG|g?MASK|CLS|SEP|PAD|UNK|grounding|refer|identify|vqa|video)\]",
-            r"\[(?:[BE]OS|TOOL_CALLS|\|\w+\||unused\d+|UNUSED_TOKEN_\d+)\]",
-            r"\[(?:Round |im(?:g|age)[_: -]?)\d+\]",
-        ]
-    ),
-    re.I,
-)
 # The name of an image file in a text, tried once where a run without blanks begins
 IMAGE_FILE = re.compile(
     r"(?<![^\s，。？?\"'])[^\s，。？?\"']+"
@@ -163,6 +108,7 @@ def read_form(row: Any, answered: bool = True, about: str | None = None) -> Form
     if len(set(images)) > 1:
         raise FormError(f"names {len(set(images))} images; a row has one")
     image = images[0] if images else None
+    _refuse_turns(rounds)
     rounds = _without_places(rounds, image)
     lost = None if image else _lost_image(row, rounds, unused)
     return Form(image, rounds, unused, lost)
@@ -219,14 +165,6 @@ def shown(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
-
-
-def without_places(text: str) -> str:
-    """A text without what marks the place of its image, and the space around that."""
-    parts = IMAGE_PLACE.split(text)
-    parts[1:] = [part.lstrip() for part in parts[1:]]
-    parts[:-1] = [part.rstrip() for part in parts[:-1]]
-    return " ".join(filter(None, parts))
 
 
 def joined(content: Any, images: list[str]) -> Any:
@@ -370,7 +308,7 @@ def _content(turn):
 
 
 def _without_places(rounds, image):
-    """The rounds without the place of the image. Raises FormError for any other markup."""
+    """The rounds without the place of the image. Raises FormError for any other tag."""
     if not any(map(SIGN.search, _texts(rounds))):
         return rounds
     first, answer = rounds[0]
@@ -389,16 +327,24 @@ def _without_places(rounds, image):
         found = IMAGE_PLACE.search(text) or MARKUP.search(text)
         if found:
             mark = " ".join(found[0].split())[:60]
-            plain = (
-                ", or put blanks around < and >" if found.re is MARKUP and mark[0] == "<" else ""
-            )
-            raise FormError(
-                "markup of another tool in a text",
-                f", {mark}",
-                f"has {mark} in a text, markup of another tool: remove it{plain}; the image is "
-                "named under img",
-            )
+            is_tag = found.re is MARKUP and mark[0] == "<"
+            plain = ", or put blanks around < and >" if is_tag else ""
+            raise _markup_error(mark, f"remove it{plain}; the image is named under img")
     return rounds
+
+
+def _refuse_turns(rounds):
+    """Raises FormError where the texts of a round hold turns of both roles."""
+    for a_round in rounds:
+        signs = signs_of_turns("\n".join(_texts([a_round])))
+        if signs:
+            raise _markup_error(" and ".join(signs), "make each turn one of conversations")
+
+
+def _markup_error(mark, advice):
+    kind = "markup of another tool in a text"
+    message = f"has {mark} in a text, markup of another tool: {advice}"
+    return FormError(kind, f", {mark}", message)
 
 
 def _texts(rounds):

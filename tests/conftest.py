@@ -170,6 +170,56 @@ def rows(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def vision_cache(tmp_path_factory):
+    """Pictures are encoded into a folder of the tests."""
+    from train_runs import CACHE
+
+    CACHE.append(tmp_path_factory.mktemp("vision-cache"))
+
+
+@pytest.fixture(scope="session")
+def pretrained(vision_cache, rows, config_file, vocabulary, tmp_path_factory):
+    """From nothing on one-coloured pictures, long enough to learn which colour is which."""
+    from train_runs import run
+
+    save = tmp_path_factory.mktemp("pretrain")
+    result = run(
+        "--mode",
+        "pretrain",
+        "--model_config",
+        config_file,
+        "--tokenizer",
+        vocabulary,
+        "--train-data",
+        rows / "rows-train.json",
+        "--save",
+        save,
+        "--experiment-name",
+        "base",
+        "--train-iters",
+        120,
+        "--lr",
+        3e-3,
+        "--batch-size",
+        9,
+        "--clip-grad",
+        1,
+        "--eval-interval",
+        40,
+        "--lr-decay-style",
+        "linear",
+    )
+    assert result.returncode == 0, result.stderr
+    return save / "base", result
+
+
+@pytest.fixture
+def no_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
 @pytest.fixture
 def stub(monkeypatch):
     """An OpenAI-compatible endpoint on this machine, which the environment names."""

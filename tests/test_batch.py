@@ -9,14 +9,16 @@ import time
 from collections import Counter
 
 import pytest
+from stages import PROJECT, english, load, save
 from stub_batches import BatchStub, result
 from stub_endpoint import KEY, chinese
-from test_data import PROJECT, english, load, no_key, save  # noqa: F401  (no_key is a fixture)
 from test_translation import journal_of, rejected_of, translate
 
 from data import translation_en2zh
 from data.journal import Journal, held
 from model import files
+
+pytestmark = pytest.mark.usefixtures("no_key")
 
 
 def test_chinese_captions_are_judged_and_not_asked(tmp_path, stub, capsys):

@@ -1,6 +1,8 @@
 """What the benchmarks compare with must be the same network, or the comparison says nothing."""
 
+import importlib
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PROJECT
+from PIL import Image
 
 sys.path.append(str(PROJECT / "benchmarks"))  # at the end: its data.py would hide data/
 
@@ -82,8 +85,6 @@ def test_brief_rows_say_the_scene_first_and_one_thing_more():
 
 
 def test_folds_share_out_the_training_images_and_nothing_else(tmp_path):
-    import json
-
     import effect
 
     data = tmp_path / "UCM"
@@ -123,6 +124,80 @@ def test_split_finds_what_a_linear_classifier_finds():
     # In the other part each class looks like another one.
     moved = torch.where(train, classes, (classes + 1) % 3)
     assert split.accuracy(features, moved, train) == 0
+
+
+def caption_set(folder, *splits, raw="A beach ."):
+    """A set of one-coloured images of these splits; returns its folder."""
+    (folder / "images").mkdir()
+    images = []
+    for index, name in enumerate(splits):
+        Image.new("RGB", (40, 40), "blue").save(folder / "images" / f"{index}.png")
+        images.append({"filename": f"{index}.png", "split": name, "sentences": [{"raw": raw}]})
+    (folder / "dataset.json").write_text(json.dumps({"images": images, "dataset": "UCM"}))
+    return folder
+
+
+def test_the_test_images_of_a_set_are_not_looked_at(tmp_path):
+    import split
+
+    features, classes, train = split.load_set(caption_set(tmp_path, "train", "test", "val"))
+    assert len(features) == 2 and classes.tolist() == [0, 0] and train.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("script", ["split", "effect"])
+@pytest.mark.parametrize("name", ["nowhere", "dataset.json", "images"])
+def test_a_folder_that_is_no_caption_set_is_one_line(script, name, tmp_path, monkeypatch, capsys):
+    """Before the work: effect.py would draw and train first."""
+    module = importlib.import_module(script)
+    work = tmp_path / "work"
+    folder = caption_set(tmp_path, "train", "val")
+    (folder / f"{folder.name}-zh.json").write_text("[]")
+    if name == "images":
+        shutil.rmtree(folder / name)
+    elif name == "dataset.json":
+        (folder / name).unlink()
+    else:
+        folder /= name
+    options = ["--work", str(work)] if script == "effect" else []
+    monkeypatch.setattr(sys, "argv", [script, "--data", str(folder), *options])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    said = capsys.readouterr().err
+    missing = "dataset.json" if name == "nowhere" else name
+    assert f"error: --data {folder}: no {missing}" in said and said.count("\n") == 1
+    assert "expected the folder of a caption set with dataset.json, " in said
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    "splits, raw, words",
+    [
+        (("train", "train"), "A beach .", "dataset.json: 2 train and 0 val images"),
+        (("train", "val"), "Something .", "dataset.json: 0 train and 0 val images"),
+        (("train", "val"), 5, "expected text in 'raw'"),
+    ],
+)
+def test_a_set_that_cannot_be_split_is_one_line(splits, raw, words, tmp_path, monkeypatch, capsys):
+    import split
+
+    folder = caption_set(tmp_path, *splits, raw=raw)
+    monkeypatch.setattr(sys, "argv", ["split", "--data", str(folder)])
+    with pytest.raises(SystemExit, match="2"):
+        split.main()
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_an_image_of_a_set_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys):
+    import split
+
+    folder = caption_set(tmp_path, "train", "val")
+    (folder / "images" / "1.png").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["split", "--data", str(folder)])
+    with pytest.raises(SystemExit, match="2"):
+        split.main()
+    said = capsys.readouterr().err
+    assert "1.png" in said and said.count("\n") == 1
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Rows for evaluation toolkits and datasets, and images and rows packed into shards."""
+"""Rows for trainers, evaluation toolkits and datasets, and images and rows packed into shards."""
 
 import base64
 import csv
@@ -14,9 +14,9 @@ from types import ModuleType
 
 import pytest
 from PIL import Image
-from test_data import QUESTION, call, load, save, save_images
+from stages import QUESTION, call, load, prompt, save, save_images
 
-from data import generate_prompt, transform
+from data import exports, generate_prompt, stage, transform
 from model.images import read_image
 from model.row_store import StoredSamples
 from model.rows import check_images, load_rows
@@ -435,3 +435,153 @@ def test_options_of_exports_that_make_no_sense(options, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         generate_prompt.main(list(options))
     assert words in capsys.readouterr().err
+
+
+def test_rows_in_the_forms_of_other_trainers(tmp_path):
+    """Column names and roles as LLaMA-Factory, ms-swift and LLaVA expect them."""
+    records_ = {"1.tif": "train", "2.tif": "val"}
+    question, answer = QUESTION, "湖1.tif。"
+    for form, output in (
+        ("llamafactory", "UCM.json"),
+        ("ms-swift", "UCM.jsonl"),
+        ("llava", "llava.json"),
+    ):
+        save(
+            tmp_path / "zh.json",
+            [
+                {"imged_id": name, "caption": f"湖{name}。", "split": split}
+                for name, split in records_.items()
+            ],
+        )
+        assert (
+            call(
+                generate_prompt,
+                "--input",
+                tmp_path / "zh.json",
+                "--image-root",
+                "UCM",
+                "--no-image-check",
+                "--format",
+                form,
+                "--output",
+                tmp_path / output,
+            )
+            == 0
+        )
+        rows = load(tmp_path / output)
+        assert len(rows) == 2 and load(tmp_path / output.replace(".", "-train.")) == rows[:1]
+        assert rows[0] == (
+            {
+                "image": "UCM/1.tif",
+                "conversations": [
+                    {"from": "human", "value": f"<image>\n{question}"},
+                    {"from": "gpt", "value": answer},
+                ],
+            }
+            if form == "llava"
+            else {
+                "messages": [
+                    {"role": "user", "content": f"<image>{question}"},
+                    {"role": "assistant", "content": answer},
+                ],
+                "images": ["UCM/1.tif"],
+            }
+        )
+    info = json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))
+    assert set(info) == {"UCM", "UCM-train", "UCM-val"}
+    for name, entry in info.items():
+        assert entry == {
+            "file_name": f"{name}.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "images": "images"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+            },
+        }
+        for row in load(tmp_path / entry["file_name"]):  # as the entry says how to read it
+            turns, tags = row[entry["columns"]["messages"]], entry["tags"]
+            assert [turn[tags["role_tag"]] for turn in turns] == [
+                tags["user_tag"],
+                tags["assistant_tag"],
+            ]
+            assert (
+                sum(turn[tags["content_tag"]].count("<image>") for turn in turns)
+                == len(row[entry["columns"]["images"]])
+                == 1
+            )
+
+
+@pytest.mark.parametrize("form", exports.FORMATS)
+def test_a_dialogue_has_one_image_mark_in_its_first_turn(form):
+    rounds = [("甲？", "一。"), ("乙？", "二。")]
+    row = exports.row(form, "a.tif", rounds)
+    turns = row["messages"] if "messages" in row else row["conversations"]
+    texts = [turn.get("content") or turn["value"] for turn in turns]
+    mark = {"remoteglm": "", "llava": "<image>\n"}.get(form, "<image>")
+    assert texts == [f"{mark}甲？", "一。", "乙？", "二。"]
+    roles = ["human", "gpt"] if form == "llava" else ["user", "assistant"]
+    assert [turn.get("role") or turn["from"] for turn in turns] == roles * 2
+
+
+def test_default_outputs_of_other_forms_leave_the_trainers_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "DATA", tmp_path)
+    save(tmp_path / "UCM" / "UCM-zh.json", [{"imged_id": "1.tif", "caption": "湖。"}])
+    for form in exports.FORMATS:
+        assert call(generate_prompt, "--no-image-check", "--format", form) == 0
+    assert {path.name for path in (tmp_path / "UCM").iterdir()} == {
+        "UCM-zh.json",
+        "UCM-prompt.json",
+        "UCM-llamafactory.json",
+        "UCM-ms-swift.jsonl",
+        "UCM-llava.json",
+        "dataset_info.json",
+    }
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "cp1252", "utf-8"])
+def test_dataset_info_reads_alike_in_every_encoding(tmp_path, encoding):
+    """LLaMA-Factory opens it in the one of the system."""
+    save(tmp_path / "dataset_info.json", {"遥感": {"file_name": "图像.json"}})
+    name = "描述-train.json"
+    exports.register([tmp_path / name])
+    info = json.loads((tmp_path / "dataset_info.json").read_text(encoding=encoding))
+    assert info["遥感"] == {"file_name": "图像.json"} and info["描述-train"]["file_name"] == name
+
+
+def test_dataset_info_keeps_other_entries_and_a_broken_one_stops_first(tmp_path, capsys):
+    info = save(tmp_path / "dataset_info.json", {"mine": {"file_name": "x.json"}})
+    assert (
+        prompt(
+            tmp_path,
+            "--no-image-check",
+            "--format",
+            "llamafactory",
+            records_={"1.png": None},
+            output="a.json",
+        )[0]
+        == 0
+    )
+    assert set(load(info)) == {"mine", "a"} and load(info)["mine"] == {"file_name": "x.json"}
+    for text in ("{broken", "[]"):
+        info.write_text(text)
+        assert (
+            call(
+                generate_prompt,
+                "--input",
+                tmp_path / "zh.json",
+                "--output",
+                tmp_path / "b.json",
+                "--no-image-check",
+                "--format",
+                "llamafactory",
+            )
+            == 1
+        )
+        assert (
+            str(info) in capsys.readouterr().err
+            and info.read_text() == text
+            and not (tmp_path / "b.json").exists()
+        )

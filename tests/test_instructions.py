@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 import pytest
-from test_data import call
+from stages import call
 
 from data import generate_prompt, instructions
 

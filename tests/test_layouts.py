@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 from PIL import Image
-from test_data import call, image, load, save, save_images
+from stages import call, image, load, save, save_images
 from test_rows import ANSWER, QUESTION, SAME, WRONG
 
 from data import existing, exports, generate_prompt, transform, translation_en2zh

@@ -5,14 +5,16 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from stages import call, load, save
 from stub_batches import result
 from stub_endpoint import error
 from test_batch import api  # noqa: F401  (a fixture)
-from test_data import call, load, no_key, save  # noqa: F401  (a fixture)
 from test_translation import journal_of, rejected_of, translate
 
 from data import generate_prompt, seen_questions, translation_en2zh
 from model.rows import load_rows
+
+pytestmark = pytest.mark.usefixtures("no_key")
 
 SEEN = "A lake .\nA white boat on the lake ."
 # by the caption alone the boat and its colour are invented
@@ -248,6 +250,16 @@ def test_what_was_seen_serves_the_other_outputs_beside_it(lakes, stub):
     for path in (lakes.parent / "zh.json", journal_of(lakes.parent / "zh.json"), other):
         path.unlink()
     assert translate(lakes, other, *options) == 0 and len(stub.asked) == 2 and len(load(other)) == 3
+
+
+def test_other_journals_are_read_only_for_images_that_nobody_saw(lakes, stub, capsys):
+    journal_of(lakes.parent / "other.json").write_text("torn\n")
+    stub.answer = saying()
+    said = []
+    for _ in range(2):
+        assert look(lakes) == 0
+        said.append(capsys.readouterr().err)
+    assert "skipped 1 unreadable lines" in said[0] and not said[1]
 
 
 def test_chinese_captions_are_not_compared(tmp_path, lakes, stub, capsys):

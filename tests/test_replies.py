@@ -12,8 +12,8 @@ import time
 from collections import Counter
 
 import pytest
+from stages import DATA, english, load, save
 from stub_endpoint import chinese, completion, error
-from test_data import DATA, english, load, save
 from test_translation import journal_of, rejected_of, translate
 
 from data import quality, translation_en2zh

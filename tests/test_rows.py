@@ -382,6 +382,49 @@ def test_other_markup_is_named(folder, mark):
         assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    "text, signs",
+    [
+        ("### Human: {q}### Assistant: {a}", "### Human: and ### Assistant:"),
+        ("###Human: {q}\n###Assistant: {a}", "###Human: and ###Assistant:"),
+        ("USER: {q} ASSISTANT: {a}", "USER: and ASSISTANT:"),
+        ("A chat with an assistant. USER: {q}ASSISTANT: {a}", "USER: and ASSISTANT:"),
+        ("Human: {q}\n\nAssistant: {a}", "Human: and Assistant:"),
+        ("user: {q}\nassistant: {a}", "user: and assistant:"),
+        ("User：{q}\n Bot : {a}", "User： and Bot :"),
+        ("Below is a task.\n\n### Instruction:\n{q}\n\n### Response:\n{a}", "### Instruction:"),
+    ],
+)
+def test_turns_in_one_text_are_named(folder, text, signs):
+    """In a question, in an answer, in what is only asked, and cut between the two."""
+    whole = text.format(q=QUESTION, a=ANSWER)
+    question, answer = (text.split("{q}")[0] + QUESTION, text.split("{q}")[1].format(a=ANSWER))
+    pairs = [(whole, ANSWER), (QUESTION, whole), (question, answer)]
+    rows = [{"img": "a.png", "prompt": one, "label": other} for one, other in pairs]
+    for row, asked in (*((row, False) for row in rows), (rows[0], True)):
+        with pytest.raises(UserError) as caught:
+            load(folder, row, questions=asked)
+        said = str(caught.value)
+        assert f"row 0: has {signs}" in said and "\n" not in said
+        assert "in a text, markup of another tool: make each turn one of conversations" in said
+
+
+@pytest.mark.parametrize(
+    "question, answer",
+    [
+        ("USER: the operator of the port", "有，ASSISTANTS 也有。"),
+        ("### Human: {q}", ANSWER),
+        (QUESTION, "Assistant: 一条河流。"),
+        ("the user: red, the assistant: blue", "superuser: 1, GPT-4: 2"),
+        ("Instruction: count.\nResponse: a number.", "3"),
+        ("Human activity: none", "Bottom: a river; user-assistant: none"),
+    ],
+)
+def test_one_role_alone_is_text(folder, question, answer):
+    (sample,), notes = load(folder, {"img": "a.png", "prompt": question, "label": answer})
+    assert (sample.question, sample.answer, notes) == (question, answer, [])
+
+
 @pytest.mark.parametrize("mark, blanks", [("<think>", True), ("[INST]", False), ("<image>", False)])
 def test_what_looks_like_a_tag_may_stand_between_blanks(folder, mark, blanks):
     with pytest.raises(UserError) as caught:
@@ -415,6 +458,7 @@ LONG_RUNS = [
     *("农田、", "a", "a.", ".png1", "![", "![a](", "[", "<", "<|", "<|a", "<a", "<img"),
     *("<img =", "&lt;", "&lt;ab =", "&lt;img&gt;x", "＜", "data:", "data:image/", "[img]"),
     *("Image:", "[Round 1", "<1", "{<1", "<image", "x<b>y", "1<ab>2", "[IMG_", "<x_"),
+    *("#", "### ", "### Human: ", "User:", "\nUSER", "\n ", "A", ": "),
 ]
 
 

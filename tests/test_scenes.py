@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_data import call
+from stages import call
 
 from data import transform
 from data.synthetic import demo_scenes, tiny_pictures

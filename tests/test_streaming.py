@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from test_resume import ENVIRONMENT, logged
-from test_train import started
+from train_runs import started
 
 from model.errors import UserError
 from model.files import PROJECT, sha256
@@ -198,7 +198,7 @@ def test_a_streamed_training_goes_on_exactly_after_a_kill(
     streamed, tiny_checkpoint, shards, monkeypatch
 ):
     save, _ = streamed
-    monkeypatch.setattr("test_train.CACHE", ["off"])
+    monkeypatch.setattr("train_runs.CACHE", ["off"])
     more = ("--experiment-name", "killed", "--num-workers", 2)
     started(*arguments(tiny_checkpoint, shards, save, *more), until=13)
     assert "resumed at step 1" in train(tiny_checkpoint, shards, save, *more, "--resume")

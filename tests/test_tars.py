@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import call, load, save
+from stages import call, load, save
 
 from data import generate_prompt
 from model.errors import UserError

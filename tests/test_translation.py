@@ -12,10 +12,12 @@ import time
 from collections import Counter
 
 import pytest
+from stages import DATA, call, english, limited, load, save
 from stub_endpoint import KEY, chinese, completion, error
-from test_data import DATA, call, english, limited, load, no_key, save  # noqa: F401  (no_key is a fixture)
 
 from data import endpoint, existing, texts, translation_en2zh
+
+pytestmark = pytest.mark.usefixtures("no_key")
 
 
 def translate(source, target, *options):
