@@ -1,7 +1,7 @@
 """The page's tab for maps of large scenes: the form, how far a map is, and the map."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from html import escape
@@ -17,7 +17,7 @@ from serving.page.layout import Layout
 from serving.page.service import Service
 from serving.page.sessions import Session
 from serving.page.words import WORDS as PAGE_WORDS
-from serving.page.words import Word, WordedError
+from serving.page.words import Said, Word, WordedError
 
 # Key -> Chinese, English
 TABLE = {
@@ -202,7 +202,7 @@ class MapTab:
         session = self.service.session(request)
         return self._say(session, session.map_said or partial(_said, "hint"))
 
-    def _say(self, session: Session, said: Callable[[dict[str, str]], str]) -> str:
+    def _say(self, session: Session, said: Said) -> str:
         session.map_said = said
         return said(WORDS[self.service.is_english(session)])
 

@@ -1,7 +1,10 @@
 """What a person sees, in both languages. Imports little, so that scripts may print from it."""
 
+from collections.abc import Callable
+
 from model.errors import UserError
 
+Said = Callable[[dict[str, str]], str]  # what is kept to be said again: a function of words
 ADDRESS = "address"  # a kind beside those of ImageError: what an address does not give
 # Why there is no image, in Chinese, by kind; in English the error says it
 KINDS = {
