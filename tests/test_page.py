@@ -464,6 +464,30 @@ def test_a_stopped_answer_keeps_what_it_said(answers):
     assert texts(ask(answers, "二")[0][0])[-1] == ("assistant", "后：二")
 
 
+@pytest.mark.parametrize("way", ["stop", "close"])
+def test_a_question_stopped_in_the_queue_says_so_in_place_of_an_answer(answers, assistant, way):
+    running = answers.answer(me(), "一", SIDE)
+    next(running)
+    assert "排队中" in next(running)[0][-1]["content"]
+    if way == "close":  # or the page is loaded again
+        running.close()
+    else:
+        with ThreadPoolExecutor() as pool:
+            stopped = pool.submit(answers.stop, me())
+            assert answers.service.session(me()).stopping.wait(5)
+            assert "注意：还没有回答就停止了" in list(running)[-1][0][-1]["content"]
+            stopped.result(5)
+    session = answers.service.session(me())
+    for dialogue in (session.main, session.side):
+        assert texts(dialogue.shown()) == [
+            ("user", "一"),
+            ("assistant", "注意：还没有回答就停止了。"),
+        ]
+    assert session.main.history == []
+    *_, again = answers.retry(me(), SIDE)
+    assert texts(again[0]) == [("user", "一"), ("assistant", "后：一")]
+
+
 @pytest.mark.parametrize("action", ["clear", "undo"])
 def test_what_empties_a_dialogue_comes_after_the_last_piece(answers, action):
     running = begun(answers)

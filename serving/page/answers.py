@@ -188,8 +188,9 @@ class Answers:
             yield self._outputs(session, box, streams, running=True)
             for _ in together(streams, session.stopping):
                 yield self._outputs(session, None, streams, running=True)
-            self._end(session, streams)
         finally:
+            # Also where the page is closed or loaded again
+            self._end(session, streams)
             session.state = partial(_state, streams)
         if streams[0].was_refused:
             raise streams[0].error
@@ -242,6 +243,9 @@ class Answers:
                 if not stream.answer.text:
                     stream.dialogue.messages.remove(stream.answer)
                 stream.dialogue.remark(words["error"] + self._text(stream.error, session))
+            elif stream.was_stopped and not stream.answer.text:
+                stream.dialogue.messages.remove(stream.answer)
+                stream.dialogue.remark(words["stopped early"])
             elif stream.truncated:
                 stream.dialogue.remark(words["truncated"])
 

@@ -162,6 +162,10 @@ TABLE = {
         "排队的人太多，问题没有发出，约 {} 秒后再试。",
         "too many are waiting; the question was not sent, try again in about {} s",
     ),
+    "stopped early": (
+        "注意：还没有回答就停止了。",
+        "note: stopped before an answer came.",
+    ),
     "truncated": (
         "注意：回答到了最大长度就停下了，可在“生成参数”里调大。",
         "note: the answer was stopped by the maximum length; Sampling raises it.",
