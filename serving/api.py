@@ -18,6 +18,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from model.images import TOO_LARGE, ImageError
 from model.images.reading import opened, pixels_of, read_opened
@@ -43,6 +44,7 @@ FAR_IMAGES = 16  # that are fetched by their address, which may take a minute
 CHECK = 0.5  # seconds after which a client that waits is looked for
 KEEP_ALIVE = 5.0  # seconds after which a silent stream gets a comment
 EVERYTHING = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+PATHS = ("/metrics", "/v1", "/v1/{path:path}")  # that nobody enters without the key
 
 
 @dataclass
@@ -111,14 +113,24 @@ def create_app(api: Api, with_page: bool = False) -> FastAPI:
     locked.get("/v1/models")(partial(_models, api))
     locked.get("/v1/models/{name:path}")(partial(_model, api))
     locked.post("/v1/chat/completions")(partial(_chat, api))
-    for path in ("/metrics", "/v1", "/v1/{path:path}"):
+    for path in PATHS:
         locked.api_route(path, methods=EVERYTHING)(_unknown)
     app.include_router(locked)
+    # What no route above takes would be Gradio's to answer beneath the page
+    for path in ("/health", *PATHS):
+        app.router.routes.append(Route(path, _OtherMethod()))
     return app
 
 
 async def _error_response(request, error):
     return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+class _OtherMethod:
+    """An ASGI app: Starlette asks one for every method, a function for GET alone."""
+
+    async def __call__(self, scope, receive, send):
+        raise HTTPException(405, headers={"Allow": ", ".join(EVERYTHING)})
 
 
 async def _no_route(request, error):

@@ -611,10 +611,15 @@ def test_statuses_of_the_protocol(served, client):
         ("POST", "/", 405),
         ("POST", "/health", 404),
         ("DELETE", "/metrics", 404),
+        ("TRACE", "/v1/models", 405),
     ],
 )
 def test_every_path_answers_in_one_form(served, method, path, status):
-    reply, headers, text = raw(served[0], method, path)
+    no_such_endpoint(served[0], method, path, status)
+
+
+def no_such_endpoint(server, method, path, status):
+    reply, headers, text = raw(server, method, path)
     said = error_of((reply, headers, json.loads(text)), status)
     assert said == f"no such endpoint: {method} {path}"
     assert ("Allow" in headers) == (status == 405)
@@ -660,6 +665,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(served):
     said = error_of(chat(served[0], messages=[about("看", uri)]), 413)
     assert said.startswith("image data:image/png;base64,iVBORw0K...: 60000 x 60000 pixels, at most")
     assert "1000000000" in said and "--max-image-pixels" in said
+    assert "crop it" in said and "page" not in said and "tab" not in said
 
 
 def test_large_images_keep_no_small_one_waiting(assistant):
@@ -894,6 +900,9 @@ def test_page_and_api_on_one_port(both, assistant):
     assert raw(server, "POST", "/v1/chat/completions", {})[0] == 401
     assert "no such endpoint" in raw(server, "POST", "/health")[2]
     assert raw(server, "GET", "/gradio_api/nothing")[2] == '{"detail":"Not Found"}'  # Gradio's own
+    for method in ("TRACE", "PURGE"):
+        for path in ("/v1", "/v1/models", "/v1/chat/completions", "/metrics", "/health"):
+            no_such_endpoint(server, method, path, 405)
     foreign = {"Origin": "http://evil.example"}
     assert raw(server, "POST", "/gradio_api/call/answer", {"data": []}, **foreign)[0] == 403
 
