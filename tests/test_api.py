@@ -641,6 +641,41 @@ def test_a_body_beyond_the_limit(served, monkeypatch):
     assert "more than 1 MB" in error_of(chat(served[0], **big), 413)
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_bodies_that_are_too_much_together(assistant, monkeypatch, announced):
+    monkeypatch.setattr("serving.api.MAX_BODY", 2**20)
+    monkeypatch.setattr("serving.api.MAX_BODIES", 2**20)
+    image = data_uri(Image.effect_noise((700, 700), 90))
+    body = {"model": "demo", "messages": [about("看", image)], "max_tokens": 3}
+    whole = json.dumps(body).encode()
+    assert 2**19 < len(whole) < 2**20
+
+    def post(server):
+        content = whole
+        if not announced:
+            content = (whole[start : start + 2**16] for start in range(0, len(whole), 2**16))
+        how = {"Content-Type": "application/json"}
+        status, headers, text = raw(server, "POST", "/v1/chat/completions", content, **how)
+        return status, headers, json.loads(text)
+
+    with running(assistant) as (server, api):
+        with socket.create_connection(("127.0.0.1", server.port)) as slow:
+            slow.sendall(BEGINNING + b"Content-Length: 1000000\r\n\r\n" + bytes(2**19))
+            wait_for(lambda: api.bodies == 2**19)
+            refused = post(server)
+            assert "of all requests have more than 1 MB" in error_of(refused, 429)
+            assert int(refused[1]["Retry-After"]) >= 1
+            assert chat(server)[0] == 200
+        wait_for(lambda: api.bodies == 0)
+        assert post(server)[0] == 200
+        # What is answered no longer counts, nor what was refused
+        endless = {"model": "demo", "messages": [about("看", image)], "max_tokens": 1500}
+        first = connect(server).chat.completions.create(**endless, stream=True)
+        next(iter(first))
+        assert api.bodies == 0 and post(server)[0] == 200
+        first.close()
+
+
 @pytest.mark.parametrize(
     "uri, status, says",
     [
