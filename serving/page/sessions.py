@@ -39,7 +39,8 @@ class Session:
     question that waits for its person's yes; pending_typed: it stands in the box; state: of the
     last answer, None: nothing is said of it; turn: held while an answer is under way; stopping: it
     is to end; idle: there is none, nor the last of one on its way to the page; uploads: its files;
-    scenes: those of the map tab; map_said: what stands beside its map.
+    scenes: those of the map tab; map_said: what stands beside its map; map_is_open: one was begun
+    and has not come to its end.
     """
 
     main: Dialogue = field(default_factory=Dialogue)
@@ -59,6 +60,7 @@ class Session:
     uploads: set[Path] = field(default_factory=set)
     scenes: set[Path] = field(default_factory=set)
     map_said: Said | None = None
+    map_is_open: bool = False
 
     def __post_init__(self):
         self.idle.set()
