@@ -33,7 +33,7 @@ from data.endpoint_options import at_least
 from mapping.arguments import add_scene_options, check_scene_options, scene_options
 from model.errors import CONTROL, UserError, printable
 from model.sampling import LIMITS, Sampling, limit_problem
-from serving.page.words import cut_note
+from serving.page.words import KINDS, cut_note
 
 if TYPE_CHECKING:
     from model import Assistant
@@ -49,7 +49,7 @@ SILENCE = 120.0  # seconds without a byte of it
 HISTORY = "~/.remoteglm_history"
 HISTORY_LINES = 1000
 
-# What a person sees, by --english
+# What a person sees, by --english; reasons: what happens most to an image's path, and what is said
 WORDS = {
     False: {
         "image": "请输入图像路径（回车进入纯文本对话，stop 退出）：",
@@ -59,6 +59,11 @@ WORDS = {
         "hint": "clear 换一张图像，stop 退出。",
         "error": "错误：",
         "truncated": "注意：回答到了长度上限（--max_length）就停下了",
+        "reasons": {
+            "no such file": "没有这个文件",
+            "a folder; name one image in it": "是文件夹，请写出其中的一幅图像",
+            "not an image Pillow can read (PNG, JPEG, TIFF, ... expected)": KINDS["unreadable"],
+        },
     },
     True: {
         "image": "Path of an image (empty: plain text, stop: leave): ",
@@ -68,6 +73,7 @@ WORDS = {
         "hint": "clear: another image, stop: leave.",
         "error": "error: ",
         "truncated": "note: the answer was stopped by the length limit (--max_length)",
+        "reasons": {},
     },
 }
 
@@ -492,11 +498,17 @@ def converse(speaker, read, first):
             print()
             continue
         except UserError as error:
-            print(f"{words['error']}{error}")
+            print(words["error"] + image_problem(error, printable(path), words["reasons"]))
             continue
 
         print(words["hint"])
         last = converse_about(speaker, image, first)
+
+
+def image_problem(error, path, reasons):
+    """An error about the image at a path, in the language of the dialogue where it is known."""
+    said = reasons.get(str(error).removeprefix(f"image {path}: "))
+    return f"图像 {path}：{said}" if said else str(error)
 
 
 def converse_about(speaker, image, first):

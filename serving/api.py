@@ -9,6 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,6 +19,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from model.images import TOO_LARGE, ImageError
 from model.images.reading import opened, pixels_of, read_opened
@@ -38,11 +40,14 @@ from serving.served import Served
 from serving.turns import Turns
 
 MAX_BODY = 140 * 2**20  # bytes: an image of 100 MB in base64
+MAX_BODIES = 4 * MAX_BODY  # of all requests, until their images are decoded
+BODIES_SECONDS = 5.0  # after which there may be room for another body
 IMAGES = 64  # that came with their request and are decoded, or wait for their turn
 FAR_IMAGES = 16  # that are fetched by their address, which may take a minute
 CHECK = 0.5  # seconds after which a client that waits is looked for
 KEEP_ALIVE = 5.0  # seconds after which a silent stream gets a comment
 EVERYTHING = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+PATHS = ("/metrics", "/v1", "/v1/{path:path}")  # that nobody enters without the key
 
 
 @dataclass
@@ -60,6 +65,7 @@ class Api:
         self.created = int(time.time())
         self.images = CapacityLimiter(IMAGES)
         self.far_images = CapacityLimiter(FAR_IMAGES)
+        self.bodies = 0  # bytes of them that are held
 
     @property
     def ready(self) -> Served:
@@ -111,14 +117,24 @@ def create_app(api: Api, with_page: bool = False) -> FastAPI:
     locked.get("/v1/models")(partial(_models, api))
     locked.get("/v1/models/{name:path}")(partial(_model, api))
     locked.post("/v1/chat/completions")(partial(_chat, api))
-    for path in ("/metrics", "/v1", "/v1/{path:path}"):
+    for path in PATHS:
         locked.api_route(path, methods=EVERYTHING)(_unknown)
     app.include_router(locked)
+    # What no route above takes would be Gradio's to answer beneath the page
+    for path in ("/health", *PATHS):
+        app.router.routes.append(Route(path, _OtherMethod()))
     return app
 
 
 async def _error_response(request, error):
     return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+class _OtherMethod:
+    """An ASGI app: Starlette asks one for every method, a function for GET alone."""
+
+    async def __call__(self, scope, receive, send):
+        raise HTTPException(405, headers={"Allow": ", ".join(EVERYTHING)})
 
 
 async def _no_route(request, error):
@@ -188,10 +204,12 @@ async def _chat(api: Api, request: Request) -> Response:
     # OpenAI's clients send it; a form of a foreign web site cannot
     if "json" not in request.headers.get("Content-Type", ""):
         raise ApiError(415, "expected the header Content-Type: application/json")
-    # In a thread: of 100 MB it takes a second
-    chat = await run_sync(parse_request, await _body(request))
-    _check_model(api, chat.model)
-    question = await _question(api, served, chat)
+    async with _body(api, request) as body:
+        # In a thread: of 100 MB it takes a second
+        chat = await run_sync(parse_request, body)
+        _check_model(api, chat.model)
+        question = await _question(api, served, chat)
+        chat.messages.clear()  # the image among them, which would stay as long as the answer
 
     loop = asyncio.get_running_loop()
     events: asyncio.Queue = asyncio.Queue()
@@ -203,10 +221,7 @@ async def _chat(api: Api, request: Request) -> Response:
     try:
         ticket = served.scheduler.submit(question, deliver, client=client, stop=chat.stops)
     except QueueFull as error:
-        wait = str(max(1, round(error.seconds)))
-        raise ApiError(
-            429, str(error), code="rate_limit_exceeded", headers={"Retry-After": wait}
-        ) from None
+        raise _busy(str(error), error.seconds) from None
     answer = _Answer(chat, ticket, events)
     if chat.stream:
         return _AnswerStream(answer, served.scheduler)
@@ -216,20 +231,37 @@ async def _chat(api: Api, request: Request) -> Response:
         served.scheduler.cancel(ticket)
 
 
-async def _body(request):
-    too_large = ApiError(413, f"the body has more than {MAX_BODY >> 20} MB")
+def _busy(reason, seconds):
+    wait = str(max(1, round(seconds)))
+    return ApiError(429, reason, code="rate_limit_exceeded", headers={"Retry-After": wait})
+
+
+@asynccontextmanager
+async def _body(api, request):
+    """A context with the body of a request, which takes its part of MAX_BODIES there."""
     announced = request.headers.get("Content-Length", "")
-    if announced.isdigit() and int(announced) > MAX_BODY:
-        raise too_large
+    _check_size(api, 0, int(announced) if announced.isdigit() else 0)
     content = bytearray()
     try:
         async for chunk in request.stream():
+            _check_size(api, len(content), len(chunk))
             content += chunk
-            if len(content) > MAX_BODY:
-                raise too_large
+            api.bodies += len(chunk)
+        yield content
     except ClientDisconnect:
         raise ApiError(400, "the client left before its request had ended") from None
-    return bytes(content)
+    finally:
+        api.bodies -= len(content)
+        content.clear()  # whoever left the context may still name it
+
+
+def _check_size(api, there, more):
+    """Raises ApiError where more bytes are too many, of this body or of all."""
+    if there + more > MAX_BODY:
+        raise ApiError(413, f"the body has more than {MAX_BODY >> 20} MB")
+    if api.bodies + more > MAX_BODIES:
+        reason = f"the bodies of all requests have more than {MAX_BODIES >> 20} MB"
+        raise _busy(f"{reason}; try again in a while", BODIES_SECONDS)
 
 
 async def _question(api, served, chat):

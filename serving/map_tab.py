@@ -1,8 +1,7 @@
 """The page's tab for maps of large scenes: the form, how far a map is, and the map."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -17,7 +16,7 @@ from serving.page.layout import Layout
 from serving.page.service import Service
 from serving.page.sessions import Session
 from serving.page.words import WORDS as PAGE_WORDS
-from serving.page.words import Word, WordedError
+from serving.page.words import Said, Word, WordedError
 
 # Key -> Chinese, English
 TABLE = {
@@ -57,6 +56,11 @@ TABLE = {
     "stopped": (
         "已停止；答过的块都留着，再点“开始制图”接着做。",
         "Stopped; what was answered is kept, Start continues.",
+    ),
+    "interrupted": (
+        "上一幅地图停在中途，答过的块都留着：放入同一景、选同样的选项，再点“开始制图”就接着做。",
+        "The last map was interrupted; what was answered is kept: choose the same image and "
+        "options, and Start continues.",
     ),
     "failed": (
         "{} 块没有读出来，再点“开始制图”重试；第一个：{}",
@@ -194,15 +198,17 @@ class MapTab:
         self._stopping: dict[str, threading.Event] = {}
 
     def arrive(self, request: gr.Request) -> str:
-        """A page that is loaded shows no map."""
-        return self._say(self.service.session(request), partial(_said, "hint"))
+        """A page that is loaded shows no map, and makes none."""
+        session = self.service.session(request)
+        key = "interrupted" if session.map_is_open else "hint"
+        return self._say(session, partial(_said, key))
 
     def say_again(self, request: gr.Request) -> str:
         """What is said of the map, in the page's language."""
         session = self.service.session(request)
         return self._say(session, session.map_said or partial(_said, "hint"))
 
-    def _say(self, session: Session, said: Callable[[dict[str, str]], str]) -> str:
+    def _say(self, session: Session, said: Said) -> str:
         session.map_said = said
         return said(WORDS[self.service.is_english(session)])
 
@@ -229,26 +235,34 @@ class MapTab:
             asked["before"] = self._source(before, before_name)
             if asked["scene"] is None:
                 raise WordedError("no scene")
-            yield from self._make(asked, say, stopping)
+            yield from self._make(session, asked, say, stopping)
         except UserError as error:
             yield say(partial(_problem, error, sources)), *nothing
         finally:
             self._stopping.pop(str(request.session_hash), None)
 
-    def _make(self, asked, say, stopping):
+    def _make(self, session, asked, say, stopping):
         """Raises UserError."""
         unchanged = gr.skip(), gr.skip(), gr.skip()
         run: MapRun | None = None
         self.service.space.take(ROOM)
+        session.map_is_open = True
+        making = self.maps.make(asked)
         try:
-            with closing(self.maps.make(asked)) as making:
-                for run in making:
-                    if stopping.is_set():
-                        break
-                    yield say(partial(_progress, run)), *unchanged
-                shown = _result(run) if run and run.summary else None
+            for run in making:
+                if stopping.is_set():
+                    making.close()
+                    break
+                yield say(partial(_progress, run)), *unchanged
+            shown = _result(run) if run and run.summary else None
+        except GeneratorExit:
+            # The page was closed, or is loaded again. The thread that says so answers everybody: it
+            # cannot wait for the tiles that are being answered
+            threading.Thread(target=making.close, daemon=True).start()
+            raise
         finally:
             self.service.space.give_back(ROOM)
+        session.map_is_open = not (run and (run.error or shown))
         if run and run.error:
             raise UserError(run.error)
         if shown:

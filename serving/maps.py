@@ -169,10 +169,13 @@ class Maps:
     ) -> Generator[MapRun | None, None, None]:
         """Make the map with these Options (but output and batch_size).
 
-        Yields every `look` seconds, and once more at the end; None while others' maps are made.
-        Leaving early stops it.
+        Yields every `look` seconds, and once more at the end; None while others' maps are made, or
+        the same one for somebody else. Leaving early stops it.
         """
         options = Options(output=self.folder_for(asked), batch_size=self.bulk.rows, **asked)
+        while options.output in self._made:
+            yield None
+            time.sleep(look)
         self._made.append(options.output)
         try:
             while not self._turn.acquire(timeout=look):

@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def parse_request(content: bytes) -> ChatRequest:
+def parse_request(content: bytes | bytearray) -> ChatRequest:
     """A request's body -> its fields. Raises ApiError."""
     try:
         body = json.loads(content)

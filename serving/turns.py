@@ -15,7 +15,16 @@ SMALL_AT_A_TIME, LARGE_AT_A_TIME = 4, 2
 
 
 class TooManyPixels(WordedError):
+    """What the page says of it names its tab of maps; programs do not see the page."""
+
     kind = TOO_LARGE
+
+    def __str__(self) -> str:
+        width, height, most = self.values
+        return (
+            f"{width} x {height} pixels, at most {most} are read here: crop it or shrink it, or "
+            "start the server with a larger --max-image-pixels"
+        )
 
 
 class Turns:

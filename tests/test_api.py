@@ -611,10 +611,15 @@ def test_statuses_of_the_protocol(served, client):
         ("POST", "/", 405),
         ("POST", "/health", 404),
         ("DELETE", "/metrics", 404),
+        ("TRACE", "/v1/models", 405),
     ],
 )
 def test_every_path_answers_in_one_form(served, method, path, status):
-    reply, headers, text = raw(served[0], method, path)
+    no_such_endpoint(served[0], method, path, status)
+
+
+def no_such_endpoint(server, method, path, status):
+    reply, headers, text = raw(server, method, path)
     said = error_of((reply, headers, json.loads(text)), status)
     assert said == f"no such endpoint: {method} {path}"
     assert ("Allow" in headers) == (status == 405)
@@ -634,6 +639,41 @@ def test_a_body_beyond_the_limit(served, monkeypatch):
     monkeypatch.setattr("serving.api.MAX_BODY", 2**20)
     big = {"messages": [about("看", "data:image/png;base64," + "A" * 2**20)]}
     assert "more than 1 MB" in error_of(chat(served[0], **big), 413)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_bodies_that_are_too_much_together(assistant, monkeypatch, announced):
+    monkeypatch.setattr("serving.api.MAX_BODY", 2**20)
+    monkeypatch.setattr("serving.api.MAX_BODIES", 2**20)
+    image = data_uri(Image.effect_noise((700, 700), 90))
+    body = {"model": "demo", "messages": [about("看", image)], "max_tokens": 3}
+    whole = json.dumps(body).encode()
+    assert 2**19 < len(whole) < 2**20
+
+    def post(server):
+        content = whole
+        if not announced:
+            content = (whole[start : start + 2**16] for start in range(0, len(whole), 2**16))
+        how = {"Content-Type": "application/json"}
+        status, headers, text = raw(server, "POST", "/v1/chat/completions", content, **how)
+        return status, headers, json.loads(text)
+
+    with running(assistant) as (server, api):
+        with socket.create_connection(("127.0.0.1", server.port)) as slow:
+            slow.sendall(BEGINNING + b"Content-Length: 1000000\r\n\r\n" + bytes(2**19))
+            wait_for(lambda: api.bodies == 2**19)
+            refused = post(server)
+            assert "of all requests have more than 1 MB" in error_of(refused, 429)
+            assert int(refused[1]["Retry-After"]) >= 1
+            assert chat(server)[0] == 200
+        wait_for(lambda: api.bodies == 0)
+        assert post(server)[0] == 200
+        # What is answered no longer counts, nor what was refused
+        endless = {"model": "demo", "messages": [about("看", image)], "max_tokens": 1500}
+        first = connect(server).chat.completions.create(**endless, stream=True)
+        next(iter(first))
+        assert api.bodies == 0 and post(server)[0] == 200
+        first.close()
 
 
 @pytest.mark.parametrize(
@@ -660,6 +700,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(served):
     said = error_of(chat(served[0], messages=[about("看", uri)]), 413)
     assert said.startswith("image data:image/png;base64,iVBORw0K...: 60000 x 60000 pixels, at most")
     assert "1000000000" in said and "--max-image-pixels" in said
+    assert "crop it" in said and "page" not in said and "tab" not in said
 
 
 def test_large_images_keep_no_small_one_waiting(assistant):
@@ -894,6 +935,9 @@ def test_page_and_api_on_one_port(both, assistant):
     assert raw(server, "POST", "/v1/chat/completions", {})[0] == 401
     assert "no such endpoint" in raw(server, "POST", "/health")[2]
     assert raw(server, "GET", "/gradio_api/nothing")[2] == '{"detail":"Not Found"}'  # Gradio's own
+    for method in ("TRACE", "PURGE"):
+        for path in ("/v1", "/v1/models", "/v1/chat/completions", "/metrics", "/health"):
+            no_such_endpoint(server, method, path, 405)
     foreign = {"Origin": "http://evil.example"}
     assert raw(server, "POST", "/gradio_api/call/answer", {"data": []}, **foreign)[0] == 403
 

@@ -15,6 +15,7 @@ import unicodedata
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import fork_server
 import pytest
@@ -224,7 +225,29 @@ def test_dialogue(adapter, rows, monkeypatch, capsys):
         answer(adapter, "你好", None),
     ]
     assert said == [shown(text) for text in answers]
-    assert "错误：image nowhere.tif: no such file" in out and next(typed, None) is None
+    assert "错误：图像 nowhere.tif：没有这个文件\n" in out and next(typed, None) is None
+
+
+@pytest.mark.parametrize("english", [False, True])
+def test_a_dialogue_says_in_its_own_language_why_there_is_no_image(
+    tmp_path, monkeypatch, capsys, english
+):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "page.png").write_text("<!DOCTYPE html>")
+    names = ["gone\x1b.png", "", "text.png"]
+    typed = iter([str(tmp_path / name) for name in names] + [str(tmp_path / "page.png"), "stop"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    cli_demo.converse(SimpleNamespace(words=cli_demo.WORDS[english]), read_image, "")
+    *most, seldom = capsys.readouterr().out.splitlines()
+    says = ("没有这个文件", "是文件夹，请写出其中的一幅图像", "不是图像")
+    if english:
+        says = ("no such file", "a folder; name one image", "not an image Pillow can read")
+    for line, name, reason in zip(most, ("gone\\x1b.png", "", "text.png"), says, strict=True):
+        file = str(tmp_path / name).rstrip("/")
+        begin = f"error: image {file}: " if english else f"错误：图像 {file}："
+        assert line.startswith(begin + reason)
+        assert english or not re.search("image|file", line.replace(file, ""))
+    assert "HTML" in seldom  # said in English rather than not at all
 
 
 @pytest.mark.parametrize(
@@ -376,7 +399,8 @@ def test_in_a_terminal(endless, rows, tmp_path):
         terminal.type("half a na\x03")
         terminal.read(IMAGE, again="\x03")  # the line is dropped, the chat continues
         terminal.type(f"{tmp_path}\n")
-        assert f"错误：image {tmp_path}: a folder; name one image in it\n" in terminal.read(IMAGE)
+        said = terminal.read(IMAGE)
+        assert f"错误：图像 {tmp_path}：是文件夹，请写出其中的一幅图像\n" in said
         terminal.type(f"{image}\n")
         terminal.read("RemoteGLM：")
         time.sleep(0.3)

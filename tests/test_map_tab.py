@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from test_mapping import COLORS, ColorAssistant, fields, map_scene, write_scene
 from test_web import CHROMIUM, CONTRASTS, chromium, free_port, wait_until
 
 import web_demo
+from mapping.options import Options
 from model import Sampling, UserError, load_assistant
 from model.rows import Sample
 from model.running_batch import Question
@@ -343,6 +345,25 @@ class TestForm:
         space.give_back(1001)
         assert "完成" in self.last(tab, scene_file, SETTINGS)[0]
 
+    def test_a_page_left_in_the_middle_of_a_map_is_told_and_goes_on(self, scene_file):
+        """Whoever says that it was left, as Gradio does it, does not wait for the tiles."""
+        bulk = ColorBulk(hold=1)
+        tab = tab_of(bulk)
+        making = tab.make(ME, str(scene_file), "", None, "", *SETTINGS)
+        while "2 / 6 块" not in next(making)[0]:
+            pass
+        began = time.monotonic()
+        making.close()
+        assert time.monotonic() - began < 2 and not bulk.go.is_set()
+        assert "停在中途" in tab.arrive(ME) and "停在中途" in tab.say_again(ME)
+        # The tiles that are being answered are waited for
+        again = tab.make(ME, str(scene_file), "", None, "", *SETTINGS)
+        assert "正在打开图像" in next(again)[0] and "请稍候" in next(again)[0]
+        bulk.go.set()
+        assert "完成" in [shown[0] for shown in again][-1]
+        assert bulk.batches == [2, 2, 2]
+        assert "停在中途" not in tab.arrive(ME)
+
     def test_it_says_how_far_it_is(self, scene_file):
         bulk = ColorBulk(hold=1)
         tab = tab_of(bulk)
@@ -436,6 +457,26 @@ class TestPage:
         tab.click("#scene-tab-button, [role=tab]:last-child")
         assert frame.locator("svg").is_visible()
         assert not errors
+        tab.close()
+
+    def test_loaded_again_in_the_middle_of_a_map(self, page, browser, scene_file):
+        """While its tiles are still being answered; the same file and Start go on."""
+        address, bulk = page
+        tab = browser.new_page(locale="zh-CN")
+        begin(tab, address, scene_file)
+        assert wait_until(lambda: "2 / " in tab.inner_text("#scene-status"), 60)
+        tab.reload(timeout=15_000)
+        tab.get_by_role("tab", name="整景制图").click()
+        assert wait_until(lambda: "停在中途" in tab.inner_text("#scene-status"), 10)
+        assert not bulk.go.is_set()
+        begin(tab, address, scene_file)
+        assert wait_until(lambda: "请稍候" in tab.inner_text("#scene-status"), 15)
+        bulk.go.set()
+        assert wait_until(lambda: "完成" in tab.inner_text("#scene-status"), 60)
+        at_once = ColorBulk()
+        usual = {"overlap": Options.overlap, "tasks": Options.tasks, "scene": str(scene_file)}
+        list(Maps(at_once, "colors").make(ASKED | usual))
+        assert sum(bulk.batches) == sum(at_once.batches)
         tab.close()
 
     def test_the_map_has_no_way_into_the_page(self, page, browser, scene_file):

@@ -464,6 +464,30 @@ def test_a_stopped_answer_keeps_what_it_said(answers):
     assert texts(ask(answers, "二")[0][0])[-1] == ("assistant", "后：二")
 
 
+@pytest.mark.parametrize("way", ["stop", "close"])
+def test_a_question_stopped_in_the_queue_says_so_in_place_of_an_answer(answers, assistant, way):
+    running = answers.answer(me(), "一", SIDE)
+    next(running)
+    assert "排队中" in next(running)[0][-1]["content"]
+    if way == "close":  # or the page is loaded again
+        running.close()
+    else:
+        with ThreadPoolExecutor() as pool:
+            stopped = pool.submit(answers.stop, me())
+            assert answers.service.session(me()).stopping.wait(5)
+            assert "注意：还没有回答就停止了" in list(running)[-1][0][-1]["content"]
+            stopped.result(5)
+    session = answers.service.session(me())
+    for dialogue in (session.main, session.side):
+        assert texts(dialogue.shown()) == [
+            ("user", "一"),
+            ("assistant", "注意：还没有回答就停止了。"),
+        ]
+    assert session.main.history == []
+    *_, again = answers.retry(me(), SIDE)
+    assert texts(again[0]) == [("user", "一"), ("assistant", "后：一")]
+
+
 @pytest.mark.parametrize("action", ["clear", "undo"])
 def test_what_empties_a_dialogue_comes_after_the_last_piece(answers, action):
     running = begun(answers)
@@ -512,7 +536,7 @@ def test_a_closed_page_stops_its_answer(answers):
     running = begun(answers)
     running.close()
     session = answers.service.session(me())
-    assert session.idle.is_set() and session.status.startswith("已停止")
+    assert session.idle.is_set() and answers.service.status(session).startswith("已停止")
 
 
 def begun(answers):
@@ -866,6 +890,45 @@ def test_the_language_is_the_browsers_unless_an_option_says_otherwise(
     assert page.service.is_english(session) == english
     page.switch(me())
     assert page.service.is_english(session) != english
+
+
+def switched(page):
+    """(the image's place, its facts, the state of the answer) in the other language."""
+    place, facts, *_, state = page.switch(me())[-OUTPUTS:]
+    return place, facts, state
+
+
+@pytest.mark.parametrize("kind", ["no image", "too many pixels", "no room"])
+def test_the_reason_in_the_place_follows_the_language(page, images, tmp_path, kind):
+    says = {
+        "no image": ("请换成 PNG", "not an image Pillow can read"),
+        "too many pixels": ("请先裁剪", "crop it"),
+        "no room": ("个页面的图像共", "images of this page take"),
+    }[kind]
+    content = png(60_000, 60_000, []) if kind == "too many pixels" else b"no image"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a.png").write_bytes(content)
+    images.service.space = Space(tmp_path, 4 if kind == "no room" else 10**9)
+    images.upload(me(), {"path": str(tmp_path / "a" / "a.png"), "orig_name": "图.png"})
+    for english in (True, False):
+        place = switched(page)[0]
+        assert says[english] in place and says[not english] not in place
+        assert "图.png" in place and str(tmp_path) not in place
+
+
+def test_state_and_name_of_an_example_follow_the_language(page, images, answers):
+    images.example(me(), "river")
+    answers.service.session(me()).mode = OTHER
+    ask(answers, "一", OTHER)
+    place, facts, state = switched(page)
+    assert "River (4 bands)" in facts and "River (4 bands)" in place and "2 tokens" in state
+    assert "Harbour" in page.compare(me(), OTHER)[-1]
+    place, facts, state = switched(page)
+    assert "河流（4 波段）" in facts and "2 词元" in state
+    running = begun(answers)
+    assert switched(page)[2] == "answering..."
+    running.close()
+    assert answers.service.status(answers.service.session(me())).startswith("stopped")
 
 
 @pytest.mark.parametrize("told", [None, "", "x", "[]", "{}", '{"before": 3, "draft": []}', 5])

@@ -1069,6 +1069,28 @@ def test_side_by_side_and_another_image(staged, stage):
     assert images[0] is not images[1]
 
 
+def test_on_a_phone_the_state_of_two_answers_is_read_whole(staged):
+    tab = staged(390, 844)
+    tab.click("#example-tanks")
+    tab.wait_for_selector("#preview img")
+    tab.click("#mode label:nth-child(2)")
+    tab.wait_for_selector("#side")
+    say(tab, "慢慢说")
+    wait_for_text(tab, "#side [data-testid=bot]", "第12行")
+    tab.click("#stop")
+    wait_for_text(tab, "#status", "已停止")
+    assert tab.inner_text("#status").count("词元/秒") == 2
+    if os.environ.get("SCREENSHOTS"):
+        tab.screenshot(path=f"{os.environ['SCREENSHOTS']}/390-side.png")
+    end = (
+        "() => { const range = document.createRange();"
+        " range.selectNodeContents(document.querySelector('#status'));"
+        " const box = range.getBoundingClientRect(); return [box.right, box.bottom] }"
+    )
+    right, bottom = tab.evaluate(end)
+    assert right <= 390 and bottom <= 844
+
+
 def test_regenerate_edit_undo_copy_vote_and_download(staged, stage):
     tab = staged()
     say(tab, "一")

@@ -1,7 +1,9 @@
 """What the events of the dialogue do. Each yields or returns what `dialogue_outputs` show."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import gradio as gr
@@ -78,7 +80,7 @@ class Answers:
             return self._outputs(session)
         question = session.main.messages[questions[-1]].text
         session.cut(len(questions) - 1)
-        session.status = ""
+        session.state = None
         return self._outputs(session, gr.update(value=question))
 
     def clear(self, request: gr.Request) -> list:
@@ -87,7 +89,7 @@ class Answers:
         session.end_answer()
         session.main.clear()
         session.side.clear()
-        session.status = ""
+        session.state = None
         return self._outputs(session, gr.update(value=self.service.first_question))
 
     def stop(self, request: gr.Request) -> None:
@@ -181,14 +183,15 @@ class Answers:
         return self._outputs(session)
 
     def _until_ended(self, session, streams, box):
-        session.status = self.service.words(session)["generating"]
+        session.state = itemgetter("generating")
         try:
             yield self._outputs(session, box, streams, running=True)
             for _ in together(streams, session.stopping):
                 yield self._outputs(session, None, streams, running=True)
-            self._end(session, streams)
         finally:
-            self._note_state(session, streams)
+            # Also where the page is closed or loaded again
+            self._end(session, streams)
+            session.state = partial(_state, streams)
         if streams[0].was_refused:
             raise streams[0].error
 
@@ -240,15 +243,11 @@ class Answers:
                 if not stream.answer.text:
                     stream.dialogue.messages.remove(stream.answer)
                 stream.dialogue.remark(words["error"] + self._text(stream.error, session))
+            elif stream.was_stopped and not stream.answer.text:
+                stream.dialogue.messages.remove(stream.answer)
+                stream.dialogue.remark(words["stopped early"])
             elif stream.truncated:
                 stream.dialogue.remark(words["truncated"])
-
-    def _note_state(self, session, streams):
-        words = self.service.words(session)
-        parts = [stream.summary(words) for stream in streams if not stream.error]
-        if any(stream.was_stopped for stream in streams):
-            parts.insert(0, words["stopped"])
-        session.status = " | ".join(parts)
 
     # What is shown
 
@@ -256,7 +255,7 @@ class Answers:
         """For `dialogue_outputs` of the layout. question: an update of its box."""
         words = self.service.words(session)
         signs = {id(stream.dialogue): stream.sign(words) for stream in streams}
-        status = session.status
+        status = self.service.status(session)
         waiting = [stream.sign(words) for stream in streams if stream.place is not None]
         if waiting:
             status = waiting[0]
@@ -300,8 +299,16 @@ class Answers:
         return self._outputs(session, gr.update(value=question))
 
     def _remark(self, session, *remark, **more):
-        session.status = ""  # was that of an answer
+        session.state = None  # was that of an answer
         session.main.remark(*remark, **more)
+
+
+def _state(streams: Sequence[Stream], words: dict[str, str]) -> str:
+    """One line about answers that have ended."""
+    parts = [stream.summary(words) for stream in streams if not stream.error]
+    if any(stream.was_stopped for stream in streams):
+        parts.insert(0, words["stopped"])
+    return " | ".join(parts)
 
 
 def _box_kept(shown: Iterator) -> Iterator:

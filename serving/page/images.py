@@ -53,8 +53,7 @@ class Images:
             self.service.claim(session, path)
             session.other = View(path, name, self.service.bands, turns=self.service.turns)
         except UserError as error:
-            reason = self._reason(session, error, name, path)
-            session.main.remark(self.service.words(session)["error"] + reason)
+            self._remark(session, Refused(name, error, path))
         self.service.sessions.release(session)
         return self.updates(session)
 
@@ -129,36 +128,43 @@ class Images:
 
     def _refuse(self, session, name, error, path):
         session.view = None
-        reason = self._reason(session, error, name, path)
-        session.refused = Refused(name, self._in_brief(session, error) or reason)
+        session.refused = Refused(name, error, path)
         self._begin_again(session)
-        session.main.remark(self.service.words(session)["error"] + reason)
+        self._remark(session, session.refused)
         return self.updates(session)
 
     def _begin_again(self, session):
         session.end_answer()
         session.main.clear()
         session.side.clear()
-        session.status = ""
+        session.state = None
         session.pending = ""
         session.shows = IMAGE
         self.service.sessions.release(session)
 
-    def _reason(self, session, error, name, path):
-        """One line; the file goes by the name that its owner knows."""
+    def _remark(self, session, file: Refused):
         words = self.service.words(session)
-        if isinstance(error, WordedError):
-            return error.said(words)
-        brief = self._in_brief(session, error)
+        session.main.remark(words["error"] + self._reason(session, file))
+
+    def _reason(self, session, file):
+        """One line that names the file."""
+        brief = self._in_brief(session, file.error)
         if brief:
-            return words["file refused"].format(name, brief)
-        return str(error).replace(str(path), name) if path else str(error)
+            return self.service.words(session)["file refused"].format(file.name, brief)
+        return self._in_full(session, file)
 
     def _in_brief(self, session, error):
-        """In Chinese what is wrong with an image; in English the error itself says it."""
-        if self.service.is_english(session):
+        """In Chinese what is wrong with an image; "" where the error itself says it."""
+        if self.service.is_english(session) or isinstance(error, WordedError):
             return ""
         return KINDS.get(getattr(error, "kind", ""), "")
+
+    def _in_full(self, session, file):
+        """The error; the file goes by the name that its owner knows."""
+        if isinstance(file.error, WordedError):
+            return file.error.said(self.service.words(session))
+        text = str(file.error)
+        return text.replace(str(file.path), file.name) if file.path else text
 
     # The same image in another way
 
@@ -180,7 +186,7 @@ class Images:
         try:
             session.view = view.changed(view.bands if chosen == usual else chosen, percentiles)
         except UserError as error:
-            gr.Warning(self._reason(session, error, view.name, view.path))
+            gr.Warning(self._reason(session, Refused(view.name, error, view.path)))
         return self.updates(session)
 
     def drag(self, request: gr.Request, event: gr.EventData) -> list:
@@ -213,6 +219,13 @@ class Images:
             session.view = session.view.cropped(box)
         return self.updates(session)
 
+    def rename_examples(self, session: Session) -> None:
+        """In the page's language, which has changed."""
+        for view in filter(None, (session.view, session.other)):
+            for example in EXAMPLES.values():
+                if view.path == example.path:
+                    view.name = example.name[self.service.is_english(session)]
+
     # What is shown
 
     def updates(self, session: Session) -> list:
@@ -235,12 +248,14 @@ class Images:
             panel.whole(session.other, words) if session.other else "",
             session.main.shown(),
             session.side.shown(),
-            session.status,
+            self.service.status(session),
         ]
 
     def _place(self, session, words, seen):
-        if session.refused:
-            return panel.refused(session.refused, words)
+        file = session.refused
+        if file:
+            reason = self._in_brief(session, file.error) or self._in_full(session, file)
+            return panel.refused(file.name, reason, words)
         if session.view is None:
             return panel.empty(words)
         if session.shows == SEEN and seen is not None:

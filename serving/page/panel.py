@@ -5,7 +5,6 @@ from html import escape
 from PIL import Image
 
 from model.images.facts import Facts
-from serving.page.sessions import Refused
 from serving.page.view import View, preview
 
 METRES = {"metre": 1.0, "meter": 1.0, "m": 1.0}
@@ -18,10 +17,10 @@ def empty(words: dict[str, str]) -> str:
     )
 
 
-def refused(file: Refused, words: dict[str, str]) -> str:
+def refused(name: str, reason: str, words: dict[str, str]) -> str:
     return (
-        f"<div class='place refused' role='alert'><strong>{escape(file.name)} "
-        f"{escape(words['refused'])}</strong><span>{escape(file.reason)}</span></div>"
+        f"<div class='place refused' role='alert'><strong>{escape(name)} "
+        f"{escape(words['refused'])}</strong><span>{escape(reason)}</span></div>"
     )
 
 

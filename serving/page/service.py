@@ -52,6 +52,10 @@ class Service:
     def words(self, session: Session) -> dict[str, str]:
         return WORDS[self.is_english(session)]
 
+    def status(self, session: Session) -> str:
+        """What is said of its last answer."""
+        return session.state(self.words(session)) if session.state else ""
+
     def claim(self, session: Session, *paths: Path) -> None:
         """Uploaded files are a session's from now on.
 

@@ -6,13 +6,15 @@ A page that is loaded again takes over what the one before it left.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model.errors import UserError
 from serving.page.dialogue import Dialogue
 from serving.page.view import View
+from serving.page.words import Said
 
 MOST = 1000  # pages; those used longest ago go first
 GRACE = 120.0  # seconds that a closed page is kept, so that it may be loaded again
@@ -22,10 +24,11 @@ JUST_NOW = 60.0  # seconds in which a page shows what it has uploaded
 
 @dataclass
 class Refused:
-    """A file that could not be read. reason: one line."""
+    """A file that could not be read. path: as the error calls it, where it does."""
 
     name: str
-    reason: str
+    error: UserError
+    path: Path | None
 
 
 @dataclass(eq=False)
@@ -33,10 +36,11 @@ class Session:
     """One open page. main: the dialogue; side: the one beside it, of the base or another image.
 
     refused: in the place of the image; shows: "image" or "seen", what the model sees; pending: a
-    question that waits for its person's yes; pending_typed: it stands in the box; turn: held while
-    an answer is under way; stopping: it is to end; idle: there is none, nor the last of one on its
-    way to the page; uploads: its files; scenes: those of the map tab; map_said: what stands beside
-    its map.
+    question that waits for its person's yes; pending_typed: it stands in the box; state: of the
+    last answer, None: nothing is said of it; turn: held while an answer is under way; stopping: it
+    is to end; idle: there is none, nor the last of one on its way to the page; uploads: its files;
+    scenes: those of the map tab; map_said: what stands beside its map; map_is_open: one was begun
+    and has not come to its end.
     """
 
     main: Dialogue = field(default_factory=Dialogue)
@@ -49,13 +53,14 @@ class Session:
     pending: str = ""
     pending_typed: bool = True
     english: bool | None = None
-    status: str = ""
+    state: Said | None = None
     turn: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)
     uploads: set[Path] = field(default_factory=set)
     scenes: set[Path] = field(default_factory=set)
-    map_said: Callable[[dict[str, str]], str] | None = None  # of words
+    map_said: Said | None = None
+    map_is_open: bool = False
 
     def __post_init__(self):
         self.idle.set()

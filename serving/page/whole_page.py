@@ -51,6 +51,7 @@ class WholePage:
         """The other language, for `arrival_outputs` without the question."""
         session = self.service.session(request)
         session.english = not self.service.is_english(session)
+        self.images.rename_examples(session)
         return self._all(session)
 
     def compare(self, request: gr.Request, mode: Any) -> list:

@@ -1,7 +1,10 @@
 """What a person sees, in both languages. Imports little, so that scripts may print from it."""
 
+from collections.abc import Callable
+
 from model.errors import UserError
 
+Said = Callable[[dict[str, str]], str]  # what is kept to be said again: a function of words
 ADDRESS = "address"  # a kind beside those of ImageError: what an address does not give
 # Why there is no image, in Chinese, by kind; in English the error says it
 KINDS = {
@@ -158,6 +161,10 @@ TABLE = {
     "full queue": (
         "排队的人太多，问题没有发出，约 {} 秒后再试。",
         "too many are waiting; the question was not sent, try again in about {} s",
+    ),
+    "stopped early": (
+        "注意：还没有回答就停止了。",
+        "note: stopped before an answer came.",
     ),
     "truncated": (
         "注意：回答到了最大长度就停下了，可在“生成参数”里调大。",
