@@ -966,6 +966,17 @@ def test_uploads_beyond_the_space_are_refused_in_the_pages_language(both, tmp_pa
     assert post_file(server, 600_000)[0] == 200
 
 
+def test_calls_of_the_page_have_small_bodies(both):
+    server = both()
+    question = {"data": ["长" * 2**20, "alone"]}  # 3 MB: read, and refused by the page
+    status, _, text = raw(server, "POST", "/gradio_api/call/answer", question)
+    assert (status, "event_id" in text) == (200, True)
+    for path in ("/gradio_api/call/answer", "/gradio_api/queue/join"):
+        status, _, text = raw(server, "POST", path, {"data": ["长" * 2**22]})
+        assert (status, text) == (413, "the body has more than 8 MB")
+        assert raw(server, "POST", path, b"0\r\n\r\n", **{"Transfer-Encoding": "chunked"})[0] == 411
+
+
 UPLOAD = (
     b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 900000\r\n\r\n"

@@ -117,7 +117,7 @@ def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
     benchmarks/data.py has a million.
     """
     peaks = {}
-    for count in (1000, 10000):
+    for count in (10, 500, 5000):  # the first one imports
         source = tmp_path / f"{count}.jsonl"
         with open(source, "w", encoding="utf-8") as file:
             for i in range(count):
@@ -140,8 +140,9 @@ def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert sum(1 for _ in open(tmp_path / "rows-train.jsonl", encoding="utf-8")) == count
-    # a hash of each name, where a record takes 2,000 and more
-    assert peaks[10000] - peaks[1000] < 9000 * 200
+    # A hash of each name, where a record takes 2,000 and more; and Python's own table of names may
+    # be made anew meanwhile, 4 MB at once
+    assert peaks[5000] - peaks[500] < 4500 * 1000
 
 
 # (script, input, options, words of the one line); "@name" is a path in the test's folder

@@ -910,6 +910,8 @@ def test_the_reason_in_the_place_follows_the_language(page, images, tmp_path, ki
     (tmp_path / "a" / "a.png").write_bytes(content)
     images.service.space = Space(tmp_path, 4 if kind == "no room" else 10**9)
     images.upload(me(), {"path": str(tmp_path / "a" / "a.png"), "orig_name": "图.png"})
+    error = images.service.session(me()).refused.error
+    assert error.__traceback__ is error.__context__ is None  # they hold what was read
     for english in (True, False):
         place = switched(page)[0]
         assert says[english] in place and says[not english] not in place

@@ -30,6 +30,10 @@ class Refused:
     error: UserError
     path: Path | None
 
+    def __post_init__(self):
+        # Its frames hold what was read of the file
+        self.error.__traceback__ = self.error.__context__ = self.error.__cause__ = None
+
 
 @dataclass(eq=False)
 class Session:

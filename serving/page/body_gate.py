@@ -1,4 +1,4 @@
-"""Refuses uploads for which the disk has no room."""
+"""Refuses uploads for which the disk has no room, and other bodies that no page sends."""
 
 from contextlib import suppress
 from typing import Any
@@ -11,10 +11,12 @@ from serving.page.words import WORDS, WordedError
 from serving.space import Space
 
 UPLOAD = "/gradio_api/upload"
+CALLS = "/gradio_api/"
+MOST = 8 * 2**20  # bytes of a call: a question that is far too long is told so by the page
 LANGUAGE = "remoteglm-language"  # a cookie, see language.js
 
 
-class UploadGate:
+class BodyGate:
     """An ASGI app around the page's. It keeps the room that an upload will take.
 
     english: the language of who tells none.
@@ -26,20 +28,26 @@ class UploadGate:
         self.english = english
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "http" and scope["path"].endswith(UPLOAD):
-            await self._upload(scope, receive, send)
-        else:
+        if scope["type"] != "http" or CALLS not in scope["path"] or scope["method"] != "POST":
             await self.app(scope, receive, send)
-
-    async def _upload(self, scope, receive, send):
+            return
         request = Request(scope, receive)
         length = request.headers.get("Content-Length", "")
         if not length.isdecimal():
             refusal = PlainTextResponse("expected the header Content-Length", 411)
             await refusal(scope, receive, send)
-            return
+        elif scope["path"].endswith(UPLOAD):
+            await self._upload(request, int(length), send)
+        elif int(length) > MOST:
+            refusal = PlainTextResponse(f"the body has more than {MOST >> 20} MB", 413)
+            await refusal(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _upload(self, request, length, send):
+        scope, receive = request.scope, request.receive
         try:
-            await run_in_threadpool(self.space.take, int(length))
+            await run_in_threadpool(self.space.take, length)
         except WordedError as error:
             # A browser reads no answer before it has sent everything
             with suppress(ClientDisconnect):
@@ -52,7 +60,7 @@ class UploadGate:
             with suppress(ClientDisconnect):
                 await self.app(scope, receive, send)
         finally:
-            self.space.give_back(int(length))
+            self.space.give_back(length)
 
     def _is_english(self, request):
         chosen = request.cookies.get(LANGUAGE) or request.headers.get("Accept-Language", "")
