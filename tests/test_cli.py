@@ -32,6 +32,7 @@ from model import Assistant, Sampling, UserError, load_assistant, read_image
 from model.assistant import DEFAULT_PROMPT
 from model.errors import printable
 from model.weight_files import CARD, CONFIG, FULL
+from serving import terminal
 
 PROJECT = Path(__file__).resolve().parent.parent
 SAT_FIXTURE = PROJECT / "tests/fixtures/visualglm-sat"
@@ -237,7 +238,7 @@ def test_a_dialogue_says_in_its_own_language_why_there_is_no_image(
     names = ["gone\x1b.png", "", "text.png"]
     typed = iter([str(tmp_path / name) for name in names] + [str(tmp_path / "page.png"), "stop"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    cli_demo.converse(SimpleNamespace(words=cli_demo.WORDS[english]), read_image, "")
+    terminal.converse(SimpleNamespace(words=terminal.WORDS[english]), read_image, "")
     *most, seldom = capsys.readouterr().out.splitlines()
     says = ("没有这个文件", "是文件夹，请写出其中的一幅图像", "不是图像")
     if english:
@@ -274,7 +275,7 @@ def test_a_dialogue_too_long_says_what_was_not_read(
         return "".join(islice(pieces, 20))
 
     monkeypatch.setattr(
-        cli_demo, "say", lambda name, pieces, stoppable: texts.append(begun(pieces)) or texts[-1]
+        terminal, "say", lambda name, pieces, stoppable: texts.append(begun(pieces)) or texts[-1]
     )
     options = (
         "--temperature 0 --device cpu --base --prompt_zh 有什么？ --prompt_en 有什么？".split()
