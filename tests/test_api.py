@@ -977,6 +977,23 @@ def test_calls_of_the_page_have_small_bodies(both):
         assert raw(server, "POST", path, b"0\r\n\r\n", **{"Transfer-Encoding": "chunked"})[0] == 411
 
 
+def test_a_stranger_at_the_page_s_login_sends_no_more_than_its_calls(both):
+    server = both(auth=("lab", "word"))
+    part = b'--x\r\nContent-Disposition: form-data; name="password"%b\r\n\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for path in ("/login", "/login/"):
+        for name in (b"", b'; filename="a.png"'):
+            body = part % name + bytes(9 * 2**20) + b"\r\n--x--\r\n"
+            status, _, text = raw(server, "POST", path, body, **form)
+            assert (status, text) == (413, "the body has more than 8 MB")
+    typed = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert raw(server, "POST", "/login", b"username=lab&password=word", **typed)[0] == 200
+    # A request without a body says nothing of its length
+    with socket.create_connection(("127.0.0.1", server.port)) as one:
+        one.sendall(b"POST /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert until_closed(one).startswith(b"HTTP/1.1 404 ")
+
+
 UPLOAD = (
     b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 900000\r\n\r\n"
