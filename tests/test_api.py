@@ -966,6 +966,16 @@ def test_uploads_beyond_the_space_are_refused_in_the_pages_language(both, tmp_pa
     assert post_file(server, 600_000)[0] == 200
 
 
+def test_an_upload_of_what_is_no_file_is_not_kept_in_memory(both):
+    server = both()
+    body = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\n0\r\n--x--\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for path in ("/gradio_api/upload", "/gradio_api/upload?upload_id=me"):
+        status, _, text = raw(server, "POST", path, body, **form)
+        assert (status, text) == (400, "an upload has files only")
+    assert post_file(server, 600_000)[0] == 200
+
+
 def test_calls_of_the_page_have_small_bodies(both):
     server = both()
     question = {"data": ["长" * 2**20, "alone"]}  # 3 MB: read, and refused by the page

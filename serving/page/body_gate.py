@@ -5,6 +5,8 @@ from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
+from gradio.route_utils import GradioMultiPartParser
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
 from serving.page.words import WORDS, WordedError
@@ -14,6 +16,19 @@ UPLOAD = "/gradio_api/upload"
 OF_API = "/v1/"  # the bodies there have limits of their own, see serving/api.py
 MOST = 8 * 2**20  # bytes of any other: a question that is far too long is told so by the page
 LANGUAGE = "remoteglm-language"  # a cookie, see language.js
+_Parser: Any = GradioMultiPartParser
+_read_headers = _Parser.on_headers_finished
+
+
+def refuse_fields() -> None:
+    """Trap: Gradio keeps in memory what an upload has beside its files, however large."""
+    _Parser.on_headers_finished = _files_only
+
+
+def _files_only(parser):
+    _read_headers(parser)
+    if parser._current_part.file is None:
+        raise MultiPartException("an upload has files only")
 
 
 class BodyGate:
