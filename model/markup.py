@@ -100,9 +100,11 @@ def _turn(names, name_of_alpaca):
     """A pattern of how a turn of a role begins."""
     names = " | ".join(names)
     behind_hashes = rf"\#\#\# [ ]? (?: {names} | {name_of_alpaca} )"
-    at_start = f"^ [ ]* (?: {names} )"
+    at_start = rf"^ [ \t\u3000]* (?: {names} )"
     with_capital = f"(?<! [A-Za-z0-9_] ) (?= (?-i: [A-Z] ) ) (?: {names} )"
-    return re.compile(_any(behind_hashes, at_start, with_capital) + "[ ]? [:：]", FLAGS | re.M)
+    # Of a transcript in Markdown **User**: and **User:**
+    ends = r"(?: \*\* )? [ ]{0,2} [:：]"
+    return re.compile(_any(behind_hashes, at_start, with_capital) + ends, FLAGS | re.M)
 
 
 ASKING_TURN = _turn(ASKING, ASKING_OF_ALPACA)

@@ -966,6 +966,16 @@ def test_uploads_beyond_the_space_are_refused_in_the_pages_language(both, tmp_pa
     assert post_file(server, 600_000)[0] == 200
 
 
+def test_an_upload_of_what_is_no_file_is_not_kept_in_memory(both):
+    server = both()
+    body = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\n0\r\n--x--\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for path in ("/gradio_api/upload", "/gradio_api/upload?upload_id=me"):
+        status, _, text = raw(server, "POST", path, body, **form)
+        assert (status, text) == (400, "an upload has files only")
+    assert post_file(server, 600_000)[0] == 200
+
+
 def test_calls_of_the_page_have_small_bodies(both):
     server = both()
     question = {"data": ["长" * 2**20, "alone"]}  # 3 MB: read, and refused by the page
@@ -975,6 +985,23 @@ def test_calls_of_the_page_have_small_bodies(both):
         status, _, text = raw(server, "POST", path, {"data": ["长" * 2**22]})
         assert (status, text) == (413, "the body has more than 8 MB")
         assert raw(server, "POST", path, b"0\r\n\r\n", **{"Transfer-Encoding": "chunked"})[0] == 411
+
+
+def test_a_stranger_at_the_page_s_login_sends_no_more_than_its_calls(both):
+    server = both(auth=("lab", "word"))
+    part = b'--x\r\nContent-Disposition: form-data; name="password"%b\r\n\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for path in ("/login", "/login/"):
+        for name in (b"", b'; filename="a.png"'):
+            body = part % name + bytes(9 * 2**20) + b"\r\n--x--\r\n"
+            status, _, text = raw(server, "POST", path, body, **form)
+            assert (status, text) == (413, "the body has more than 8 MB")
+    typed = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert raw(server, "POST", "/login", b"username=lab&password=word", **typed)[0] == 200
+    # A request without a body says nothing of its length
+    with socket.create_connection(("127.0.0.1", server.port)) as one:
+        one.sendall(b"POST /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert until_closed(one).startswith(b"HTTP/1.1 404 ")
 
 
 UPLOAD = (

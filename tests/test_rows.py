@@ -392,6 +392,10 @@ def test_other_markup_is_named(folder, mark):
         ("Human: {q}\n\nAssistant: {a}", "Human: and Assistant:"),
         ("user: {q}\nassistant: {a}", "user: and assistant:"),
         ("User：{q}\n Bot : {a}", "User： and Bot :"),
+        ("**User**: {q}\n\n**Assistant**: {a}", "User**: and Assistant**:"),
+        ("**User:** {q} **Assistant:** {a}", "User: and Assistant:"),
+        ("\u3000user：{q}\n\tassistant：{a}", "user： and assistant："),
+        ("USER  : {q}\nASSISTANT  : {a}", "USER  : and ASSISTANT  :"),
         ("Below is a task.\n\n### Instruction:\n{q}\n\n### Response:\n{a}", "### Instruction:"),
     ],
 )

@@ -1039,6 +1039,22 @@ def test_an_image_that_is_read_is_seen_to_be(staged, scene, monkeypatch):
     tab.wait_for_selector(sign, state="detached")
 
 
+def test_an_image_on_its_way_to_the_server_is_seen_to_be(staged, scene):
+    tab = staged()
+    held = []
+    tab.route("**/gradio_api/upload*", lambda route: held.append(route))
+    sign = "#preview[data-sign*=上传][aria-busy=true]"
+    tab.set_input_files(FILE, scene)
+    tab.wait_for_selector(sign)
+    held.pop().fulfill(status=507, body="满了")
+    tab.wait_for_selector("#preview[data-sign]", state="detached")
+    tab.set_input_files(FILE, scene.rename(scene.with_name("again.tif")))
+    tab.wait_for_selector(sign)
+    held.pop().continue_()
+    tab.wait_for_selector("#preview img")
+    tab.wait_for_selector("#preview[data-sign]", state="detached")
+
+
 def test_what_stands_around_an_image_stays_where_it_was(staged, scene, tmp_path):
     tab = staged()
     at = {tab.locator("#source").bounding_box()["y"]}

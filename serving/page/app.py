@@ -9,7 +9,7 @@ import gradio as gr
 
 from serving.map_tab import MapLayout, MapTab
 from serving.maps import Maps
-from serving.page.body_gate import BodyGate
+from serving.page.body_gate import BodyGate, refuse_fields
 from serving.page.events import connect
 from serving.page.fetching import switch_off_fetching
 from serving.page.layout import LOGO, Layout
@@ -79,6 +79,7 @@ def mount(
     english: bool | None = None,
 ) -> None:
     """Show the page behind the routes of a FastAPI app. auth: (user, password)."""
+    refuse_fields()
     app.add_middleware(BodyGate, space=space, english=bool(english))
     scripts = [(FOLDER / name).read_text(encoding="utf-8") for name in ("calls.js", "page.js")]
     # Trap: mounted pages lack it, and then Gradio copies any file of the server that a request

@@ -5,15 +5,30 @@ from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
+from gradio.route_utils import GradioMultiPartParser
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
 from serving.page.words import WORDS, WordedError
 from serving.space import Space
 
 UPLOAD = "/gradio_api/upload"
-CALLS = "/gradio_api/"
-MOST = 8 * 2**20  # bytes of a call: a question that is far too long is told so by the page
+OF_API = "/v1/"  # the bodies there have limits of their own, see serving/api.py
+MOST = 8 * 2**20  # bytes of any other: a question that is far too long is told so by the page
 LANGUAGE = "remoteglm-language"  # a cookie, see language.js
+_Parser: Any = GradioMultiPartParser
+_read_headers = _Parser.on_headers_finished
+
+
+def refuse_fields() -> None:
+    """Trap: Gradio keeps in memory what an upload has beside its files, however large."""
+    _Parser.on_headers_finished = _files_only
+
+
+def _files_only(parser):
+    _read_headers(parser)
+    if parser._current_part.file is None:
+        raise MultiPartException("an upload has files only")
 
 
 class BodyGate:
@@ -28,11 +43,13 @@ class BodyGate:
         self.english = english
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http" or CALLS not in scope["path"] or scope["method"] != "POST":
+        is_posted = scope["type"] == "http" and scope["method"] == "POST"
+        if not is_posted or scope["path"].startswith(OF_API):
             await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
-        length = request.headers.get("Content-Length", "")
+        without = "" if "Transfer-Encoding" in request.headers else "0"
+        length = request.headers.get("Content-Length", without)
         if not length.isdecimal():
             refusal = PlainTextResponse("expected the header Content-Length", 411)
             await refusal(scope, receive, send)

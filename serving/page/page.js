@@ -19,7 +19,7 @@
   document.addEventListener("paste", (event) => {
     if (give(event.clipboardData?.files ?? [])) event.preventDefault();
   });
-  // Reading a large image takes a while
+  // Sending and reading a large image takes a while
   const isEnglish = () => document.documentElement.lang === "en";
   let soon;
   const sign = (text) => {
@@ -30,6 +30,13 @@
     if (!text) delete place.dataset.sign;
     else soon = setTimeout(() => (place.dataset.sign = text), 400); // what is fast needs none
   };
+  let chosen; // where the last file was
+  document.addEventListener("change", ({ target }) => {
+    if (target.type === "file") chosen = target;
+  }, true);
+  document.addEventListener("remoteglm-uploading", () => {
+    if (chosen?.closest("#source")) sign(isEnglish() ? "Uploading the image..." : "正在上传图像……");
+  });
   document.addEventListener("remoteglm-reading", () =>
     sign(isEnglish() ? "Reading the image..." : "正在读取图像……"));
   document.addEventListener("remoteglm-read", () => sign(""));
