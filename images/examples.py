@@ -17,8 +17,8 @@ from data.synthetic.scenes import render
 
 FOLDER = Path(__file__).resolve().parent / "examples"
 # Those of demo.sh with --seed 1
-PLAIN = ("harbour", "parking", "tennis", "tanks", "intersection")
-MULTISPECTRAL = "river"
+PLAIN = ("river", "parking", "tennis", "tanks", "intersection")
+MULTISPECTRAL = "harbour"  # whose colours, stretched, are still those of a harbour
 # Bands in the order of Sentinel-2's: their colour, of which the image has three
 COLORS = ("blue", "green", "red")
 DIGITAL = 12  # of the multispectral image's numbers for one of the 255 steps

@@ -554,7 +554,7 @@ sys.meta_path.insert(0, Interrupted())
     "script",
     [
         "cli_demo.py --from_pretrained BASE --prompt x",
-        "cli_demo.py --from_pretrained BASE --scene images/examples/river.tif --output OUTPUT",
+        "cli_demo.py --from_pretrained BASE --scene images/examples/harbour.tif --output OUTPUT",
         "evaluate_RemoteGLM.py --from_pretrained BASE --data ROWS --output OUTPUT",
         "export_RemoteGLM.py --from_pretrained BASE --format hf --output OUTPUT",
         "web_demo.py --from_pretrained BASE --port PORT",

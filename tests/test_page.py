@@ -919,14 +919,14 @@ def test_the_reason_in_the_place_follows_the_language(page, images, tmp_path, ki
 
 
 def test_state_and_name_of_an_example_follow_the_language(page, images, answers):
-    images.example(me(), "river")
+    images.example(me(), "harbour")
     answers.service.session(me()).mode = OTHER
     ask(answers, "一", OTHER)
     place, facts, state = switched(page)
-    assert "River (4 bands)" in facts and "River (4 bands)" in place and "2 tokens" in state
-    assert "Harbour" in page.compare(me(), OTHER)[-1]
+    assert "Harbour (4 bands)" in facts and "Harbour (4 bands)" in place and "2 tokens" in state
+    assert "Parking" in page.compare(me(), OTHER)[-1]
     place, facts, state = switched(page)
-    assert "河流（4 波段）" in facts and "2 词元" in state
+    assert "港口（4 波段）" in facts and "2 词元" in state
     running = begun(answers)
     assert switched(page)[2] == "answering..."
     running.close()
@@ -960,14 +960,14 @@ def test_every_text_is_there_in_both_languages():
 
 
 def test_the_dialogue_as_a_file(page, images, answers):
-    images.example(me(), "river")
+    images.example(me(), "harbour")
     ask(answers, "一", SIDE)
     ask(answers, " ", SIDE)
     session = page.service.session(me())
     session.mode = SIDE
     saved = json.loads(page.as_json(me())["text"])
     assert saved["image"] == {
-        "name": "河流（4 波段）",
+        "name": "港口（4 波段）",
         "width": 128,
         "height": 128,
         "bands": None,

@@ -18,12 +18,12 @@ class Example(NamedTuple):
 
 
 EXAMPLES = {
-    "harbour": Example("harbour.png", ("港口", "Harbour")),
+    "harbour": Example("harbour.tif", ("港口（4 波段）", "Harbour (4 bands)")),
     "parking": Example("parking.png", ("停车场", "Parking lot")),
     "tennis": Example("tennis.png", ("网球场", "Tennis")),
     "tanks": Example("tanks.png", ("储罐", "Tanks")),
     "intersection": Example("intersection.png", ("路口", "Crossing")),
-    "river": Example("river.tif", ("河流（4 波段）", "River (4 bands)")),
+    "river": Example("river.png", ("河流", "River")),
 }
 # Chinese, English
 QUESTIONS = (
