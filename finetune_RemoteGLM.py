@@ -11,7 +11,6 @@ import dataclasses
 import math
 import random
 import shlex
-import sys
 import time
 from collections import Counter
 from functools import lru_cache
@@ -38,6 +37,7 @@ from model.training.dataset import StreamedDataset, make_loader, rendered_datase
 from model.training.engine import (
     deepspeed,
     is_first_failure,
+    leave,
     leave_process_group,
     make_engine,
     start_processes,
@@ -321,6 +321,8 @@ def main(argv=None):
     try:
         with output_may_fail():
             return train(options, ignored)
+    except SystemExit as error:
+        leave(error.code)
     except UserError as error:
         message = str(error)
     except RuntimeError as error:
@@ -330,7 +332,7 @@ def main(argv=None):
         # Where another process has failed, this one only lost its connection
         if not message and is_first_failure():
             raise
-    sys.exit(f"finetune_RemoteGLM.py: error: {message}" if is_first_failure() else 1)
+    leave(f"finetune_RemoteGLM.py: error: {message}" if is_first_failure() else 1)
 
 
 if __name__ == "__main__":

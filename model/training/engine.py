@@ -130,6 +130,23 @@ def is_first_failure():
         return False
 
 
+def leave(reason):
+    """sys.exit(reason) where a run has not come to its end.
+
+    Trap: where other processes have gone, torch may abort at Python's end, and then the run seems
+    to have been killed.
+    """
+    distributed = torch.distributed
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        sys.exit(reason)
+    is_text = isinstance(reason, str)
+    if is_text:
+        print(reason, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if is_text else reason or 0)
+
+
 def start_processes(device):
     """Join the process group that the launcher describes, or make one of this process alone."""
     # It warns of an optimizer class it does not know: ours
