@@ -773,7 +773,8 @@ def test_a_full_queue_says_when_to_come_again(assistant):
         client = connect(server)
         endless = {"model": "demo", "messages": ASK, "max_tokens": 1500, "stream": True}
         first = client.chat.completions.create(**endless)
-        next(iter(first))
+        next(iter(first))  # says who speaks, which is known before its turn comes
+        wait_for(lambda: json.loads(raw(server, "GET", "/health")[2])["waiting"] == 0)
         second = client.chat.completions.create(**endless)
         wait_for(lambda: json.loads(raw(server, "GET", "/health")[2])["waiting"] == 1)
         with pytest.raises(openai.RateLimitError, match="1 questions are waiting") as full:
