@@ -1,7 +1,7 @@
 """What other tools write into a text: the place of its image, other tags, turns.
 
-Every pattern is verbose: a blank in it stands for nothing. None looks at the rest of a text from
-every place in it, which would take minutes for a long one.
+Every pattern is verbose (re.X): a blank in it stands for nothing. None scans to the end of a text
+from each of its characters, which would take minutes for a long one.
 """
 
 import re

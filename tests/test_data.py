@@ -141,7 +141,7 @@ def test_jsonl_goes_through_both_stages_in_constant_memory(tmp_path):
         tracemalloc.stop()
         assert sum(1 for _ in open(tmp_path / "rows-train.jsonl", encoding="utf-8")) == count
     # A hash of each name, where a record takes 2,000 and more; and Python's own table of names may
-    # be made anew meanwhile, 4 MB at once
+    # be rebuilt meanwhile, 4 MB at once
     assert peaks[5000] - peaks[500] < 4500 * 1000
 
 

@@ -24,7 +24,7 @@ from model.visualglm.pixels import to_pixels
 
 class TestFeatureCache:
     def test_same_losses_with_and_without(self, pretrained, rows, tmp_path):
-        """And a second run finds every picture."""
+        """And a second run finds every image."""
         common = [
             "--from_pretrained",
             pretrained[0],

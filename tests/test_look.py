@@ -216,7 +216,7 @@ def test_images_that_cannot_be_shown_are_listed_and_the_rest_goes_on(
             ]
             run("--import-batch", save(folder / "results.jsonl", lines))
     assert [row["imged_id"] for row in load(folder / "zh.json")] == ["a.png", "b.png", "c.png"]
-    # mended, it is the only one that is asked
+    # fixed, it is the only one that is asked
     for name in "de":
         Image.new("RGB", (30, 30), "green").save(folder / "images" / f"{name}.png")
     stub.asked.clear()

@@ -17,7 +17,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
 }
-CACHE = []  # the fixture vision_cache: the folder that pictures are encoded into
+CACHE = []  # the fixture vision_cache: the folder of the cached features
 
 
 def command(*args, launcher=(sys.executable,)):

@@ -1,3 +1,4 @@
+// The page's requests to the server: outputs that would not come, and a sign for files on their way.
 // Trap: Gradio's server closes its stream of outputs when nothing is under way any more. A call that it
 // accepts before the browser has read so gets no output, until the next call opens a stream.
 (() => {
@@ -23,7 +24,7 @@
     const path = new URL(request[0].url ?? request[0], location).pathname;
     if (path.endsWith("/queue/data")) {
       [isOpen, isJoined] = [true, false];
-      request[0].signal.addEventListener("abort", closed);
+      request[0].signal?.addEventListener("abort", closed);
     }
     if (path.endsWith("/upload")) return upload(request);
     const reply = await send(...request);
